@@ -1,0 +1,5 @@
+"""The TFDS builder of MedCaseReasoning. Research use, not for patient care."""
+
+from .medcasereasoning_dataset_builder import Builder
+
+__all__ = ["Builder"]

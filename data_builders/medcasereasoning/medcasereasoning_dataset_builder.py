@@ -1,0 +1,148 @@
+"""MedCaseReasoning as a TensorFlow Datasets builder.
+
+In: cases on disk, JSONL or Parquet files or a Hub snapshot folder. Out: a prepared dataset that
+`tfds.load` and, without TensorFlow, `tfds.data_source` read with no import of this package.
+
+`mcr build` prepares it atomically. By hand:
+
+    from mcr_jax.data_builders import medcasereasoning
+    medcasereasoning.Builder(source="snapshot_folder").download_and_prepare()
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import tensorflow_datasets as tfds
+
+from mcr_jax import cases as cases_lib
+from mcr_jax import errors
+
+_HOMEPAGE = "https://arxiv.org/abs/2505.11733"
+_LICENSE = (
+    "CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/): the cases derive from articles of "
+    "the PubMed Central Open Access subset; each is attributed by its pmcid."
+)
+_DOCS = {
+    "pmcid": "PubMed Central identifier of the article; it attributes the case.",
+    "title": "Title of the article. It often holds the diagnosis: never show it to a model.",
+    "journal": "Journal of the article.",
+    "article_link": "Address of the article.",
+    "publication_date": "Date of publication, as the source writes it.",
+    "text": "Full text of the article, or empty. It holds the diagnosis.",
+    "case_prompt": "The presentation, before any differential.",
+    "diagnostic_reasoning": "The clinician's numbered statements, as published.",
+    "final_diagnosis": "The label.",
+    "split": "train, val or test.",
+    "statements": "diagnostic_reasoning without its numbering, one item per statement.",
+    "fingerprint": "SHA-256 of the case: pmcid, case_prompt, diagnostic_reasoning, diagnosis.",
+}
+
+
+class _WholeShardWriter(tfds.core.ExampleWriter):
+    """Writes each shard from a list.
+
+    The Parquet adapter of TFDS 4.9.10 batches with `islice(examples, i, i + 100)`. On an iterator,
+    which TFDS gives it, that skips examples without a word: a shard of 3,273 keeps 700.
+    """
+
+    def write(self, path: Any, examples: Iterable[Any]) -> Any:
+        return super().write(path, list(examples))
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Clinical cases with the clinician's numbered reasons and the final diagnosis.
+
+    Examples are keyed by fingerprint, so their order depends on the cases alone, not on the order
+    of the source. `info.metadata` holds the fingerprint of the whole source and the counts.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.0": "The cases as published, with parsed statements and fingerprints."
+    }
+    # TFDS would infer a path from the module's name, which an editable install does not honour.
+    pkg_dir_path = tfds.core.Path(__file__).parent
+
+    def __init__(
+        self,
+        *,
+        source: str | Sequence[cases_lib.Case] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        file_format: str | tfds.core.FileFormat | None = "parquet",
+        **kwargs: Any,
+    ):
+        """Prepares nothing yet.
+
+        Args:
+          source: "PATH[,PATH]" or the cases themselves; needed to prepare, not to read.
+          progress: Called with (cases written, cases in all) while the dataset is prepared.
+          file_format: Parquet, which is written without TensorFlow and read with and without it.
+          **kwargs: Those of `tfds.core.GeneratorBasedBuilder`, as `data_dir` and `version`.
+        """
+        super().__init__(file_format=file_format, **kwargs)
+        self._original_state["source"] = source  # what a pickle restores
+        self._source = source
+        self._progress = progress or (lambda done, total: None)
+        self._done = self._total = 0
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {name: tfds.features.Text(doc=_DOCS[name]) for name in cases_lib.FIELDS}
+        features["statements"] = tfds.features.Sequence(
+            tfds.features.Text(), doc=_DOCS["statements"]
+        )
+        features["fingerprint"] = tfds.features.Text(doc=_DOCS["fingerprint"])
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=None,
+            homepage=_HOMEPAGE,
+            license=_LICENSE,
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+        del dl_manager  # nothing is downloaded
+        if self._source is None:
+            raise errors.UsageError(
+                "medcasereasoning is not prepared here: run `mcr build --source=PATH`, or give "
+                "Builder a source"
+            )
+        cases = self._source
+        if isinstance(cases, str):
+            cases = cases_lib.read_cases(cases)
+        by_split = {split: [c for c in cases if c.split == split] for split in cases_lib.SPLITS}
+        by_split = {split: members for split, members in by_split.items() if members}
+        self._done, self._total = 0, sum(map(len, by_split.values()))
+        if not cases or self._total < len(cases):
+            raise errors.McrError(
+                f"{len(cases) - self._total} of {len(cases)} cases are in a split; "
+                f"give every case one of {', '.join(cases_lib.SPLITS)}"
+            )
+        self.info.metadata.update(
+            source_fingerprint=cases_lib.source_fingerprint(cases),
+            counts={split: len(members) for split, members in by_split.items()},
+        )
+        return {split: self._generate_examples(members) for split, members in by_split.items()}
+
+    def _generate_examples(
+        self, cases: Sequence[cases_lib.Case]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        for case in cases:
+            yield (
+                case.fingerprint,
+                {
+                    **case.asdict(),
+                    "statements": list(case.statements),
+                    "fingerprint": case.fingerprint,
+                },
+            )
+            self._done += 1
+            self._progress(self._done, self._total)
+
+    def _example_writer(self) -> tfds.core.ExampleWriter:
+        return _WholeShardWriter(self.info.file_format)
+
+    def _log_download_bytes(self) -> None:
+        """Prints nothing: there is no download whose size TFDS could announce."""
+
+    def _log_download_done(self) -> None:
+        """Prints nothing: whoever prepares the dataset tells where it is."""

@@ -1,0 +1,363 @@
+"""A clinical case: its fields, its numbered statements, its identity, and how cases are read.
+
+In: JSONL files, Parquet files, or the folder of a Hub snapshot. Out: `Case` objects that have
+passed every check, or one `McrError` that names each bad row. Nothing is ever half-read.
+
+The ground floor: at import this module needs the standard library only.
+"""
+
+import collections
+import dataclasses
+import datetime
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mcr_jax import errors, statements
+
+SPLITS = ("train", "val", "test")
+PROVENANCE = ("pmcid", "title", "journal", "article_link", "publication_date", "text")
+CONTENT = ("case_prompt", "diagnostic_reasoning", "final_diagnosis")
+FIELDS = (*PROVENANCE, *CONTENT, "split")
+
+_IDENTITY = ("pmcid", *CONTENT)
+_SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "dev": "val", "test": "test"}
+_SUFFIXES = (".jsonl", ".parquet")
+_MAX_REPORTED = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One clinical case, as published; no field is trimmed or rewritten.
+
+    Attributes:
+      pmcid, title, journal, article_link, publication_date, text: Provenance; may be empty.
+        `title` often holds the diagnosis: no prompt ever shows it, nor `text`.
+      case_prompt: The presentation, before any differential.
+      diagnostic_reasoning: The clinician's numbered statements, as published.
+      final_diagnosis: The label.
+      split: "train", "val" or "test", or empty while a case belongs to none.
+
+    Raises:
+      McrError: A field is not text, holds NUL or a lone surrogate, or a content field is empty.
+    """
+
+    pmcid: str = ""
+    title: str = ""
+    journal: str = ""
+    article_link: str = ""
+    publication_date: str = ""
+    text: str = ""
+    case_prompt: str
+    diagnostic_reasoning: str
+    final_diagnosis: str
+    split: str = ""
+
+    def __post_init__(self) -> None:
+        if found := list(_problems(vars(self))):
+            raise errors.McrError("; ".join(f"{field} {problem}" for field, problem in found))
+
+    @functools.cached_property
+    def statements(self) -> tuple[str, ...]:
+        """The clinician's statements in order, without their numbers; at least one."""
+        return statements.parse_statements(self.diagnostic_reasoning)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) of the canonical JSON of pmcid and the three content fields.
+
+        The rest is left out so that a case read from a source with the article's text and from one
+        without it, before and after it was put into a split, is one case and joins as one.
+        """
+        return _sha256({name: getattr(self, name) for name in _IDENTITY})
+
+    def asdict(self) -> dict[str, str]:
+        """The fields by name, in the order of `FIELDS`."""
+        return {name: getattr(self, name) for name in FIELDS}
+
+
+def source_fingerprint(cases: Iterable[Case]) -> str:
+    """SHA-256 (64 hex digits) of a set of cases, whatever their order.
+
+    Every field counts, provenance and split included, because every field is packaged: the value
+    changes whenever the dataset built from the cases would.
+    """
+    return _sha256(sorted(_sha256(case.asdict()) for case in cases))
+
+
+def _sha256(value: Any) -> str:
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields (field, what is wrong with it) for the fields of one case."""
+    bad = set()
+    for name in FIELDS:
+        value = row.get(name, "")
+        if not isinstance(value, str):
+            problem = f"is {type(value).__name__}, not text"
+        elif "\0" in value:
+            problem = "holds a NUL character"
+        elif not _encodable(value):
+            problem = "holds a lone surrogate, which is not valid Unicode text"
+        elif name in CONTENT and not value.strip():
+            problem = "is empty"
+        elif name == "split" and value not in ("", *SPLITS):
+            problem = f"is {value!r}, not one of {', '.join(SPLITS)}"
+        else:
+            continue
+        bad.add(name)
+        yield name, problem
+    if "diagnostic_reasoning" not in bad and not statements.parse_statements(
+        row["diagnostic_reasoning"]
+    ):
+        yield "diagnostic_reasoning", "holds numbers but no statement"
+
+
+def _encodable(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _Row(NamedTuple):
+    """One row of a file: where it stands, and its fields or what is wrong with it as a whole."""
+
+    where: str
+    fields: Mapping[str, Any] | None
+    problem: str = ""
+
+
+def parse_source(source: str) -> tuple[pathlib.Path, ...]:
+    """Turns "PATH[,PATH]" into paths; a comma that is part of an existing path is left alone.
+
+    Raises:
+      UsageError: The source names no path, or an empty one.
+    """
+    whole = pathlib.Path(source).expanduser()
+    parts = [source] if source and whole.exists() else source.split(",")
+    if not all(part.strip() for part in parts):
+        raise errors.UsageError(f"source {source!r}: give PATH[,PATH], none of them empty")
+    return tuple(pathlib.Path(part.strip()).expanduser() for part in parts)
+
+
+def read_cases(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Case]:
+    """Reads and checks every case of a source; each has its split.
+
+    Args:
+      paths: JSONL files, Parquet files and folders, or one "PATH[,PATH]" string. A folder is a Hub
+        snapshot (`data/{train,val,test}-*.parquet`) or holds such files, or JSONL ones, directly.
+        A row's split is its `split` field, else the split that its file's name contains. Columns
+        beyond `FIELDS` are ignored, missing or null provenance is "", dates become ISO dates.
+
+    Returns:
+      The cases in the order of the source, no two with one fingerprint.
+
+    Raises:
+      UsageError: A path does not exist or is of no kind that can be read.
+      McrError: Rows are bad, or twice there; names file, row (from 1; in JSONL the line) and field
+        of each, up to 20, one per line under a summary.
+    """
+    if isinstance(paths, str):
+        paths = parse_source(paths)
+    elif isinstance(paths, os.PathLike):
+        paths = [paths]
+    files = [file for path in paths for file in _files(pathlib.Path(path))]
+    cases: list[Case] = []
+    bad: list[str] = []
+    seen: dict[str, tuple[str, str]] = {}
+    for file in files:
+        file_split = _split_of(file)
+        rows = _parquet_rows(file) if file.suffix == ".parquet" else _jsonl_rows(file)
+        empty = True
+        for where, fields, problem in rows:
+            empty = False
+            if fields is None:
+                bad.append(f"{where}: {problem}")
+                continue
+            row = _as_fields(fields, file_split)
+            if found := [f"{where}, field {name}: {what}" for name, what in _row_problems(row)]:
+                bad.extend(found)
+                continue
+            case = Case(**row)
+            if case.fingerprint in seen:
+                bad.append(f"{where}: {_duplicate(case, *seen[case.fingerprint])}")
+            else:
+                seen[case.fingerprint] = (where, case.split)
+                cases.append(case)
+        if empty:
+            split = f"split {file_split} of {file}" if file_split else str(file)
+            bad.append(f"{split} holds no cases")
+    if bad:
+        raise errors.McrError(_report(bad, len(files)))
+    return cases
+
+
+def write_jsonl(cases: Iterable[Case], path: str | os.PathLike) -> None:
+    """Writes cases as JSONL, one object per line in UTF-8; `path` appears whole or not at all."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8", newline="\n") as out:
+            for case in cases:
+                out.write(json.dumps(case.asdict(), ensure_ascii=False) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes files that only the owner can read
+        os.replace(name, path)
+    finally:
+        pathlib.Path(name).unlink(missing_ok=True)
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files that `path` stands for."""
+    if not path.exists():
+        raise errors.UsageError(f"{path} does not exist: give a JSONL or Parquet file or a folder")
+    if not path.is_dir():
+        if path.suffix not in _SUFFIXES:
+            raise errors.UsageError(f"{path} ends in none of {', '.join(_SUFFIXES)}")
+        return [path]
+    for folder in (path / "data", path):
+        if files := sorted(f for f in folder.glob("*") if _SPLIT_FILE.match(f.name)):
+            break
+    else:
+        raise errors.UsageError(
+            f"{path} holds no train, val or test file in {' or '.join(_SUFFIXES)}, "
+            "nor does its folder data/: name the files instead"
+        )
+    if len({file.suffix for file in files}) > 1:
+        raise errors.UsageError(f"{folder} holds JSONL and Parquet files: name the ones to read")
+    _require_all_shards(folder, files)
+    return files
+
+
+_SPLIT_FILE = re.compile(rf"({'|'.join(_SPLIT_NAMES)})([-_.].*)?\.(jsonl|parquet)$")
+_SHARD = re.compile(r"(.+)-([0-9]+)-of-([0-9]+)\.\w+$")
+
+
+def _require_all_shards(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> None:
+    there = collections.defaultdict(set)
+    for file in files:
+        if match := _SHARD.match(file.name):
+            there[match[1], int(match[3])].add(int(match[2]))
+    for (name, total), numbers in there.items():
+        if missing := set(range(total)) - numbers:
+            raise errors.McrError(
+                f"{folder} holds {len(numbers)} of {total} shards of {name} (shard "
+                f"{min(missing)} is missing): complete the download"
+            )
+
+
+def _split_of(file: pathlib.Path) -> str:
+    """The one split that a file's name contains as a word, or ""."""
+    words = re.split(r"[^a-z]+", file.stem.lower())
+    named = {_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES}
+    return named.pop() if len(named) == 1 else ""
+
+
+def _jsonl_rows(path: pathlib.Path) -> Iterator[_Row]:
+    try:
+        with open(path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if line.strip():
+                    yield _jsonl_row(f"{path}, row {number}", line)
+    except OSError as error:
+        yield _Row(str(path), None, f"cannot be read: {error.strerror}")
+
+
+def _jsonl_row(where: str, line: bytes) -> _Row:
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return _Row(where, None, f"is not UTF-8 (byte {error.start + 1} of the line)")
+    except json.JSONDecodeError as error:
+        return _Row(where, None, f"is not JSON: {error.msg} at column {error.colno}")
+    except (ValueError, RecursionError):  # a number of too many digits, a nest too deep
+        return _Row(where, None, "is JSON beyond what can be read")
+    if not isinstance(row, dict):
+        return _Row(where, None, f"is a JSON {type(row).__name__}, not an object")
+    return _Row(where, row)
+
+
+def _parquet_rows(path: pathlib.Path) -> Iterator[_Row]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            if missing := [name for name in CONTENT if name not in names]:
+                problem = f"has no column {', '.join(missing)}; its columns: {names or 'none'}"
+                yield _Row(str(path), None, problem)
+                return
+            number = 0
+            columns = [name for name in FIELDS if name in names]
+            for batch in table.iter_batches(batch_size=512, columns=columns):
+                for row in _batch_rows(batch):
+                    number += 1
+                    where = f"{path}, row {number}"
+                    yield _Row(where, row, "is not UTF-8" if row is None else "")
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        yield _Row(str(path), None, f"is not a whole Parquet file: {reason}")
+
+
+def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
+    """The rows of a record batch; None for a row with a value that is not UTF-8."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for index in range(batch.num_rows):
+            try:
+                yield batch.slice(index, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield None
+
+
+def _as_fields(row: Mapping[str, Any], file_split: str) -> dict[str, Any]:
+    """The fields of a case in one row, in our terms; what is wrong with them is left in."""
+    fields = {name: row[name] for name in FIELDS if name in row}
+    for name in PROVENANCE:
+        if fields.get(name) is None:
+            fields[name] = ""
+    if isinstance(date := fields["publication_date"], datetime.date):
+        at_midnight = isinstance(date, datetime.datetime) and date.time() == datetime.time()
+        fields["publication_date"] = (date.date() if at_midnight else date).isoformat()
+    split = fields.get("split") or file_split
+    fields["split"] = _SPLIT_NAMES.get(split, split) if isinstance(split, str) else split
+    return fields
+
+
+def _row_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """As `_problems`, and a row must have its content fields and its split."""
+    missing = [name for name in CONTENT if row.get(name) is None]
+    yield from ((name, "is missing") for name in missing)
+    yield from _problems({**row, **dict.fromkeys(missing, "-")})
+    if row["split"] == "":
+        hint = f"add it to the row, or name the file after its split ({', '.join(SPLITS)})"
+        yield "split", f"is missing: {hint}"
+
+
+def _duplicate(case: Case, where: str, split: str) -> str:
+    leak = f", a leak from {split} into {case.split}" if split != case.split else ""
+    return f"is the same case as {where}{leak}: keep one of them"
+
+
+def _report(bad: Sequence[str], files: int) -> str:
+    if len(bad) == 1:
+        return bad[0]
+    more = [f"... and {len(bad) - _MAX_REPORTED} more"] if len(bad) > _MAX_REPORTED else []
+    noun = "file" if files == 1 else "files"
+    summary = f"{len(bad)} problems in {files} {noun}, no case was taken:"
+    return "\n".join((summary, *bad[:_MAX_REPORTED], *more))

@@ -1,0 +1,215 @@
+"""The whole configuration, every field with its default and what it means.
+
+A config file is Python with a `get_config()` that starts from `default()` and sets what differs.
+Values are plain data; `check` refuses a field that is not here, so a typo never passes in silence.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mcr_jax.errors import McrError, UsageError
+
+# What a workdir's data, tokenizer and weights follow from: fixed once it has been worked in.
+FROZEN = ("seed", "prompt", "data.source", "data.data_dir", "synthetic", "tokenizer", "model")
+FROZEN += ("optim", "train")
+
+_MAX_SEED = 2**31 - 1  # what a 32-bit integer of jax holds
+_COUNTS = (  # fields of which there is at least one
+    *("tokenizer.vocab_size", "train.steps", "train.rows", "train.row_tokens", "train.keep"),
+    *("train.eval_every", "train.checkpoint_every", "sample.n", "sample.max_tokens"),
+    *("sample.prompt_tokens", "sample.prompts_per_batch", "score.resamples", "judge.attempts"),
+    *("judge.concurrency",),
+)
+_RANGES = {  # smallest and largest value of a field
+    "seed": (0, _MAX_SEED),
+    "data.eval_cases": (0, float("inf")),
+    "synthetic.train": (0, float("inf")),
+    "synthetic.val": (0, float("inf")),
+    "synthetic.test": (0, float("inf")),
+    "sample.temperature": (0, float("inf")),
+    "sample.top_p": (1e-6, 1),
+    "judge.recall_samples": (0, float("inf")),
+    "score.confidence": (0.5, 0.9999),
+    **dict.fromkeys(_COUNTS, (1, float("inf"))),
+}
+
+
+def default() -> ConfigDict:
+    """Returns the default config; every stage reads its own section and `seed`."""
+    c = ConfigDict()
+    c.name = ""  # names the experiment in the report
+    c.seed = 0  # every random choice below derives from it
+
+    c.data = ConfigDict()
+    c.data.source = ""  # PATH[,PATH] for `mcr build`; "synthetic" is the fictional clinic
+    c.data.data_dir = ""  # TFDS data_dir; "" is TFDS's own default, "workdir" is WORKDIR/data
+    c.data.eval_split = "test"
+    c.data.eval_cases = 0  # evaluate the first so many; 0 is all
+
+    c.synthetic = ConfigDict()  # sizes of the fictional clinic
+    c.synthetic.train = 2000
+    c.synthetic.val = 64
+    c.synthetic.test = 80
+
+    c.tokenizer = ConfigDict()
+    c.tokenizer.path = ""  # folder with tokenizer.model; "" trains one on the train split
+    c.tokenizer.vocab_size = 2048  # of the trained one
+
+    c.model = ConfigDict()
+    c.model.layers = 4
+    c.model.width = 128
+    c.model.heads = 4
+    c.model.kv_heads = 2
+    c.model.head_dim = 32
+    c.model.mlp_width = 384
+    c.model.rope_theta = 10_000.0
+    c.model.norm_eps = 1e-6
+    c.model.qk_norm = False  # RMSNorm of queries and keys per head
+    c.model.tied = True  # one table for embedding and head
+
+    c.optim = ConfigDict()
+    c.optim.learning_rate = 1e-3
+    c.optim.warmup_steps = 20
+    c.optim.weight_decay = 0.1
+    c.optim.clip_norm = 1.0
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.95
+
+    c.mesh = ConfigDict()  # devices per axis; -1 takes what is left
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.mesh.tensor = 1
+
+    c.train = ConfigDict()
+    c.train.steps = 400
+    c.train.rows = 16  # packed rows per step, over all devices
+    c.train.row_tokens = 512
+    c.train.eval_every = 100  # steps between validation losses
+    c.train.checkpoint_every = 100
+    c.train.keep = 2  # newest checkpoints kept
+
+    c.sample = ConfigDict()
+    c.sample.models = ("base", "sft")  # base: before training; sft: the newest checkpoint
+    c.sample.n = 10
+    c.sample.temperature = 0.7
+    c.sample.top_p = 1.0
+    c.sample.max_tokens = 256
+    c.sample.prompt_tokens = 512  # longer prompts end as prompt_too_long
+    c.sample.prompts_per_batch = 8
+
+    c.judge = ConfigDict()
+    c.judge.name = "offline"  # offline | gemini
+    c.judge.model = "gemini-2.5-flash"
+    c.judge.concurrency = 8  # calls under way at once
+    c.judge.recall_samples = 1  # traces per case judged for recall: samples 0 … this-1
+    c.judge.timeout = 60.0  # seconds per call
+    c.judge.attempts = 3
+
+    c.score = ConfigDict()
+    c.score.resamples = 10_000
+    c.score.confidence = 0.95
+
+    c.prompt = "diagnose"  # the prompt that trains and samples: the name of one of the shipped
+    c.prompts = ""  # folder whose NAME.txt files replace the shipped prompts
+    return c
+
+
+def check(config: ConfigDict, origin: str) -> ConfigDict:
+    """Returns `default()` overlaid with `config`, locked.
+
+    Raises:
+      UsageError: `config` has a field that `default()` lacks, or a value of another type or out of
+        range. `origin` names the file in the message.
+    """
+    resolved = default()
+    _overlay(resolved, config, origin, "")
+    for name, value in fields(resolved):
+        low, high = _RANGES.get(name, (None, None))
+        if low is not None and not low <= value <= high:
+            to = "at least {}" if high == float("inf") else "{} to {}"
+            raise UsageError(
+                f"{origin}: config field {name} is {to.format(low, high)}, not {value}"
+            )
+    models = resolved.sample.models
+    if not models or len(set(models)) != len(models):
+        raise UsageError(
+            f"{origin}: config field sample.models names each model once, not {models}"
+        )
+    return resolved.lock()
+
+
+def judge_name(config: ConfigDict) -> str:
+    """The judge as it stands in the ledger: "offline", or kind and model as "gemini:MODEL"."""
+    kind = config.judge.name
+    return kind if kind == "offline" else f"{kind}:{config.judge.model}"
+
+
+def load(path: Path) -> ConfigDict:
+    """The config recorded in a workdir. Raises McrError if the file is broken."""
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"), object_hook=_tuples)
+    except (OSError, ValueError) as error:
+        raise McrError(f"{path}: unreadable: {error}") from error
+    if not isinstance(recorded, dict):
+        raise McrError(f"{path}: unreadable: not a JSON object")
+    return check(ConfigDict(recorded), str(path))
+
+
+def frozen(config: ConfigDict) -> dict[str, Any]:
+    """The fields that later calls in the same workdir may not change, by dotted name."""
+    return {
+        name: value
+        for name, value in fields(config)
+        if any(name == part or name.startswith(f"{part}.") for part in FROZEN)
+    }
+
+
+def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (dotted name, value) of a config."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from fields(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def check_field(name: str) -> None:
+    """Raises UsageError unless `name` is the dotted name of a field."""
+    known = [field for field, _ in fields(default())]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UsageError(f"unknown config field {name}{hint}")
+
+
+def _tuples(section: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
+
+
+def _overlay(target: ConfigDict, source: ConfigDict, origin: str, prefix: str) -> None:
+    for field, value in source.items():
+        name = prefix + field
+        if field not in target:
+            close = difflib.get_close_matches(field, list(target.keys()), 1)
+            hint = f"; did you mean {prefix}{close[0]}?" if close else ""
+            raise UsageError(f"{origin}: unknown config field {name}{hint}")
+        if isinstance(target[field], ConfigDict) != isinstance(value, ConfigDict):
+            raise UsageError(
+                f"{origin}: config field {name} is a section or a value, not the other"
+            )
+        if isinstance(value, ConfigDict):
+            _overlay(target[field], value, origin, name + ".")
+            continue
+        try:
+            if value is None or isinstance(value, bool) != isinstance(target[field], bool):
+                raise TypeError  # ConfigDict takes None for anything and True for 1
+            target[field] = value
+        except TypeError as error:
+            raise UsageError(
+                f"{origin}: config field {name} takes {type(target[field]).__name__}, not {value!r}"
+            ) from error

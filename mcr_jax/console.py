@@ -1,0 +1,60 @@
+"""What a person sees while long work runs: one live line on a terminal, sparse lines in a log."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+
+def say(message: str) -> None:
+    """Prints one line, at once even into a pipe."""
+    print(message, flush=True)
+
+
+class Track:
+    """Progress of one piece of work; made by `track`."""
+
+    def __init__(self, description: str, total: int, live: object | None, task: object | None):
+        self.description, self.total, self.done = description, total, 0
+        self._live, self._task = live, task
+        self._started = self._spoken = time.monotonic()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Adds `count` finished units and shows `note` beside them."""
+        self.update(self.done + count, note)
+
+    def update(self, done: int, note: str = "") -> None:
+        """Sets the finished units to `done`."""
+        self.done = done
+        if self._live is not None:
+            self._live.update(self._task, completed=done, note=note)
+        elif (now := time.monotonic()) - self._spoken >= 10 and done < self.total:
+            self._spoken = now
+            rate = done / (now - self._started)
+            left = f", {(self.total - done) / rate:.0f} s left" if rate else ""
+            say(f"  {self.description}: {done}/{self.total}{left}  {note}".rstrip())
+
+
+@contextlib.contextmanager
+def track(description: str, total: int, done: int = 0) -> Iterator[Track]:
+    """Shows progress of `total` units, `done` of them finished before, while the block runs."""
+    if not sys.stdout.isatty():
+        tracked = Track(description, total, None, None)
+        tracked.done = done
+        yield tracked
+        return
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("  {task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[note]}"),
+    )
+    with progress.Progress(*columns, transient=True) as live:
+        task = live.add_task(description, total=total, completed=done, note="")
+        tracked = Track(description, total, live, task)
+        tracked.done = done
+        yield tracked

@@ -1,0 +1,141 @@
+"""The prepared TFDS dataset, read back as cases.
+
+In: a data_dir that `mcr build` has filled. Out: `Case` objects, or the fingerprint of the source.
+TensorFlow is not needed and not imported.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import tensorflow_datasets as tfds
+from google.protobuf import json_format, message
+from pyarrow import parquet
+
+from mcr_jax import cases as cases_lib
+from mcr_jax import errors
+
+NAME = "medcasereasoning"
+_HOW = "run `mcr build --source=PATH`"
+
+
+class MissingDatasetError(errors.McrError):
+    """There is no dataset in the data_dir, or only a part of one."""
+
+
+def resolve_data_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:
+    """The local folder of TFDS datasets; None means TFDS's own default, as TFDS_DATA_DIR sets it.
+
+    Raises:
+      UsageError: `data_dir` is an address, not a local folder.
+    """
+    path = os.fspath(tfds.core.constants.DATA_DIR if data_dir is None else data_dir)
+    if "://" in path:
+        raise errors.UsageError(f"data_dir {path} is not a local folder: mount the bucket first")
+    return pathlib.Path(path).expanduser()
+
+
+def open_builder(data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
+    """The newest version of the dataset in `data_dir`, as `tfds.load` would choose it, to read.
+
+    Raises:
+      MissingDatasetError: There is none, or its description cannot be read.
+    """
+    folder = resolve_data_dir(data_dir) / NAME
+    found = [file.parent.name for file in folder.glob("*/dataset_info.json")]
+    versions = [tfds.core.Version(name) for name in found if tfds.core.Version.is_valid(name)]
+    if not versions:
+        raise MissingDatasetError(f"{folder} holds no dataset: {_HOW}")
+    version = folder / str(max(versions))
+    try:
+        return tfds.builder_from_directory(version)
+    except (json_format.Error, ValueError, OSError) as error:
+        raise MissingDatasetError(
+            f"{version} is not a whole dataset ({_first_line(error)}): {_HOW}"
+        ) from error
+
+
+def load_cases(data_dir: str | os.PathLike | None, split: str) -> list[cases_lib.Case]:
+    """Reads the cases of one split, in the order of the dataset: the same on every machine.
+
+    Args:
+      data_dir: Folder that `mcr build` wrote to; None for TFDS's default.
+      split: "train", "val" or "test".
+
+    Raises:
+      UsageError: `split` is none of these.
+      MissingDatasetError: The dataset is missing, or a file of it is missing or damaged.
+      McrError: The dataset cannot be read, or holds no cases of the split.
+    """
+    if split not in cases_lib.SPLITS:
+        raise errors.UsageError(f"split {split!r} is not one of {', '.join(cases_lib.SPLITS)}")
+    builder = open_builder(data_dir)
+    _fingerprint_of(builder)  # raises for a dataset of this name that is not ours
+    if split not in builder.info.splits:
+        raise errors.McrError(f"split {split} of {builder.data_dir} holds no cases")
+    if damaged := damaged_files(builder):
+        raise MissingDatasetError(f"{damaged[0]} is missing or damaged: {_HOW}")
+    try:
+        return [_as_case(example) for example in builder.as_data_source(split)]
+    except (
+        errors.McrError,  # of a Case
+        message.DecodeError,
+        pa.ArrowException,
+        ValueError,
+        OSError,
+    ) as error:
+        raise errors.McrError(
+            f"split {split} of {builder.data_dir} cannot be read ({_first_line(error)}): "
+            f"{_HOW} --overwrite"
+        ) from error
+
+
+def dataset_fingerprint(data_dir: str | os.PathLike | None) -> str:
+    """The fingerprint of the source that the dataset was built from (64 hex digits).
+
+    Raises:
+      MissingDatasetError: The dataset is missing or was left half-prepared.
+      McrError: Something other than our builder prepared the dataset.
+    """
+    return _fingerprint_of(open_builder(data_dir))
+
+
+def damaged_files(builder: tfds.core.DatasetBuilder) -> list[pathlib.Path]:
+    """The data files that are missing, unreadable, or hold fewer or more examples than they should.
+
+    Reads the files' footers only. Empty for a dataset that is whole.
+    """
+    damaged = []
+    for split in builder.info.splits.values():
+        for path, examples in zip(split.filepaths, split.shard_lengths, strict=True):
+            file = pathlib.Path(os.fspath(path))
+            try:
+                whole = parquet.read_metadata(file).num_rows == examples
+            except (pa.ArrowException, OSError):
+                whole = False
+            if not whole:
+                damaged.append(file)
+    return damaged
+
+
+def _fingerprint_of(builder: tfds.core.DatasetBuilder) -> str:
+    fingerprint = (builder.info.metadata or {}).get("source_fingerprint")
+    if not isinstance(fingerprint, str):
+        raise errors.McrError(
+            f"{builder.data_dir} carries no fingerprint: another program prepared it; "
+            f"{_HOW} with another --data_dir or with --overwrite"
+        )
+    return fingerprint
+
+
+def _as_case(example: Mapping[str, Any]) -> cases_lib.Case:
+    case = cases_lib.Case(**{name: example[name].decode() for name in cases_lib.FIELDS})
+    if case.fingerprint != example["fingerprint"].decode():
+        raise ValueError(f"case {case.pmcid} differs from its fingerprint")
+    return case
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,14 @@
+"""The two ways a command can fail, each told to the user in one line.
+
+`McrError` is work that failed (exit status 1), `UsageError` a call that was wrong (exit status 2).
+Both carry a sentence that names the file, row or field and what to do. Anything else that escapes
+is a bug and shows its traceback.
+"""
+
+
+class McrError(Exception):
+    """The work failed; the message is the line a person reads. Exit status 1."""
+
+
+class UsageError(McrError):
+    """The call, a flag or a config was wrong. Exit status 2."""

@@ -1,0 +1,94 @@
+"""Every prompt, one text file each: loaded by name, filled in by one rule, recorded by its digest.
+
+`{{field}}` in a file is where a value goes. A folder of the user's replaces prompts one by one: its
+`NAME.txt` stands in for the shipped file of that name.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+import re
+
+from mcr_jax.errors import UsageError
+
+_SHIPPED = pathlib.Path(__file__).parent
+_FIELD = re.compile(r"\{\{([a-z_]+)\}\}")
+_TAG_START = re.compile(r"<(?=[\W_]*[^\W\d_])")  # "<" with a letter as the next thing that is read
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt's text, still with its fields.
+
+    Attributes:
+      name: what it is loaded and recorded by.
+      text: the file's text without the line ends at its end.
+    """
+
+    name: str
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The names of the values it takes."""
+        return frozenset(_FIELD.findall(self.text))
+
+    def render(self, **values: str) -> str:
+        """The text with every `{{field}}` replaced, in one pass: what a value holds stays text.
+
+        Raises:
+          UsageError: a field of the prompt has no value, or a value has no field in the prompt.
+        """
+        for word, names in (
+            ("needs a value for", self.fields - values.keys()),
+            ("has no place for", values.keys() - self.fields),
+        ):
+            if names:
+                fields = ", ".join(f"{{{{{name}}}}}" for name in sorted(names))
+                raise UsageError(f"prompt {self.name} {word} {fields}")
+        return _FIELD.sub(lambda match: values[match[1]], self.text)
+
+
+def names() -> tuple[str, ...]:
+    """The names of all prompts."""
+    return tuple(sorted(path.stem for path in _SHIPPED.glob("*.txt")))
+
+
+def load(name: str, folder: str = "") -> Prompt:
+    """Reads a prompt.
+
+    Args:
+      name: one of `names()`.
+      folder: where the user's own prompts are, if anywhere; `config.prompts`.
+
+    Raises:
+      UsageError: no prompt has this name, or the folder or its file cannot be read.
+    """
+    if name not in names():
+        raise UsageError(f"no prompt is called {name!r}; there are {', '.join(names())}")
+    own = pathlib.Path(folder).expanduser()
+    if folder and not own.is_dir():
+        raise UsageError(f"{folder}: not a folder of prompts; set config.prompts to one, or to ''")
+    path = own / f"{name}.txt"
+    if not folder or not path.exists():
+        path = _SHIPPED / path.name
+    try:
+        return Prompt(name, path.read_text(encoding="utf-8").rstrip("\r\n"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read this prompt: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: this prompt is not UTF-8 text") from error
+
+
+def inert(text: str) -> str:
+    """`text` made unable to open or close a tag: "<" before a letter or "/" becomes "‹".
+
+    Prompts fence what models and articles wrote between tags; this keeps it inside. A "<" before a
+    number, as in "lactate <2", is left as it is.
+    """
+    return _TAG_START.sub("‹", text)

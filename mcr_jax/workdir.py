@@ -1,0 +1,146 @@
+"""The folder one experiment lives in: where its artifacts are, and what it was made with."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mcr_jax.errors import McrError
+
+_RECORDED_PACKAGES = (
+    *("mcr-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets"),
+    *("sentencepiece", "google-genai", "ml_collections", "numpy", "scipy"),
+)
+
+
+class Workdir:
+    """Names the artifacts of one experiment and writes the small ones whole or not at all."""
+
+    def __init__(self, path: str | Path):
+        """Opens `path`, creating it. Raises McrError where that cannot be."""
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            os.listdir(self.path)
+        except OSError as error:
+            raise McrError(f"{self.path}: cannot use this workdir: {error.strerror}") from error
+        self.cases = self.path / "cases"  # the fictional clinic's source files
+        self.data = self.path / "data"  # TFDS data_dir, where config.data.data_dir is "workdir"
+        self.tokenizer = self.path / "tokenizer"
+        self.checkpoints = self.path / "checkpoints"
+        self.config = self.path / "config.json"
+        self.manifest = self.path / "manifest.json"
+        self.metrics = self.path / "metrics.jsonl"  # one line per logged training step
+        self.ledger = self.path / "ledger.sqlite"
+        self.scores = self.path / "scores.json"  # per case, what results.json averages
+        self.results = self.path / "results.json"
+        self.report = self.path / "report.html"
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Writes `path` atomically: readers see the old file or the whole new one."""
+        write_text(path, text)
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Writes `value` as indented JSON with sorted keys, atomically."""
+        write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+    def read_json(self, path: Path) -> Any:
+        """Reads a JSON artifact. Raises McrError if it is missing or broken."""
+        return read_json(path)
+
+    def note(self, section: str, facts: Mapping[str, Any]) -> None:
+        """Records `facts` under `section` of manifest.json, with versions and git state."""
+        manifest = read_json(self.manifest) if self.manifest.exists() else {}
+        manifest["environment"] = environment()
+        if manifest.get(section) != dict(facts):
+            manifest[section] = dict(facts)
+        self.write_json(self.manifest, manifest)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the workdir against a second `mcr` that would write it at the same time.
+
+        Raises McrError if it is held already or cannot be written.
+        """
+        try:
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise McrError(f"{self.path}: cannot use this workdir: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise McrError(f"{self.path}: another mcr is at work in this workdir") from error
+            yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `path` atomically and durably. Raises McrError, the old file intact."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise McrError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Reads the object in a JSON file. Raises McrError if it is missing or broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise McrError(f"{path}: not there; run the stage that makes it first") from None
+    except (OSError, ValueError) as error:
+        raise McrError(f"{path}: unreadable: {error}") from error
+    if not isinstance(value, dict):
+        raise McrError(f"{path}: unreadable: not a JSON object")
+    return value
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of plain data."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what ran and the state of the git checkout it ran from, if any."""
+    versions = {}
+    for name in _RECORDED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {"python": platform.python_version(), "packages": versions, "git": _git_state()}
+
+
+def _git_state() -> dict[str, Any] | None:
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    call = ["git", "-C", str(root)]
+    try:
+        commit = subprocess.run(
+            [*call, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        status = subprocess.run(
+            [*call, "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": bool(status.strip())}
