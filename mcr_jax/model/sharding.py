@@ -1,0 +1,77 @@
+"""The device mesh and how parameters lie on it: one short table of name rules."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# The first rule whose pattern ends a parameter's dotted path decides. Stacked parameters have the
+# layer as axis 0, which is never sharded.
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"\w*norm", PartitionSpec()),
+    (r"layers\.[qkv]", PartitionSpec(None, "fsdp", "tensor", None)),
+    (r"layers\.o", PartitionSpec(None, "tensor", None, "fsdp")),
+    (r"layers\.(gate|up)", PartitionSpec(None, "fsdp", "tensor")),
+    (r"layers\.down", PartitionSpec(None, "tensor", "fsdp")),
+    (r"embedding|head", PartitionSpec("tensor", "fsdp")),
+)
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) -> Mesh:
+    """Lays `devices` (default: all) out as (data, fsdp, tensor); one size may be -1 for the rest.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    given = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) == 1 and given > 0 and len(devices) % given == 0:
+        sizes[sizes.index(-1)] = len(devices) // given
+    if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
+        raise ValueError(
+            f"config.mesh {data} x {fsdp} x {tensor} (data, fsdp, tensor) does not fit "
+            f"{len(devices)} devices; use -1 for one of them"
+        )
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """A NamedSharding for every leaf (arrays or ShapeDtypeStructs), by `RULES` on its path.
+
+    An axis that does not divide its dimension is left out there, so any mesh can hold any model.
+    Leaves that no rule names, such as the optimizer's counters, are replicated.
+    """
+
+    def of(path: Any, leaf: Any) -> NamedSharding:
+        spec = _spec(jax.tree_util.keystr(path, simple=True, separator="."))
+        return NamedSharding(mesh, _fitting(mesh, spec, leaf.shape))
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def abstract(tree: Any, placed: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree, without its values."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        placed,
+    )
+
+
+def _spec(name: str) -> PartitionSpec:
+    for pattern, spec in RULES:
+        if re.search(rf"(^|\.)({pattern})$", name):
+            return spec
+    return PartitionSpec()
+
+
+def _fitting(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
+    axes = (*spec, *(None,) * (len(shape) - len(spec)))[: len(shape)]
+    return PartitionSpec(
+        *(a if a and n % mesh.shape[a] == 0 else None for a, n in zip(axes, shape, strict=True))
+    )

@@ -1,0 +1,90 @@
+"""Decoders from nothing and from training checkpoints; the reading half of orbax for all stages.
+
+A checkpoint has two items: `params`, the decoder's parameters as a nested dict, and `rest`, what
+only training needs.
+"""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from mcr_jax.errors import McrError
+from mcr_jax.model.config import DecoderConfig
+from mcr_jax.model.decoder import Decoder
+from mcr_jax.model.sharding import abstract, make_mesh, shardings
+
+
+def blueprint(config: DecoderConfig) -> tuple[Any, Any]:
+    """The graph definition of a decoder and its parameters' shapes, allocating nothing."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=0))))
+    return graph, nnx.to_pure_dict(state)
+
+
+def initial_params(config: DecoderConfig, seed: int) -> Any:
+    """Fresh parameters as a nested dict; jit it with out_shardings to draw them in place."""
+    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(params=seed)), nnx.Param))
+
+
+def untrained(config: DecoderConfig, seed: int) -> Decoder:
+    """The decoder that training with `seed` starts from."""
+    return nnx.merge(blueprint(config)[0], jax.jit(lambda: initial_params(config, seed))())
+
+
+def trained(folder: Path, config: DecoderConfig) -> tuple[Decoder, int]:
+    """The decoder of the newest checkpoint in `folder`, and its step.
+
+    Raises:
+      McrError: there is none, or it is damaged or of another shape.
+    """
+    graph, shapes = blueprint(config)
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    like = abstract(shapes, shardings(mesh, shapes))
+    with (
+        storage_errors(folder, "read"),
+        ocp.CheckpointManager(
+            folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)
+        ) as manager,
+    ):
+        step = manager.latest_step()
+        if step is None:
+            raise McrError(f"{folder}: no checkpoint here; run `mcr train` first")
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
+        params = manager.restore(step, args=args)["params"]
+    return nnx.merge(graph, params), step
+
+
+@contextlib.contextmanager
+def storage_errors(folder: Path, what: str) -> Iterator[None]:
+    """Turns a fault of the storage below orbax into one McrError line."""
+    for noisy in ("orbax", "absl"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # errors are raised, too
+    sys.unraisablehook = _told_once
+    # Faults come as whatever the layer below raises: OSError from Python, ValueError from
+    # TensorStore (it wraps absl::Status), KeyError and RuntimeError from orbax's own checks. What
+    # fails in reading an array, orbax wraps in a bare Exception.
+    try:
+        yield
+    except Exception as raised:
+        error = raised.__cause__ if type(raised) is Exception else raised
+        if not isinstance(error, (OSError, ValueError, KeyError, RuntimeError)):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        full = any("No space left" in line for line in lines)
+        reason = "no space left on the device" if full else lines[0][:200]
+        raise McrError(f"{folder}: cannot {what} a checkpoint: {reason}") from error
+
+
+def _told_once(fault: "sys.UnraisableHookArgs") -> None:
+    """Drops what TensorStore's threads print of reads that orbax gave up on after the first fault.
+
+    Their callbacks find the event loop closed; the fault itself has been raised by then.
+    """
+    if not (fault.exc_type is RuntimeError and str(fault.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(fault)

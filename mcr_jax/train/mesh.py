@@ -1,0 +1,36 @@
+"""How batches lie on the mesh: rows over the data and fsdp axes."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mcr_jax.errors import UsageError
+from mcr_jax.model.sharding import make_mesh
+
+ROWS = ("data", "fsdp")
+
+
+def training_mesh(data: int, fsdp: int, tensor: int, rows: int) -> Mesh:
+    """The mesh of config.mesh over all devices.
+
+    Raises:
+      UsageError: it does not fit the devices, or `rows` cannot be split evenly over it.
+    """
+    try:
+        mesh = make_mesh(data, fsdp, tensor)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % shards:
+        raise UsageError(f"config.train.rows={rows} is not a multiple of data x fsdp = {shards}")
+    return mesh
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over the data and fsdp axes; the tensor axis holds copies."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """A host batch onto the mesh."""
+    return jax.device_put(batch, batch_sharding(mesh))
