@@ -1,0 +1,133 @@
+"""The one contract for obtaining text from any model: Request in, Reply out, Outcome typed.
+
+The JAX engine, Gemini and the offline judge are `Generator`s; sampling and judging (and, later,
+stitching and curation) are clients. An error is an `Outcome`, never text, `False` or 0.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+
+class Outcome(enum.StrEnum):
+    """How an attempt ended. Only OK and TRUNCATED carry text a model produced."""
+
+    OK = "OK"
+    TRUNCATED = "TRUNCATED"  # the token limit was reached
+    BLOCKED = "BLOCKED"  # the service refused prompt or answer
+    MALFORMED = "MALFORMED"  # a reply came, but not of the asked form
+    INFRA_ERROR = "INFRA_ERROR"  # nothing usable came: network, quota, server
+    PROMPT_TOO_LONG = "prompt_too_long"  # the prompt does not fit the engine; never cut in silence
+
+    @property
+    def settled(self) -> bool:
+        """Whether asking again is pointless: all but INFRA_ERROR."""
+        return self is not Outcome.INFRA_ERROR
+
+
+Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked of a generator.
+
+    Attributes:
+      key: names the request within a run; for samples, the case fingerprint.
+      messages: the conversation so far, ending with the user's turn.
+      n: how many answers are wanted; their indices are 0 … n-1.
+      temperature: 0 is greedy.
+      top_p: nucleus mass kept, in (0, 1].
+      max_tokens: limit of new tokens per answer.
+      schema: JSON schema the answer must follow, or None for free text.
+      seed: with `key` and the index, fixes a sample on generators that are repeatable.
+      indices: the answers still wanted, of 0 … n-1; None means all.
+      fields: what the messages were rendered from; a rule-based generator reads these.
+    """
+
+    key: str
+    messages: tuple[Message, ...]
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    schema: Mapping[str, object] | None = None
+    seed: int = 0
+    indices: tuple[int, ...] | None = None
+    fields: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """The sample indices to answer."""
+        return tuple(range(self.n)) if self.indices is None else self.indices
+
+    def digest(self, identity: str) -> str:
+        """SHA-256 (hex) of all that decides an answer, by the generator called `identity`.
+
+        `n` and `indices` are left out: which samples are wanted does not change any of them.
+        """
+        decisive = {
+            "identity": identity,
+            "key": self.key,
+            "messages": [dict(m) for m in self.messages],
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+            "schema": self.schema,
+            "seed": self.seed,
+        }
+        canonical = json.dumps(decisive, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens an attempt cost. `output` counts thoughts too; `prompt` includes `cached`."""
+
+    prompt: int = 0
+    output: int = 0
+    cached: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reply:
+    """One answer, or the typed absence of one.
+
+    Attributes:
+      key: the request's.
+      index: which of the request's n answers this is.
+      text: what the model said; empty unless the outcome is OK or TRUNCATED.
+      outcome: how the attempt ended.
+      usage: tokens spent.
+      model_version: what the service says it ran.
+      error: one line for people when the outcome is not OK.
+      retry_after: seconds the service asked to wait, or None.
+    """
+
+    key: str
+    index: int
+    text: str
+    outcome: Outcome
+    usage: Usage = Usage()
+    model_version: str = ""
+    error: str = ""
+    retry_after: float | None = None
+
+
+class Generator(Protocol):
+    """Whatever answers requests.
+
+    Attributes:
+      identity: names model, weights and every setting that changes answers; part of the digest.
+      concurrency: how many `generate` calls may run at once; 1 for a generator that batches.
+    """
+
+    identity: str
+    concurrency: int
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Reply]:
+        """Yields one reply for every wanted (request, index), as they finish, in any order."""
+        ...
