@@ -1,0 +1,44 @@
+"""The diagnosis judge: do predicted and published diagnosis name the same disease?
+
+In: a case's label and a completion's answer. Out: `{"same": bool}`. The judge sees nothing else of
+the case.
+"""
+
+from mcr_jax.cases import Case
+from mcr_jax.generate.api import Request
+from mcr_jax.judge import _reply
+from mcr_jax.prompts import Prompt, inert
+
+PROMPT = "judge_diagnosis"
+SCHEMA = {"type": "object", "properties": {"same": {"type": "boolean"}}, "required": ["same"]}
+MAX_TOKENS = 4096  # a reply takes ten; the thoughts of a model that thinks count too
+
+
+def request(key: str, case: Case, answer: str, prompt: Prompt) -> Request:
+    """What the judge is asked about one completion.
+
+    Args:
+      key: names the request within the run.
+      case: gives the published diagnosis.
+      answer: the completion's one answer.
+      prompt: takes `reference` and `predicted`.
+    """
+    fields = {"reference": case.final_diagnosis, "predicted": answer}
+    text = prompt.render(**{name: inert(value) for name, value in fields.items()})
+    return Request(
+        key=key,
+        messages=({"role": "user", "content": text},),
+        max_tokens=MAX_TOKENS,
+        schema=SCHEMA,
+        fields=fields,
+    )
+
+
+def parse(request: Request, text: str) -> dict[str, bool]:
+    """Reads the verdict `{"same": bool}`.
+
+    Raises:
+      ValueError: the text is anything else.
+    """
+    (same,) = _reply.fields(_reply.read(text), same=bool)
+    return {"same": same}

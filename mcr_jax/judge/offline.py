@@ -1,0 +1,119 @@
+"""A judge of rules, with no model behind it: for the demo, the tests and machines without a key.
+
+It replies with the JSON that a model would reply with, so its verdicts go the same way. It reads
+words, not meaning: a paraphrase is missed, and what it finds was nearly said in those words.
+
+- Diagnosis: same if both names are the same words, case, punctuation, articles, possessive and
+  plural endings aside. Synonyms are different names.
+- Reasons: a statement is made by a run of as many sentences of the trace as it has itself, if
+  1. every binding word of the statement is there: a word within “quotation marks” or with a capital
+     letter or digit in it (finding, name, value), or one that gives a direction (high, excluded);
+  2. where both quote, the words of each quotation stand within one quotation of the run;
+  3. at least `SHARE` of the other words are there, the common ones in `_GLUE` not counted;
+  4. both deny something, or neither does.
+  So the right disease with another finding is no match, nor is the right finding with another
+  disease. The run that covers the largest share of all words is quoted, as it stands.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+
+from mcr_jax.generate.api import Outcome, Reply, Request
+from mcr_jax.judge import _words
+
+SHARE = 0.75
+
+_GLUE = frozenset(
+    _words.words(
+        """
+        a about above after again against all alone also although an and any are as at be because
+        been before being both but by came can case clinician come consider considered could did do
+        does due each either enough find for found from given had has have he her here him his hold
+        how i if in into is it its itself join may might more most must need noted of off on one
+        only open or other otherwise our out over own patient presented read reading she should
+        show showed since so some such than that the their them then there these they this those
+        through thus to together too under until up very was we were what when where whether which
+        while who whose why will with within would you
+        """
+    )
+)
+_DIRECTION = frozenset(
+    _words.words(
+        """
+        abnormal bilateral confirmed decreased elevated excluded favored high higher increased large
+        left likely low lower negative normal positive raised reduced right ruled small supported
+        unlikely unsupported
+        """
+    )
+)
+_DENIAL = frozenset(
+    _words.words("absence absent denied lacked lacking neither never no nobody nor not without")
+)
+_QUOTED = re.compile(r"“([^”]*)”|\"([^\"]*)\"")
+_CAPITAL = re.compile(r"\b\w*[A-Z0-9]\w*")
+
+
+class OfflineJudge:
+    """A `Generator` that decides by the rules above, from `request.fields` alone."""
+
+    identity = "offline/1"  # counts up when a rule changes
+    concurrency = 1
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Reply]:
+        """Yields a reply for every wanted (request, index), all indices alike."""
+        for request in requests:
+            if "trace" in request.fields:
+                verdict: object = _reasons(**request.fields)
+            else:
+                verdict = {"same": _same(**request.fields)}
+            text = json.dumps(verdict, ensure_ascii=False)
+            for index in request.wanted:
+                yield Reply(
+                    key=request.key,
+                    index=index,
+                    text=text,
+                    outcome=Outcome.OK,
+                    model_version=self.identity,
+                )
+
+
+def _same(reference: str, predicted: str) -> bool:
+    name = _words.name(predicted)
+    return bool(name) and name == _words.name(reference)
+
+
+def _reasons(statements: Sequence[str], trace: str) -> list[dict[str, object]]:
+    spans = list(_words.sentences(trace))
+    verdict = []
+    for number, statement in enumerate(statements, start=1):
+        size = max(1, sum(1 for _ in _words.sentences(statement)))
+        runs = [
+            trace[first[0] : last[1]] for first, last in zip(spans, spans[size - 1 :], strict=False)
+        ]
+        best = max(runs, key=lambda run: _coverage(statement, run), default="")
+        quotes = [best] if _coverage(statement, best) else []
+        verdict.append({"number": number, "quotes": quotes})
+    return verdict
+
+
+def _coverage(statement: str, run: str) -> float:
+    """The share of the statement's words that `run` holds, or 0 where it does not make it."""
+    said, heard = set(_words.words(statement)), set(_words.words(run))
+    quoted, places = _quotations(statement), _quotations(run) or [heard]
+    content = said - _GLUE - _DENIAL
+    capitals = set(_words.words(" ".join(_CAPITAL.findall(statement))))
+    binding = content & capitals.union(_DIRECTION, *quoted)
+    rest = content - binding
+    made = (
+        bool(content)
+        and binding <= heard
+        and all(any(words - _GLUE <= place for place in places) for words in quoted)
+        and len(rest & heard) >= SHARE * len(rest)
+        and bool(said & _DENIAL) == bool(heard & _DENIAL)
+    )
+    return len(content & heard) / len(content) if made else 0.0
+
+
+def _quotations(text: str) -> list[set[str]]:
+    return [set(_words.words(curly or plain)) for curly, plain in _QUOTED.findall(text)]

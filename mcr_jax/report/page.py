@@ -1,0 +1,235 @@
+"""The report stage: results.json, scores.json, metrics.jsonl and the ledger to report.html.
+
+The page is one file that works from a folder, without a network: styles, script, charts and data
+are inside, and its Content-Security-Policy lets nothing else in. Completions are untrusted text:
+templates escape, and the script only ever sets text content.
+"""
+
+import base64
+import collections
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from ml_collections import ConfigDict
+
+from mcr_jax.cases import Case
+from mcr_jax.errors import McrError
+from mcr_jax.generate.ledger import Ledger
+from mcr_jax.report import charts, payload
+from mcr_jax.report.evidence import visible
+from mcr_jax.workdir import Workdir
+
+METRICS = {
+    "accuracy@1": ("Accuracy, 1 sample", "one sample names the diagnosis"),
+    "accuracy@5": ("Accuracy, 5 samples", "any of five does"),
+    "accuracy@10": ("Accuracy, 10 samples", "any of ten does"),
+    "reasoning_recall": ("Reasoning recall", "clinician’s statements that the trace makes"),
+    "reasoning_recall_verified": ("… with its quote", "and whose quote stands in the trace"),
+}
+KINDS = {
+    "right": "answered, right",
+    "wrong": "answered, wrong",
+    "unjudged": "answered, no verdict",
+    "no_answer": "not exactly one answer",
+    "TRUNCATED": "cut off before an answer",
+    "prompt_too_long": "prompt too long",
+    "BLOCKED": "blocked",
+    "MALFORMED": "malformed",
+    "INFRA_ERROR": "infrastructure error",
+    "missing": "never attempted",
+}
+
+
+def report(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Path:
+    """Writes report.html.
+
+    Args:
+      workdir: holds results.json, scores.json and the ledger, and metrics.jsonl if it was trained.
+      config: a resolved config; reads `data.source` and `judge`.
+      cases: the texts of the evaluated cases; others are left out.
+
+    Returns:
+      Where the page is.
+
+    Raises:
+      McrError: an artifact is missing or broken, or the page cannot be written.
+    """
+    results = workdir.read_json(workdir.results)
+    scores = workdir.read_json(workdir.scores)
+    with Ledger(workdir.ledger, readonly=True) as ledger:
+        index, details = payload.browser(ledger, config, scores, cases)
+    fictional = bool(results["data"].get("synthetic"))
+    context = {
+        "results": results,
+        "title": visible(results["config"]["name"] or "mcr-jax"),
+        "fictional": fictional,
+        "models": [visible(name) for name in results["models"]],
+        "keys": [charts.key(series) for series in range(len(results["models"]))],
+        "lede": _lede(results),
+        "rows": _rows(results),
+        "pairs": _pairs(results),
+        "outcomes": _outcomes(results, scores),
+        **_charts(results, scores, _read_metrics(workdir.metrics)),
+        "index": payload.embed(
+            {
+                "models": [visible(name) for name in results["models"]],
+                "kinds": KINDS,
+                "cases": index,
+            }
+        ),
+        "details": payload.embed(details),
+        "percent": charts.percent,
+        "points": _points,
+    }
+    workdir.write_text(workdir.report, render(context))
+    return workdir.report
+
+
+def render(context: Mapping[str, Any]) -> str:
+    """Fills the template; style and script go inline under a policy that names their hashes."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mcr_jax.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    assets = {}
+    for name in ("css", "js"):
+        source, _, _ = environment.loader.get_source(environment, f"page.{name}")
+        assets[name] = Markup(source)
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        assets[f"{name}_hash"] = f"'sha256-{digest}'"
+    return environment.get_template("page.html").render(**context, **assets)
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    *whole, _ = path.read_text(encoding="utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(whole, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise McrError(f"{path}, row {number}: not JSON: {error}") from error
+    return [row for row in rows if "step" in row]
+
+
+def _lede(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The first and last model's accuracy@1 for the opening sentence."""
+    names = list(results["models"])
+    found = [results["models"][name]["accuracy"].get("1") for name in (names[0], names[-1])]
+    if any(metric is None or metric["value"] is None for metric in found):
+        return None
+    compared = [
+        c
+        for c in results["comparisons"]
+        if (c["a"], c["b"], c["metric"]) == (names[0], names[-1], "accuracy@1")
+        and c["difference"] is not None
+    ]
+    return {
+        "first": (visible(names[0]), found[0]),
+        "last": (visible(names[-1]), found[1]),
+        "single": len(names) == 1,
+        "compared": compared[0] if compared else None,
+    }
+
+
+def _metrics(model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    named = {f"accuracy@{k}": metric for k, metric in model["accuracy"].items()}
+    return named | {name: model[name] for name in METRICS if name in model}
+
+
+def _rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The headline table, a row per metric."""
+    by_model = [_metrics(model) for model in results["models"].values()]
+    compared = {(c["a"], c["b"], c["metric"]): c for c in results["comparisons"]}
+    rows = []
+    for name, (label, meaning) in METRICS.items():
+        cells = [metrics.get(name) for metrics in by_model]
+        if any(cells):
+            ranges = [charts.range_bar(c, i) if c else "" for i, c in enumerate(cells)]
+            rows.append(
+                {
+                    "label": label,
+                    "meaning": meaning,
+                    "cells": list(zip(cells, ranges, strict=True)),
+                    "compared": [compared.get((*pair, name)) for pair in _pair_names(results)],
+                }
+            )
+    return rows
+
+
+def _pair_names(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((c["a"], c["b"]) for c in results["comparisons"]))
+
+
+def _pairs(results: Mapping[str, Any]) -> list[str]:
+    return [f"{visible(b)} − {visible(a)}" for a, b in _pair_names(results)]
+
+
+def _points(difference: float) -> str:
+    """A difference of shares, in percentage points with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def _outcomes(results: Mapping[str, Any], scores: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How the completions ended, a row per kind; answers are told apart by their verdict."""
+    counts = []
+    for name in results["models"]:
+        count = collections.Counter()
+        for case in scores["models"][name].values():
+            for kind, right in zip(case["kinds"], case["right"], strict=True):
+                judged = {True: "right", False: "wrong", None: "unjudged"}[right]
+                count[judged if kind == "OK" else kind] += 1
+        counts.append(count)
+    rows = []
+    for kind, label in KINDS.items():
+        if any(count[kind] for count in counts):
+            cells = []
+            for series, count in enumerate(counts):
+                share = count[kind] / max(1, count.total())
+                cells.append((count[kind], share, charts.share_bar(share, series)))
+            rows.append({"label": label, "cells": cells})
+    return rows
+
+
+def _charts(
+    results: Mapping[str, Any], scores: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    values = {
+        name: [case["metrics"] for case in scores["models"][name].values()]
+        for name in results["models"]
+    }
+    recalls = {
+        visible(name): [m["reasoning_recall"] for m in cases if m["reasoning_recall"] is not None]
+        for name, cases in values.items()
+    }
+    scatter = []
+    for series, (name, cases) in enumerate(values.items()):
+        both = [
+            (m["reasoning_recall"], m["accuracy@1"])
+            for m in cases
+            if None not in (m["reasoning_recall"], m["accuracy@1"])
+        ]
+        plot = charts.recall_accuracy(visible(name), series, both)
+        r = charts.correlation(both)
+        scatter.append({"name": visible(name), "plot": plot, "r": r, "cases": len(both)})
+    last = [row for row in rows if math.isfinite(row.get("val_loss") or math.nan)]
+    return {
+        "accuracy_plot": charts.accuracy(
+            {visible(name): model["accuracy"] for name, model in results["models"].items()}
+        ),
+        "loss_plot": charts.loss(rows),
+        "last_val": last[-1] if last else None,
+        "recall_plot": charts.recall_histogram(recalls),
+        "scatter": scatter,
+    }

@@ -1,0 +1,62 @@
+"""Two models on the same cases: paired differences with intervals and p-values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mcr_jax.score import statistics
+from mcr_jax.score.accuracy import Estimate
+
+Estimates = Mapping[str, Mapping[str, Estimate]]  # metric -> case fingerprint -> estimate
+
+
+def compare(
+    a: tuple[str, Estimates], b: tuple[str, Estimates], config: ConfigDict
+) -> list[dict[str, Any]]:
+    """Compares model `b` with model `a`, metric by metric, over the cases resolved for both.
+
+    Args:
+      a: name and estimates of the model to compare with.
+      b: name and estimates of the model in question.
+      config: reads `seed`, `score.resamples` and `score.confidence`.
+
+    Returns:
+      One entry per metric that both have, but for the verified recall: "difference" is b - a, with
+      "low", "high" and "p_value" (null without common cases), "test" and the number of "cases".
+    """
+    (name_a, of_a), (name_b, of_b) = a, b
+    return [
+        {"a": name_a, "b": name_b, "metric": metric, **paired(of_a[metric], of_b[metric], config)}
+        for metric in of_a
+        if metric in of_b and metric != "reasoning_recall_verified"
+    ]
+
+
+def paired(
+    a: Mapping[str, Estimate], b: Mapping[str, Estimate], config: ConfigDict
+) -> dict[str, Any]:
+    """The paired difference b - a of one metric; see `compare`."""
+    differences = [
+        b[case].value - a[case].value
+        for case in sorted(a.keys() & b.keys())
+        if a[case].value is not None and b[case].value is not None
+    ]
+    drawing = {"resamples": config.score.resamples, "seed": config.seed}
+    if not differences:
+        empty = dict.fromkeys(("difference", "low", "high", "p_value"))
+        return {**empty, "test": "none: no case is resolved for both", "cases": 0}
+    low, high = statistics.interval(
+        differences, confidence=config.score.confidence, bounds=(-1.0, 1.0), **drawing
+    )
+    p_value, test = statistics.sign_flip_test(
+        differences, draws=config.score.resamples, seed=config.seed
+    )
+    return {
+        "difference": statistics.mean(differences),
+        "low": low,
+        "high": high,
+        "p_value": p_value,
+        "test": test,
+        "cases": len(differences),
+    }

@@ -1,0 +1,85 @@
+"""results.json as a table on the terminal: models side by side, with intervals and coverage."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+LABELS = {
+    "reasoning_recall": "recall",
+    "reasoning_recall_verified": "verified recall",
+}
+
+
+def metrics(model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The METRICs of one model of results.json, by their names in "comparisons"."""
+    ks = sorted(model["accuracy"], key=int)
+    named = {f"accuracy@{k}": model["accuracy"][k] for k in ks}
+    return named | {name: model[name] for name in LABELS}
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """Lays out results.json for a terminal.
+
+    Args:
+      results: schema 1.
+
+    Returns:
+      A row per metric; a column per model with value, interval and, where something is unresolved,
+      coverage and the range left open; and for each pair of consecutive models the paired
+      difference with its interval and p-value. Two models fit into 80 columns.
+    """
+    models = {name: metrics(model) for name, model in results["models"].items()}
+    compared = {(c["a"], c["b"], c["metric"]): c for c in results["comparisons"]}
+    pairs = list(dict.fromkeys((a, b) for a, b, _ in compared))
+    name = escape(results["config"]["name"] or "results")
+    confidence = f"{100 * results['config']['confidence']:g} %"
+    shown = Table(
+        box=box.HORIZONTALS,
+        title=f"{name}: mean over cases [{confidence} interval]",
+        caption=f"Differences are paired by case; p unadjusted.\n{results['notice']}.",
+        show_lines=True,
+        pad_edge=False,
+        show_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
+    shown.add_column("metric", no_wrap=True)
+    for name in models:
+        shown.add_column(escape(name), no_wrap=True)
+    for a, b in pairs:
+        shown.add_column(escape(f"{b} − {a}"), no_wrap=True)
+        shown.add_column("p", no_wrap=True, justify="right")
+    for name in dict.fromkeys(name for of_model in models.values() for name in of_model):
+        cells = [_metric(of_model.get(name)) for of_model in models.values()]
+        for pair in pairs:
+            cells += _comparison(compared.get((*pair, name)))
+        shown.add_row(LABELS.get(name, name), *cells)
+    return shown
+
+
+def _metric(metric: Mapping[str, Any] | None) -> str:
+    if metric is None:
+        return "–"
+    lines = ["unresolved"]
+    if metric["value"] is not None:
+        # rich takes "[0.1" for text, not markup: a tag never starts with a digit or a sign
+        lines = [f"{metric['value']:.3f}", f"[{metric['low']:.3f}, {metric['high']:.3f}]"]
+    if metric["worst"] < metric["best"]:
+        lines.append(f"{metric['resolved']} of {metric['total']} cases")
+        lines.append(f"{metric['worst']:.2f}–{metric['best']:.2f} if all")
+    return "\n".join(lines)
+
+
+def _comparison(entry: Mapping[str, Any] | None) -> tuple[str, str]:
+    if entry is None or entry["difference"] is None:
+        return "–", "–"
+    text = f"{entry['difference']:+.3f}\n[{entry['low']:+.3f}, {entry['high']:+.3f}]"
+    return text, p_text(entry["p_value"])
+
+
+def p_text(p_value: float) -> str:
+    """A p-value as people write it."""
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
