@@ -1,0 +1,42 @@
+"""The whole way on fictional cases: dataset, tokenizer, fine-tuning, ten samples per case,
+verdicts, scores, report. No key, no network; --judge=gemini asks Gemini (set GEMINI_API_KEY).
+
+Nothing in it is medicine: diseases and patients are invented. Killed, it goes on where it was.
+"""
+
+from collections.abc import Sequence
+from importlib import resources
+
+from mcr_jax import console
+from mcr_jax.cli import build, judge, score, train
+from mcr_jax.cli import eval as evaluation
+from mcr_jax.cli.experiment import Experiment, newest_step
+from mcr_jax.cli.flags import Flags
+
+
+def main(argv: Sequence[str]) -> None:
+    """`mcr demo [--workdir=DIR] [--judge=gemini] [--config=FILE.py]`."""
+    flags = Flags("demo", __doc__)
+    with resources.as_file(resources.files("mcr_jax.configs") / "demo.py") as config:
+        flags.experiment(str(config), workdir="runs/demo")
+        flags.string("judge", "", "offline or gemini; default: as the config says")
+        if not flags.parse(argv):
+            return
+        experiment = Experiment.open(flags, judge=flags.values["judge"].value)
+    with experiment.working():
+        run(experiment)
+
+
+def run(experiment: Experiment) -> None:
+    """Does what is not done yet and ends with the table."""
+    workdir = experiment.workdir
+    trained = newest_step(workdir.checkpoints) == experiment.config.train.steps
+    if trained and experiment.finished("eval"):
+        console.say(f"demo: nothing to do, all of it is in {workdir.path}")
+        score.show(workdir.read_json(workdir.results))
+    else:
+        judge.ready(experiment)
+        build.run(experiment)
+        train.run(experiment)
+        evaluation.run(experiment)
+    console.say(f"Open {workdir.report} in a browser. Research use, not for patient care.")

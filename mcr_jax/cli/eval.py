@@ -1,0 +1,28 @@
+"""Sample, judge, score and report in one; each goes on where it was and does nothing twice."""
+
+from collections.abc import Sequence
+
+from mcr_jax import console
+from mcr_jax.cli import judge, report, sample, score
+from mcr_jax.cli.experiment import Experiment, run_stage
+
+
+def main(argv: Sequence[str]) -> None:
+    """`mcr eval --config=FILE.py --workdir=DIR`."""
+    run_stage("eval", __doc__, argv, run)
+
+
+def run(experiment: Experiment) -> None:
+    """Evaluates, or says that it is done; ends with the table."""
+    if experiment.finished("eval"):
+        console.say(f"eval: nothing to do, all of it is in {experiment.workdir.path}")
+        score.show(experiment.workdir.read_json(experiment.workdir.results))
+        return
+    judge.ready(experiment)
+    sample.run(experiment)
+    settled = judge.run(experiment)
+    results = score.run(experiment)
+    report.run(experiment)
+    if settled:
+        experiment.finish("eval")
+    score.show(results)

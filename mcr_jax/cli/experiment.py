@@ -1,0 +1,207 @@
+"""One config in one workdir: what the commands share, each part loaded when first asked for."""
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
+
+from mcr_jax import config as configs
+from mcr_jax import console, prompts
+from mcr_jax.cases import SPLITS, Case
+from mcr_jax.cli.flags import Flags
+from mcr_jax.errors import UsageError
+from mcr_jax.workdir import Workdir, digest
+
+if TYPE_CHECKING:
+    from mcr_jax.data.tokenizer import Tokenizer
+    from mcr_jax.model.config import DecoderConfig
+
+SYNTHETIC = "synthetic"  # config.data.source of the fictional clinic
+IN_WORKDIR = "workdir"  # config.data.data_dir of a dataset that belongs to one experiment
+
+
+class Experiment:
+    """A resolved config and the workdir it is worked out in.
+
+    Attributes:
+      config: locked.
+      workdir: where everything goes.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Workdir):
+        """Raises UsageError if the workdir was made with another config."""
+        self.config, self.workdir = config, workdir
+        self._check()
+
+    def _check(self) -> None:
+        if not self.workdir.config.exists():
+            return
+        recorded = configs.frozen(configs.load(self.workdir.config))
+        for field, value in configs.frozen(self.config).items():
+            if recorded[field] != value:
+                raise UsageError(
+                    f"{self.workdir.path} was made with {field}={recorded[field]!r}, this call "
+                    f"says {value!r}: use another --workdir"
+                )
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Holds the workdir against other writers, with this config recorded in it."""
+        with self.workdir.locked():
+            self._check()  # another mcr may have been first
+            path, plain = self.workdir.config, json.loads(self.config.to_json())
+            if not path.exists() or self.workdir.read_json(path) != plain:
+                self.workdir.write_json(path, plain)
+            yield
+
+    @classmethod
+    def open(cls, flags: Flags, judge: str = "") -> "Experiment":
+        """From --config and --workdir; `judge` replaces config.judge.name unless empty."""
+        path = flags.values["workdir"].value
+        if not path:
+            raise UsageError("--workdir=DIR is missing")
+        if Path(path).exists():
+            Workdir(path)  # one that cannot be used is told before anything that it should hold
+        config = flags.config()
+        if judge:
+            with config.unlocked():
+                config.judge.name = judge
+        return cls(config, Workdir(path))
+
+    @property
+    def data_dir(self) -> Path | str | None:
+        """The TFDS data_dir; None is TFDS's default."""
+        given = self.config.data.data_dir
+        return self.workdir.data if given == IN_WORKDIR else given or None
+
+    @functools.cached_property
+    def prompt(self) -> prompts.Prompt:
+        """The question a case is put in, the same for training and sampling."""
+        return prompts.load(self.config.prompt, self.config.prompts)
+
+    @functools.cached_property
+    def tokenizer(self) -> "Tokenizer":
+        """The one of config.tokenizer.path, else one trained on the train split and kept."""
+        from mcr_jax.data.example import training_texts
+        from mcr_jax.data.tokenizer import FILE, Tokenizer
+
+        if self.config.tokenizer.path:
+            return Tokenizer.load(self.config.tokenizer.path)
+        if not (self.workdir.tokenizer / FILE).exists():
+            texts = training_texts(self.cases("train"), self.prompt)
+            made = Tokenizer.train(texts, self.config.tokenizer.vocab_size)
+            made.save(self.workdir.tokenizer)
+            console.say(f"tokenizer: {made.vocab_size} pieces learned from the train split")
+        return Tokenizer.load(self.workdir.tokenizer)
+
+    @functools.cached_property
+    def shape(self) -> "DecoderConfig":
+        """The decoder's shape. Raises UsageError if config.model cannot be."""
+        from mcr_jax.model.config import DecoderConfig
+
+        try:
+            return DecoderConfig(vocab_size=self.tokenizer.vocab_size, **self.config.model)
+        except ValueError as error:
+            raise UsageError(f"config: {error}") from error
+
+    @functools.cache  # noqa: B019 - one experiment per process
+    def cases(self, split: str) -> Sequence[Case]:
+        """The cases of a split, in the order of the dataset."""
+        from mcr_jax.data.dataset import load_cases
+
+        return load_cases(self.data_dir, split)
+
+    def has_split(self, split: str) -> bool:
+        """Whether the dataset holds cases of `split`."""
+        from mcr_jax.data.dataset import open_builder
+
+        return split in open_builder(self.data_dir).info.splits
+
+    def eval_cases(self) -> Sequence[Case]:
+        """The cases that are sampled and judged; notes in the manifest which they are."""
+        from mcr_jax.data.dataset import NAME, open_builder
+
+        split, limit = self.config.data.eval_split, self.config.data.eval_cases
+        if split not in SPLITS:
+            raise UsageError(f"config.data.eval_split={split!r} is none of {', '.join(SPLITS)}")
+        cases = self.cases(split)[: limit or None]
+        info = open_builder(self.data_dir).info
+        facts = {
+            "dataset": NAME,
+            "version": str(info.version),
+            "fingerprint": info.metadata["source_fingerprint"],
+            "split": split,
+            "cases": len(cases),
+            "eval_fingerprint": digest([case.fingerprint for case in cases]),
+            "synthetic": self.config.data.source == SYNTHETIC,
+        }
+        self.workdir.note("data", facts)
+        return cases
+
+    def finished(self, what: str) -> bool:
+        """Whether `finish(what)` was called and nothing it rests on has changed since."""
+        if not self.workdir.manifest.exists():
+            return False
+        sealed = self.workdir.read_json(self.workdir.manifest).get(what)
+        return sealed is not None and sealed == self._seal()
+
+    def finish(self, what: str) -> None:
+        """Remembers that all of `what` is done."""
+        self.workdir.note(what, self._seal())
+
+    def _seal(self) -> dict[str, Any]:
+        from mcr_jax.data.dataset import MissingDatasetError, dataset_fingerprint
+        from mcr_jax.generate.ledger import Ledger
+
+        outputs, rows, dataset = (self.workdir.results, self.workdir.report), 0, None
+        with contextlib.suppress(MissingDatasetError):
+            dataset = dataset_fingerprint(self.data_dir)
+        if self.workdir.ledger.exists():
+            with Ledger(self.workdir.ledger, readonly=True) as ledger:
+                rows = ledger.count()
+        return {
+            "config": digest(json.loads(self.config.to_json())),
+            "prompts": {name: self._prompt_digest(name) for name in prompts.names()},
+            "dataset": dataset,
+            "step": newest_step(self.workdir.checkpoints),
+            "ledger_rows": rows,
+            **{path.name: _file_digest(path) for path in outputs},
+        }
+
+    def _prompt_digest(self, name: str) -> str:
+        return prompts.load(name, self.config.prompts).digest
+
+
+def run_stage(
+    command: str, about: str, argv: Sequence[str], run: Callable[[Experiment], object]
+) -> None:
+    """The `main` of a command that works in a workdir and takes --config and --workdir only."""
+    flags = Flags(command, about)
+    flags.experiment()
+    if flags.parse(argv):
+        experiment = Experiment.open(flags)
+        with experiment.working():
+            run(experiment)
+
+
+def devices() -> dict[str, Any]:
+    """What this process computes on, for the manifest."""
+    import jax
+
+    kinds = [device.device_kind for device in jax.devices()]
+    return {"devices": f"{len(kinds)} x {kinds[0]}", "platform": jax.default_backend()}
+
+
+def newest_step(checkpoints: Path) -> int | None:
+    """The step of the newest whole checkpoint, told from the folder alone."""
+    steps = [int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()]
+    return max(steps, default=None)
+
+
+def _file_digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None

@@ -1,0 +1,145 @@
+"""Flags of the commands: absl's, with ml_collections' --config=FILE and --config.a.b=VALUE."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from mcr_jax import config as configs
+from mcr_jax.errors import UsageError
+
+# What executing a wrong config file may raise; anything else is a bug of ours.
+_CONFIG_FAULTS = (
+    *(ImportError, SyntaxError, NameError, AttributeError, TypeError, KeyError, ValueError),
+    *(OSError, ZeroDivisionError, IndexError),
+)
+_NO_CONFIG = object()
+_CONFIG_HELP = "config file, FILE.py[:ARG]; --config.a.b=VALUE overrides a field"
+_NEITHER = "--config=FILE.py is missing, and the workdir has no config.json yet"
+
+
+class Flags:
+    """The flags of one command.
+
+    Args:
+      command: its name.
+      about: its docstring, shown by --help.
+    """
+
+    def __init__(self, command: str, about: str):
+        self.command, self.about = command, about
+        self.values = flags.FlagValues()
+        self._default_config: object = _NO_CONFIG
+        self._argv: Sequence[str] = ()
+
+    def string(self, name: str, default: str, about: str) -> None:
+        """A flag that takes text."""
+        flags.DEFINE_string(name, default, about, flag_values=self.values)
+
+    def boolean(self, name: str, about: str) -> None:
+        """A flag that is off unless given."""
+        flags.DEFINE_boolean(name, False, about, flag_values=self.values)
+
+    def experiment(self, config: str | None = None, workdir: str = "") -> None:
+        """--config and --workdir, with their defaults."""
+        self._default_config = config
+        self.string("workdir", workdir, "folder of the experiment")
+
+    def parse(self, argv: Sequence[str]) -> bool:
+        """Reads `argv`; returns False after printing help.
+
+        Raises:
+          UsageError: a flag is unknown or its value wrong, or the config file is.
+        """
+        self._argv = list(argv)
+        for argument in argv:
+            if field := re.match(r"--?config\.([\w.]+)", argument):
+                configs.check_field(field[1])
+        try:
+            self._define_config(argv)
+            if any(argument in ("--help", "-h", "-help") for argument in argv):
+                print(f"mcr {self.command}: {self.about.strip()}\n\nflags:")
+                print(self.values.get_help(prefix="  "))
+                return False
+            left = self.values([self.command, *argv])
+        except flags.UnrecognizedFlagError as error:
+            raise UsageError(self._unknown(error)) from error
+        except flags.Error as error:
+            raise UsageError(_line(error)) from error
+        except _CONFIG_FAULTS as error:
+            raise UsageError(f"{self._origin() or '--config'}: {_line(error)}") from error
+        if len(left) > 1:
+            raise UsageError(f"{left[1]!r} is not a flag; flags look like --name=value")
+        return True
+
+    def config(self) -> ConfigDict:
+        """The resolved config: the file given, else the one recorded in the workdir, overridden.
+
+        Raises:
+          UsageError: there is neither, or a field is unknown or of another type.
+        """
+        given, origin = self.values["config"].value, self._origin()
+        if given is None and origin is None:
+            raise UsageError(_NEITHER)
+        if not isinstance(given, ConfigDict):
+            there = Path(str(origin).partition(":")[0]).exists()
+            problem = "get_config() returns no ConfigDict" if there else "no such config file"
+            raise UsageError(f"{origin}: {problem}")
+        return configs.check(given, str(origin))
+
+    def _define_config(self, argv: Sequence[str]) -> None:
+        if self._default_config is _NO_CONFIG:
+            return
+        logging.set_verbosity(logging.ERROR)  # what ml_collections warns of is an error here
+        recorded = self._recorded()
+        if recorded is not None:
+            config_flags.DEFINE_config_dict(
+                "config",
+                ConfigDict(configs.load(recorded).to_dict()),  # not locked, to be overridden
+                _CONFIG_HELP,
+                flag_values=self.values,
+                sys_argv=[self.command, *argv],
+            )
+        else:
+            config_flags.DEFINE_config_file(
+                "config",
+                self._default_config,
+                _CONFIG_HELP,
+                flag_values=self.values,
+                sys_argv=[self.command, *argv],
+            )
+
+    def _origin(self) -> object:
+        """The file that the config comes from; None without one."""
+        return self._given("config") or self._recorded() or self._default_config
+
+    def _recorded(self) -> Path | None:
+        """The workdir's config.json, if that is what the command has to go by."""
+        workdir = self._given("workdir")
+        if self._given("config") or self._default_config is not None or not workdir:
+            return None
+        recorded = Path(workdir) / "config.json"
+        return recorded if recorded.exists() else None
+
+    def _given(self, name: str) -> str | None:
+        """The value of a flag as `argv` spells it, before anything is parsed."""
+        for position, argument in enumerate(self._argv):
+            if match := re.fullmatch(rf"--?{name}(?:=(.*))?", argument, re.DOTALL):
+                following = next(iter(self._argv[position + 1 :]), None)
+                return following if match[1] is None else match[1]
+        return None
+
+    def _unknown(self, error: flags.UnrecognizedFlagError) -> str:
+        if error.flagname.startswith("config.") and self._origin() is None:
+            return _NEITHER
+        close = difflib.get_close_matches(error.flagname, list(self.values), 1)
+        hint = f"did you mean --{close[0]}?" if close else f"see mcr {self.command} --help"
+        return f"unknown flag --{error.flagname}; {hint}"
+
+
+def _line(error: BaseException) -> str:
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    return text[:300] or type(error).__name__
