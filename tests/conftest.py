@@ -1,0 +1,109 @@
+"""What every test may rely on: no key, redirect or proxy of the machine, and a local Gemini."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+
+import hypothesis
+import pytest
+
+# For this process, set before anything imports jax: eight virtual devices, and programs compiled
+# fast rather than to be fast.
+_XLA_FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+)
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_XLA_FLAGS)).strip()
+
+
+hypothesis.settings.register_profile("mcr", deadline=None)  # no test is a stopwatch
+hypothesis.settings.load_profile("mcr")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _clean_environment():
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.upper().startswith(("GOOGLE_", "GEMINI_")) or name.lower().endswith("_proxy"):
+                patch.delenv(name)
+        yield
+
+
+@pytest.fixture
+def gemini(monkeypatch):
+    """A `GeminiServer` that the environment points to, with a key set."""
+    path = pathlib.Path(__file__).with_name("gemini_server.py")
+    spec = importlib.util.spec_from_file_location("gemini_server", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.GeminiServer() as server:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", server.url)
+        monkeypatch.setenv("GEMINI_API_KEY", server.key)
+        yield server
+
+
+@pytest.fixture
+def one_device_env():
+    """The environment for a subprocess that is to run as a user's does."""
+    kept = [flag for flag in os.environ["XLA_FLAGS"].split() if flag not in _XLA_FLAGS]
+    return {**os.environ, "XLA_FLAGS": " ".join(kept)}
+
+
+@pytest.fixture(scope="session")
+def clinic_cases():
+    """A few fictional cases by split."""
+    from mcr_jax import synthetic
+
+    made = synthetic.cases(3, {"train": 40, "val": 4, "test": 4})
+    return {split: [c for c in made if c.split == split] for split in ("train", "val", "test")}
+
+
+@pytest.fixture(scope="session")
+def clinic_prompt():
+    from mcr_jax import prompts
+
+    return prompts.load("diagnose_brief")
+
+
+@pytest.fixture(scope="session")
+def clinic_tokenizer(clinic_cases, clinic_prompt):
+    """A small tokenizer trained on `clinic_cases`."""
+    from mcr_jax.data.example import training_texts
+    from mcr_jax.data.tokenizer import Tokenizer
+
+    return Tokenizer.train(training_texts(clinic_cases["train"], clinic_prompt), 500)
+
+
+@pytest.fixture
+def mount_disk(tmp_path):
+    """Mounts a file system of the size given, such as "1m", and returns its folder."""
+    disk = tmp_path / "disk"
+
+    def mount(size: str):
+        disk.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
+        except (OSError, subprocess.SubprocessError) as error:
+            pytest.skip(f"no file system can be mounted here: {error}")
+        return disk
+
+    yield mount
+    if disk.is_mount():
+        subprocess.run(["umount", str(disk)], check=True, timeout=30)
+
+
+@pytest.fixture
+def small_disk(mount_disk):
+    """A mounted file system of 256 KiB."""
+    return mount_disk("256k")
+
+
+@pytest.fixture(scope="session")
+def tiny_shape():
+    """A decoder that compiles in a moment and that meshes of eight devices divide."""
+    from mcr_jax.model.config import DecoderConfig
+
+    sizes = {"vocab_size": 48, "layers": 2, "width": 16, "heads": 4, "kv_heads": 2}
+    return DecoderConfig(**sizes, head_dim=8, mlp_width=32)

@@ -1,0 +1,73 @@
+"""A training example is prompt and target of one case, whole or left out."""
+
+import numpy as np
+import pytest
+
+from mcr_jax import completion
+from mcr_jax.data import example as example_lib
+from mcr_jax.errors import McrError
+
+
+@pytest.fixture(scope="module")
+def case(clinic_cases):
+    return clinic_cases["train"][0]
+
+
+@pytest.fixture(scope="module")
+def made(case, clinic_prompt, clinic_tokenizer):
+    return example_lib.example(case, clinic_prompt, clinic_tokenizer)
+
+
+def test_the_prompt_shows_the_presentation_and_neither_title_nor_label(case, clinic_prompt):
+    (message,) = example_lib.prompt_messages(case, clinic_prompt)
+    assert message["role"] == "user"
+    assert case.case_prompt in message["content"]
+    for hidden in (case.title, case.final_diagnosis, case.journal, case.diagnostic_reasoning):
+        assert hidden not in message["content"]
+
+
+def test_the_trained_tokens_are_the_statements_and_the_diagnosis(made, case, clinic_tokenizer):
+    target = clinic_tokenizer.decode(made.ids[made.trained].tolist())
+    read = completion.parse(target)
+    assert read.trace.split("\n") == list(case.statements)
+    assert read.answer == case.final_diagnosis
+
+
+def test_the_untrained_tokens_are_the_prompt_of_sampling(
+    made, case, clinic_prompt, clinic_tokenizer
+):
+    prompt = clinic_tokenizer.encode_prompt(example_lib.prompt_messages(case, clinic_prompt))
+    np.testing.assert_array_equal(made.ids[~made.trained], prompt)
+    assert not made.trained[: len(prompt)].any()
+    assert made.ids[-1] == clinic_tokenizer.eos_ids[0]
+    assert made.trained[-1]
+    assert made.fingerprint == case.fingerprint
+
+
+def test_a_tokenizer_is_fitted_on_what_the_model_reads_and_writes(
+    clinic_cases, clinic_prompt, made, clinic_tokenizer
+):
+    texts = list(example_lib.training_texts(clinic_cases["train"], clinic_prompt))
+    assert len(texts) == 2 * len(clinic_cases["train"])
+    assert texts[1] == clinic_tokenizer.decode(made.ids[made.trained].tolist())
+
+
+def test_what_does_not_fit_a_row_is_left_out_whole_and_counted(
+    clinic_cases, clinic_prompt, clinic_tokenizer
+):
+    def fitted(row_tokens):
+        return example_lib.examples(
+            clinic_cases["train"], clinic_prompt, clinic_tokenizer, row_tokens
+        )
+
+    everything, none_left = fitted(10_000)
+    assert none_left == 0
+    lengths = sorted(len(e.ids) for e in everything)
+    middle = lengths[len(lengths) // 2]
+    short, long = fitted(middle)
+    assert [e.fingerprint for e in short] == [
+        e.fingerprint for e in everything if len(e.ids) <= middle
+    ]
+    assert len(short) + long == len(everything)
+    with pytest.raises(McrError, match=f"row_tokens=9; the shortest has {lengths[0]} tokens"):
+        fitted(9)

@@ -1,0 +1,189 @@
+"""A Gemini on loopback: speaks the wire of generateContent, records calls, fails as it is told to.
+
+    with GeminiServer() as server:
+        server.then(server.error(429, "slow down", retry_delay="0s"), server.says("hello"))
+
+Calls take the scripted replies in turn; once none is left, judge prompts are answered by a plain
+rule: a diagnosis is the same if the texts are equal, a statement is found if the trace holds it.
+"""
+
+import collections
+import dataclasses
+import http.server
+import json
+import re
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+USAGE = {
+    "promptTokenCount": 11,
+    "candidatesTokenCount": 7,
+    "thoughtsTokenCount": 5,
+    "cachedContentTokenCount": 3,
+    "totalTokenCount": 23,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One request as it arrived."""
+
+    path: str
+    headers: Mapping[str, str]  # names in lower case
+    body: Any
+
+    @property
+    def text(self) -> str:
+        """All text of the conversation's turns."""
+        return "".join(p["text"] for turn in self.body["contents"] for p in turn["parts"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the server does with one call: replies, or drops or hangs the connection."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fault: str = ""  # "drop" or "hang"
+
+
+class GeminiServer:
+    """The server; a context manager.
+
+    Attributes:
+      url: for GOOGLE_GEMINI_BASE_URL.
+      key: the key a test sets; any key is let in.
+      calls: the calls so far.
+    """
+
+    key = "loopback-key-0123456789"
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._script: collections.deque[Answer] = collections.deque()
+        self._lock, self._closing = threading.Lock(), threading.Event()
+        outer = self
+
+        class Handler(_Handler):
+            server_of_tests = outer
+
+        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def __enter__(self) -> "GeminiServer":
+        # The poll is how long closing takes.
+        threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._closing.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+    def then(self, *answers: Answer) -> None:
+        """Scripts the next replies."""
+        self._script.extend(answers)
+
+    def says(
+        self, text: str = "", *, finish: str | None = "STOP", thoughts: str = "", **more: Any
+    ) -> Answer:
+        """A 200 with one candidate; `more` goes into the reply's top level."""
+        parts = [{"text": thoughts, "thought": True}] if thoughts else []
+        parts += [{"text": text}] if text else []
+        candidate: dict[str, Any] = {"index": 0}
+        if parts:
+            candidate["content"] = {"role": "model", "parts": parts}
+        if finish is not None:
+            candidate["finishReason"] = finish
+        return self.replies({"candidates": [candidate], "usageMetadata": USAGE, **more})
+
+    def replies(self, body: Any) -> Answer:
+        """A 200 with this JSON body."""
+        return Answer(body=json.dumps({"modelVersion": "loopback-1", **body}).encode())
+
+    def raw(self, body: bytes, status: int = 200) -> Answer:
+        """Any bytes."""
+        return Answer(status=status, body=body)
+
+    def error(
+        self,
+        code: int,
+        message: str,
+        *,
+        status: str = "FAILED",
+        retry_delay: str = "",
+        retry_after: str = "",
+    ) -> Answer:
+        """An error as Google's services write it."""
+        error: dict[str, Any] = {"code": code, "message": message, "status": status}
+        if retry_delay:
+            kind = "type.googleapis.com/google.rpc.RetryInfo"
+            error["details"] = [{"@type": kind, "retryDelay": retry_delay}]
+        headers = {"Retry-After": retry_after} if retry_after else {}
+        return Answer(status=code, body=json.dumps({"error": error}).encode(), headers=headers)
+
+    def drops(self) -> Answer:
+        """The connection ends without a reply."""
+        return Answer(fault="drop")
+
+    def hangs(self) -> Answer:
+        """No reply comes before the server closes."""
+        return Answer(fault="hang")
+
+    def _take(self, call: Call) -> Answer:
+        with self._lock:
+            self.calls.append(call)
+            if self._script:
+                return self._script.popleft()
+        return self.says(judgement(call))
+
+    def _wait_for_close(self) -> None:
+        self._closing.wait()
+
+
+def judgement(call: Call) -> str:
+    """The judge's reply, by the form of the schema asked for."""
+    schema = call.body["generationConfig"].get("responseSchema")
+    if schema is None:
+        return "<think>\nIt hums.\n</think>\n<answer>Brindle rime</answer>"
+    if schema["type"] == "OBJECT":
+        same = _inside("reference", call.text) == _inside("predicted", call.text)
+        return json.dumps({"same": same})
+    trace, verdict = _inside("trace", call.text), []
+    for number, statement in re.findall(r"(?m)^(\d+)\. (.*)$", _inside("statements", call.text)):
+        quotes = [statement] if statement in trace else []
+        verdict.append({"number": int(number), "quotes": quotes})
+    return json.dumps(verdict)
+
+
+def _inside(tag: str, text: str) -> str:
+    return re.search(rf"(?s).*<{tag}>\n(.*)\n</{tag}>", text)[1]
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_of_tests: GeminiServer
+
+    def do_POST(self) -> None:
+        length = int(self.headers["Content-Length"])
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        call = Call(self.path, headers, json.loads(self.rfile.read(length)))
+        answer = self.server_of_tests._take(call)
+        if answer.fault == "hang":
+            self.server_of_tests._wait_for_close()
+        if answer.fault:
+            self.close_connection = True
+            return
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        self.wfile.write(answer.body)
+
+    def log_message(self, *unused: object) -> None:
+        """Keeps the test's output clean."""

@@ -1,0 +1,313 @@
+"""The real google-genai client against a Gemini on loopback: every ending has its outcome."""
+
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from mcr_jax.errors import McrError, UsageError
+from mcr_jax.generate import driver
+from mcr_jax.generate.api import Outcome, Request, Usage
+from mcr_jax.generate.gemini import Gemini
+from mcr_jax.generate.ledger import Ledger, RowKey, Scope
+
+SCHEMA = {"type": "object", "properties": {"same": {"type": "boolean"}}, "required": ["same"]}
+SCOPE = Scope("sample", "gemini")
+
+
+def ask(messages=({"role": "user", "content": "Which hum?"},), **options):
+    return Request(key="k", messages=tuple(messages), **options)
+
+
+def one(generator, request=None):
+    (reply,) = generator.generate([request or ask()])
+    return reply
+
+
+def run(tmp_path, generator, attempts=2):
+    """One row through the driver; returns its summary and last attempt."""
+    row = RowKey(stage="sample", case="c", model="gemini", sample=0)
+    jobs = [driver.Job(row=row, request=ask())]
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        retry = driver.Retry(attempts=attempts, backoff=0.0)
+        summary = driver.run(SCOPE, jobs, generator, ledger, retry=retry)
+        return summary, ledger.answers(SCOPE)[row], ledger.count()
+
+
+def test_answer_is_text_without_thoughts_and_counts_every_token(gemini):
+    gemini.then(gemini.says("It is rime.", thoughts="Let me think."))
+    reply = one(Gemini("m"))
+    assert (reply.outcome, reply.text, reply.model_version) == (
+        Outcome.OK,
+        "It is rime.",
+        "loopback-1",
+    )
+    assert reply.usage == Usage(prompt=11, output=12, cached=3)
+
+
+def test_request_on_the_wire(gemini):
+    gemini.then(gemini.says('{"same": true}'))
+    messages = (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "Three?"},
+    )
+    request = ask(messages, temperature=0.0, seed=7, max_tokens=99, schema=SCHEMA)
+    one(Gemini("m", thinking_budget=0, timeout=7), request)
+    (call,) = gemini.calls
+    assert call.path == "/v1beta/models/m:generateContent"
+    assert call.headers["x-goog-api-key"] == gemini.key
+    turns = [(c["role"], c["parts"]) for c in call.body["contents"]]
+    assert turns == [
+        ("user", [{"text": "One?"}]),
+        ("model", [{"text": "Two."}]),
+        ("user", [{"text": "Three?"}]),
+    ]
+    assert call.body["systemInstruction"]["parts"] == [{"text": "Be brief."}]
+    config = call.body["generationConfig"]
+    assert (config["temperature"], config["seed"], config["maxOutputTokens"]) == (0, 7, 99)
+    assert config["responseMimeType"] == "application/json"
+    assert config["responseSchema"]["properties"]["same"]["type"] == "BOOLEAN"
+    assert config["thinkingConfig"] == {"thinking_budget": 0}
+
+
+def test_no_schema_and_no_budget_leave_the_services_defaults(gemini):
+    one(Gemini("m"))
+    config = gemini.calls[0].body["generationConfig"]
+    assert not {"responseSchema", "responseMimeType", "thinkingConfig"} & config.keys()
+
+
+def test_every_wanted_index_is_a_call_with_its_own_seed(gemini):
+    request = ask(n=4, indices=(1, 3), temperature=0.7, seed=10)
+    assert [r.index for r in Gemini("m").generate([request])] == [1, 3]
+    assert [c.body["generationConfig"]["seed"] for c in gemini.calls] == [11, 13]
+
+
+def test_token_limit_is_truncated_and_keeps_the_text(gemini):
+    gemini.then(gemini.says("It is", finish="MAX_TOKENS"), gemini.says("", finish="MAX_TOKENS"))
+    generator = Gemini("m")
+    replies = [one(generator), one(generator)]
+    assert [(r.outcome, r.text) for r in replies] == [
+        (Outcome.TRUNCATED, "It is"),
+        (Outcome.TRUNCATED, ""),
+    ]
+
+
+def test_continuation_is_not_followed_by_a_second_billed_call(gemini):
+    gemini.then(gemini.says("It is", finish="CONTINUATION"))
+    assert one(Gemini("m")).outcome is Outcome.TRUNCATED
+    assert len(gemini.calls) == 1
+
+
+@pytest.mark.parametrize("reason", ["SAFETY", "RECITATION", "PROHIBITED_CONTENT", "SPII"])
+def test_refused_answer_is_blocked_and_its_text_is_not_taken(gemini, reason):
+    gemini.then(gemini.says("half an answer", finish=reason))
+    reply = one(Gemini("m"))
+    assert (reply.outcome, reply.text, reply.usage.prompt) == (Outcome.BLOCKED, "", 11)
+    assert reason in reply.error
+
+
+def test_refused_prompt_is_blocked(gemini):
+    gemini.then(gemini.replies({"promptFeedback": {"blockReason": "SAFETY"}}))
+    reply = one(Gemini("m"))
+    assert (reply.outcome, reply.error) == (Outcome.BLOCKED, "prompt blocked: SAFETY")
+
+
+@pytest.mark.parametrize("finish", ["STOP", "OTHER", "MALFORMED_RESPONSE", None])
+def test_reply_without_text_is_malformed(gemini, finish):
+    gemini.then(gemini.says("", finish=finish))
+    reply = one(Gemini("m"))
+    assert (reply.outcome, reply.text) == (Outcome.MALFORMED, "")
+
+
+@pytest.mark.filterwarnings("ignore:FROM_THE_FUTURE")
+def test_finish_reason_unknown_to_the_client_is_malformed(gemini):
+    gemini.then(gemini.says("text", finish="FROM_THE_FUTURE"))
+    reply = one(Gemini("m"))
+    assert (reply.outcome, reply.error) == (Outcome.MALFORMED, "finish reason FROM_THE_FUTURE")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"<html>gateway</html>", b"\xff\xfe", b"[]", b"null", b"7", b'"text"', b"{}"),
+        *(b'{"candidates": [7]}', b'{"usageMetadata": []}', b'{"candidates": []}'),
+        b'{"candidates": [{"content": {"parts": [{"text": 7}]}, "finishReason": "STOP"}]}',
+    ],
+)
+def test_200_that_is_no_reply_is_an_infrastructure_error(gemini, body):
+    gemini.then(gemini.raw(body))
+    reply = one(Gemini("m"))
+    assert (reply.outcome, reply.text) == (Outcome.INFRA_ERROR, "")
+    assert reply.error and "\n" not in reply.error
+
+
+def test_finish_reason_that_is_missing_is_malformed(gemini):
+    gemini.then(gemini.raw(b'{"candidates": "x"}'))
+    assert one(Gemini("m")).outcome is Outcome.MALFORMED
+
+
+def test_wait_named_by_the_service_is_passed_on(gemini):
+    gemini.then(
+        gemini.error(429, "slow down", retry_delay="7.5s", retry_after="3"),
+        gemini.error(503, "overloaded", retry_after="12"),
+        gemini.error(503, "overloaded", retry_after="Thu, 01 Jan 1970 00:00:00 GMT"),
+        gemini.error(503, "overloaded", retry_after="soon", retry_delay="later"),
+        gemini.raw(b'{"error": [1]}', 500),
+        gemini.raw(b"busy", 502),
+    )
+    generator = Gemini("m")
+    replies = [one(generator) for _ in range(6)]
+    assert {r.outcome for r in replies} == {Outcome.INFRA_ERROR}
+    assert [r.retry_after for r in replies] == [7.5, 12.0, 0.0, None, None, None]
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "201", "drops", "not JSON"])
+def test_passing_fault_is_retried_and_the_row_is_answered(gemini, tmp_path, fault):
+    faults = {
+        "429": gemini.error(429, "slow down", retry_delay="0s"),
+        "500": gemini.error(500, "try again"),
+        "201": gemini.raw(b"{}", 201),
+        "drops": gemini.drops(),
+        "not JSON": gemini.raw(b"<html>"),
+    }
+    gemini.then(faults[fault], gemini.says("It is rime."))
+    summary, attempt, rows = run(tmp_path, Gemini("m"))
+    assert (summary.settled, attempt.outcome, attempt.text) == (1, Outcome.OK, "It is rime.")
+    assert (attempt.attempt, rows, len(gemini.calls)) == (2, 2, 2)
+
+
+def test_server_that_hangs_is_a_timeout(gemini):
+    gemini.then(gemini.hangs())
+    reply = one(Gemini("m", timeout=0.2))
+    assert reply.outcome is Outcome.INFRA_ERROR
+    assert "imeout" in reply.error
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [(400, "GEMINI_API_KEY"), (401, "key"), (403, "key"), (404, "model m"), (405, "BASE_URL")],
+)
+def test_call_that_can_never_work_stops_the_run_with_one_line(gemini, tmp_path, code, says):
+    gemini.then(*(gemini.error(code, f"no:\n  {gemini.key}") for _ in range(2)))
+    with pytest.raises(McrError, match=f"HTTP {code}") as raised:
+        run(tmp_path, Gemini("m"))
+    line = str(raised.value)
+    assert says in line and "\n" not in line and gemini.key not in line
+    assert len(gemini.calls) == 1
+
+
+@pytest.mark.parametrize("code", [400, 413])
+def test_prompt_beyond_the_model_costs_its_row_only(gemini, code):
+    message = "The input token count (2000000) exceeds the maximum number of tokens allowed."
+    gemini.then(gemini.error(code, message))
+    assert one(Gemini("m")).outcome is Outcome.PROMPT_TOO_LONG
+
+
+def test_service_that_never_answers_ends_the_run(gemini):
+    gemini.then(*(gemini.drops() for _ in range(60)))
+    request = ask(n=60)
+    with pytest.raises(McrError, match="cannot be reached, 40 calls"):
+        list(Gemini("m").generate([request]))
+
+
+def test_one_reply_starts_the_count_of_unanswered_calls_again(gemini):
+    gemini.then(*(gemini.drops() for _ in range(39)), gemini.error(503, "here, but busy"))
+    gemini.then(*(gemini.drops() for _ in range(39)))
+    replies = list(Gemini("m").generate([ask(n=79)]))
+    assert {r.outcome for r in replies} == {Outcome.INFRA_ERROR}
+
+
+def test_path_prefix_of_the_base_url_is_kept(gemini, monkeypatch):
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", f"{gemini.url}/gateway/eu")
+    one(Gemini("m"))
+    assert gemini.calls[0].path == "/gateway/eu/v1beta/models/m:generateContent"
+
+
+def test_settings_of_the_machine_do_not_redirect_the_calls(gemini, monkeypatch):
+    monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
+    monkeypatch.setenv("GOOGLE_GENAI_API_VERSION", "v9")
+    monkeypatch.setenv("GOOGLE_API_KEY", "another-key")
+    one(Gemini("m"))
+    (call,) = gemini.calls
+    assert call.path.startswith("/v1beta/")
+    assert call.headers["x-goog-api-key"] == gemini.key
+
+
+def test_second_name_of_the_key_works_alone(gemini, monkeypatch):
+    monkeypatch.delenv("GEMINI_API_KEY")
+    monkeypatch.setenv("GOOGLE_API_KEY", " other-key\n")
+    one(Gemini("m"))
+    assert gemini.calls[0].headers["x-goog-api-key"] == "other-key"
+
+
+@pytest.mark.parametrize("key", [None, "", "  ", "sk secret", "clé-secret", "a\nsecret"])
+def test_key_that_cannot_be_used_is_a_usage_error_that_does_not_show_it(monkeypatch, key):
+    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("GEMINI_API_KEY", key)
+    with pytest.raises(UsageError, match="GEMINI_API_KEY") as raised:
+        Gemini("m")
+    assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["localhost:80", "ftp://here", "http://"])
+def test_base_url_without_scheme_or_host_is_a_usage_error(gemini, monkeypatch, url):
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+    with pytest.raises(UsageError, match="GOOGLE_GEMINI_BASE_URL"):
+        Gemini("m")
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"concurrency": 0}, {"model": " "}])
+def test_bad_argument_is_a_usage_error(gemini, options):
+    with pytest.raises(UsageError, match="Gemini needs"):
+        Gemini(**{"model": "m", **options})
+
+
+def test_key_stands_nowhere_but_in_the_header(gemini, tmp_path):
+    echo = f"key {gemini.key} is over its quota"
+    gemini.then(
+        gemini.error(429, echo, retry_delay="0s"), gemini.raw(echo.encode(), 500), gemini.drops()
+    )
+    generator = Gemini("m")
+    _, attempt, _ = run(tmp_path, generator, attempts=3)
+    assert attempt.outcome is Outcome.INFRA_ERROR
+    stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert gemini.key.encode() not in stored
+    assert gemini.key not in generator.identity
+    assert all(gemini.key not in json.dumps([c.path, c.body]) for c in gemini.calls)
+
+
+def test_identity_names_the_model_and_what_changes_its_answers(gemini):
+    assert Gemini("m").identity == Gemini("m", timeout=9, concurrency=2).identity
+    assert Gemini("m").identity != Gemini("other").identity
+    assert Gemini("m").identity != Gemini("m", thinking_budget=0).identity
+
+
+def test_rows_are_answered_by_as_many_threads_as_asked_for(gemini, tmp_path):
+    threads, released = set(), threading.Barrier(3, timeout=30)
+
+    class Watched(Gemini):
+        def generate(self, requests):
+            threads.add(threading.get_ident())
+            released.wait()  # only passes if three calls are under way at once
+            yield from super().generate(requests)
+
+    jobs = [
+        driver.Job(
+            row=RowKey(stage="sample", case=f"c{i}", model="gemini", sample=0),
+            request=Request(key=f"k{i}", messages=({"role": "user", "content": "?"},)),
+        )
+        for i in range(9)
+    ]
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        summary = driver.run(SCOPE, jobs, Watched("m", concurrency=3), ledger)
+        assert (summary.settled, ledger.count(), len(threads)) == (9, 9, 3)
+
+
+def test_module_imports_without_the_client():
+    code = "import sys, mcr_jax.generate.gemini; sys.exit('google.genai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

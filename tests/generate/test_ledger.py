@@ -1,0 +1,249 @@
+"""The ledger keeps what was acknowledged, whatever happens to the process, and joins by key."""
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from mcr_jax.errors import McrError
+from mcr_jax.generate.api import Outcome, Usage
+from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
+
+SCOPE = Scope("diagnosis", "sft", "offline")
+
+# Writes rows for ever, or up to a count, and acknowledges each on stdout once it is written.
+WRITER = """
+import itertools, sys
+from mcr_jax.generate.api import Outcome
+from mcr_jax.generate.ledger import Attempt, Ledger, RowKey
+path, name, count, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+with Ledger(path) as ledger:
+    for i in range(count) if count else itertools.count():
+        row = RowKey(stage="sample", case=name, model="sft", sample=i)
+        ledger.write(Attempt(row=row, digest="d", attempt=1, outcome=Outcome.OK, text="x" * size))
+        print(i, flush=True)
+"""
+
+
+def row(sample=0, case="c1", **changes):
+    return RowKey(
+        **{"stage": "diagnosis", "case": case, "model": "sft", "sample": sample, "judge": "offline"}
+        | changes
+    )
+
+
+def attempt(key=None, number=1, digest="d1", **changes):
+    return Attempt(
+        **{"row": key or row(), "digest": digest, "attempt": number, "outcome": Outcome.OK}
+        | changes
+    )
+
+
+def writer(path, name, count=0, size=10):
+    command = [sys.executable, "-c", WRITER, str(path), name, str(count), str(size)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger(tmp_path / "ledger.sqlite") as opened:
+        yield opened
+
+
+def test_attempt_comes_back_as_it_was_written(ledger):
+    written = attempt(
+        text='{"same": true}',
+        verdict={"same": True, "quotes": [["a “b”"]]},
+        usage=Usage(prompt=11, output=12, cached=3),
+        model_version="m-1",
+        seconds=0.25,
+    )
+    ledger.declare(SCOPE, {row(): "d1"})
+    ledger.write(written)
+    assert ledger.answers(SCOPE) == {row(): written}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a\0b", "'); DROP TABLE attempts; --", "😀‮\u2009", "x" * 1_000_000, "\r\n\t"]
+)
+def test_any_text_comes_back_unchanged(ledger, text):
+    ledger.declare(SCOPE, {row(): "d1"})
+    ledger.write(attempt(text=text, error=text, outcome=Outcome.MALFORMED))
+    answer = ledger.answers(SCOPE)[row()]
+    assert (answer.text, answer.error) == (text, text)
+
+
+def test_lone_surrogate_costs_its_character_and_not_the_row(ledger):
+    ledger.declare(SCOPE, {row(): "d1"})
+    ledger.write(
+        attempt(text="a\ud800b", error="\udfff", verdict=["\ud800"], model_version="\ud800")
+    )
+    answer = ledger.answers(SCOPE)[row()]
+    assert (answer.text, answer.error, answer.model_version) == ("a?b", "?", "?")
+    assert answer.verdict == ["\ud800"]
+
+
+def test_newest_attempt_answers_and_older_ones_stay(ledger):
+    ledger.declare(SCOPE, {row(): "d1"})
+    ledger.write(attempt(number=1, outcome=Outcome.INFRA_ERROR))
+    ledger.write(attempt(number=2, text="later"))
+    assert ledger.answers(SCOPE)[row()].text == "later"
+    assert ledger.count() == 2
+
+
+def test_answer_under_another_digest_is_no_answer(ledger):
+    ledger.write(attempt(digest="old prompt"))
+    ledger.declare(SCOPE, {row(): "new prompt"})
+    assert ledger.answers(SCOPE) == {row(): None}
+
+
+def test_rows_that_differ_in_any_key_field_are_different_rows(ledger):
+    keys = [row(), row(1), row(case="c2"), row(repeat=1)]
+    ledger.declare(SCOPE, dict.fromkeys(keys, "d1"))
+    for i, key in enumerate(keys):
+        ledger.write(attempt(key, text=str(i)))
+    assert {k: a.text for k, a in ledger.answers(SCOPE).items()} == dict(
+        zip(keys, "0123", strict=True)
+    )
+
+
+def test_declaring_again_replaces_what_the_scope_wanted_and_no_other_scope(ledger):
+    other = Scope("diagnosis", "base", "offline")
+    ledger.declare(other, {row(model="base"): "d1"})
+    ledger.declare(SCOPE, {row(0): "d1", row(1): "d1"})
+    ledger.declare(SCOPE, {row(1): "d1"})
+    assert set(ledger.answers(SCOPE)) == {row(1)}
+    assert set(ledger.answers(other)) == {row(model="base")}
+
+
+def test_declaring_a_row_of_another_scope_is_refused_and_changes_nothing(ledger):
+    ledger.declare(SCOPE, {row(): "d1"})
+    with pytest.raises(ValueError, match="outside"):
+        ledger.declare(SCOPE, {row(model="base"): "d1"})
+    assert set(ledger.answers(SCOPE)) == {row()}
+
+
+def test_same_attempt_twice_is_refused_and_the_first_stays(ledger):
+    ledger.declare(SCOPE, {row(): "d1"})
+    ledger.write(attempt(text="first"))
+    with pytest.raises(McrError, match=r"ledger\.sqlite"):
+        ledger.write(attempt(text="second"))
+    assert ledger.answers(SCOPE)[row()].text == "first"
+
+
+@pytest.mark.parametrize(
+    "bad", [{"stage": ""}, {"case": ""}, {"model": ""}, {"sample": -1}, {"repeat": -1}]
+)
+def test_row_without_identity_is_refused(ledger, bad):
+    with pytest.raises(McrError):
+        ledger.write(attempt(row(**bad)))
+    assert ledger.count() == 0
+
+
+def test_rows_are_there_after_reopening(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        ledger.declare(SCOPE, {row(): "d1"})
+        ledger.write(attempt(text="kept"))
+    with Ledger(path, readonly=True) as ledger:
+        assert ledger.answers(SCOPE)[row()].text == "kept"
+
+
+def test_missing_ledger_for_reading_says_which_command_makes_it(tmp_path):
+    with pytest.raises(McrError, match="run `mcr sample` first"):
+        Ledger(tmp_path / "ledger.sqlite", readonly=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_file_that_is_no_ledger_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    path.write_text("These are notes, not a ledger. " * 50)
+    before = path.read_bytes()
+    with pytest.raises(McrError, match=r"ledger\.sqlite"):
+        Ledger(path)
+    assert path.read_bytes() == before
+    with pytest.raises(McrError, match="cannot open"):
+        Ledger(tmp_path)
+
+
+def test_ledger_of_a_later_version_is_refused(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(McrError, match="schema 99"):
+        Ledger(path)
+
+
+def test_threads_write_at_the_same_time(ledger):
+    failures = []
+
+    def write(thread):
+        try:
+            for i in range(25):
+                ledger.write(attempt(row(i, case=f"c{thread}")))
+        except McrError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert ledger.count() == 200
+
+
+def test_processes_write_at_the_same_time(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    writers = [writer(path, name, count=60) for name in ("one", "two")]
+    acknowledged = [len(w.communicate(timeout=120)[0].split()) for w in writers]
+    assert [w.returncode for w in writers] == [0, 0]
+    with Ledger(path) as ledger:
+        assert ledger.count() == sum(acknowledged) == 120
+
+
+def test_a_new_file_is_shared_with_a_process_that_is_just_creating_it(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    with contextlib.closing(other):
+        other.execute("BEGIN IMMEDIATE")  # as one creating the tables; the mode is not WAL yet
+        timer = threading.Timer(0.3, other.execute, ("ROLLBACK",))
+        timer.start()
+        with Ledger(path) as ledger:
+            ledger.write(attempt())
+            assert ledger.count() == 1
+        timer.join()
+
+
+def test_killed_process_leaves_every_acknowledged_row(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    process = writer(path, "killed", size=20_000)
+    for _ in range(20):
+        process.stdout.readline()
+    os.kill(process.pid, signal.SIGKILL)
+    acknowledged = 20 + len(process.communicate(timeout=60)[0].split())
+    assert process.returncode == -signal.SIGKILL
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    with Ledger(path) as ledger:
+        assert ledger.count() >= acknowledged
+        ledger.write(attempt())
+
+
+def test_full_disk_is_one_line_and_earlier_rows_stay(mount_disk):
+    path, written = mount_disk("1m") / "ledger.sqlite", 0
+    ledger = Ledger(path)
+    with pytest.raises(McrError, match="rows written before are kept") as raised:
+        for i in range(1000):
+            ledger.write(attempt(row(i), text="x" * 10_000))
+            written += 1
+    assert "\n" not in str(raised.value)
+    assert 10 < written == ledger.count()
+    ledger.close()
+    with Ledger(path, readonly=True) as reopened:
+        assert reopened.count() == written

@@ -1,0 +1,93 @@
+"""Killed at any stage, the same command goes on and ends where an uninterrupted run ends."""
+
+import collections
+import json
+import pathlib
+import signal
+from collections.abc import Callable
+
+from processes import COMPLETIONS, TINY, Mcr, read, rows, said, unfinished, until
+
+
+def _killed(mcr: Mcr, condition: Callable[[], bool], *args: object, **env: str) -> str:
+    """Starts a run, kills it as soon as `condition` holds; returns what it printed."""
+    process = mcr.start(*args, **env)
+    try:
+        until(condition, process)
+    finally:
+        process.kill()
+        out, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    return out
+
+
+def _written(workdir: pathlib.Path, stage: str = "%") -> list[tuple]:
+    """The ledger's rows as they are, ids and times included: equal only if never written again."""
+    return [tuple(row) for row in rows(workdir, stage)]
+
+
+def _most_often(workdir: pathlib.Path) -> int:
+    """How often the most frequent place in the ledger was answered."""
+    place = ("stage", "case_fingerprint", "model", "sample", "judge", "repeat")
+    counts = collections.Counter(tuple(row[name] for name in place) for row in rows(workdir))
+    return max(counts.values())
+
+
+def _step(workdir: pathlib.Path) -> int:
+    """The step of the newest whole checkpoint, 0 without any."""
+    saved = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return max((int(name) for name in saved if name.isdecimal()), default=0)
+
+
+def _metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """metrics.jsonl without the times."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in m.items() if name != "seconds"} for m in lines]
+
+
+def test_killed_in_training_sampling_and_judging_it_ends_as_if_it_never_was(mcr, finished, tiny):
+    workdir = mcr.folder / "w"
+    command = ("demo", "--workdir=w", *tiny)
+
+    _killed(mcr, lambda: _step(workdir) > 0, *command)
+    assert 0 < _step(workdir) < TINY["train.steps"], "not killed in training"
+
+    out = _killed(mcr, lambda: len(rows(workdir)) > 0, *command)
+    assert f"train: step {TINY['train.steps']}, resumed from step" in out
+    drawn = _written(workdir)
+    assert 0 < len(drawn) < COMPLETIONS, "not killed in sampling"
+
+    out = _killed(mcr, lambda: len(rows(workdir, "reasons")) > 0, *command)
+    assert "train: nothing to do" in out
+    judged = _written(workdir)
+    assert judged[: len(drawn)] == drawn
+    assert COMPLETIONS < len(judged) < len(rows(finished.path)), "not killed in judging"
+
+    out = mcr.ok(*command)
+    assert out.count("completions, nothing to do") == 2
+    assert _written(workdir)[: len(judged)] == judged
+    assert _most_often(workdir) == 1
+    assert (workdir / "results.json").read_bytes() == finished.results
+    assert said(workdir) == said(finished.path)
+    assert _metrics(workdir) == _metrics(finished.path)
+
+
+def test_no_verdict_that_was_paid_for_is_asked_again(mcr, workdir, tiny, gemini):
+    """The service stops answering after a few verdicts: the kill surely comes between two calls."""
+    unfinished(workdir, "judge")
+    keys = {"GEMINI_API_KEY": gemini.key, "GOOGLE_GEMINI_BASE_URL": gemini.url}
+    command = ("demo", f"--workdir={workdir}", "--judge=gemini", *tiny)
+    answer, few = gemini._take, 5
+    gemini._take = lambda call: answer(call) if len(gemini.calls) < few else gemini.hangs()
+    _killed(mcr, lambda: len(rows(workdir, "reasons")) >= few, *command, **keys)
+    paid = _written(workdir, "reasons")
+    assert len(paid) == few
+    gemini._take = answer
+
+    mcr.ok(*command, **keys)
+    verdicts = read(workdir / "results.json")["judge"]["verdicts"]
+    wanted = sum(stage["wanted"] for stage in verdicts.values())
+    assert wanted == sum(stage["settled"] for stage in verdicts.values()) > few
+    assert len(gemini.calls) == wanted
+    assert _written(workdir, "reasons")[:few] == paid
+    assert _most_often(workdir) == 1

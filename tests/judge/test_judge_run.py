@@ -1,0 +1,201 @@
+"""The judging stage: right rows, right joins, no call twice, and failures told in one line."""
+
+import pytest
+
+from mcr_jax import config as configs
+from mcr_jax import synthetic
+from mcr_jax.completion import render
+from mcr_jax.errors import McrError, UsageError
+from mcr_jax.generate.api import Outcome
+from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
+from mcr_jax.judge.run import judge
+from mcr_jax.workdir import Workdir
+
+CASES = synthetic.cases(5, {"test": 3})
+GOOD, BAD = CASES[0].final_diagnosis, "Quite another thing"
+
+
+def config(**changes):
+    made = configs.default()
+    made.sample.models = ("sft",)
+    with made.unlocked():
+        made.update_from_flattened_dict(changes)
+    return made
+
+
+def completed(workdir, texts, model="sft"):
+    """Writes completions: {(case number, sample): text, or an outcome without text}."""
+    rows = {
+        RowKey(stage="sample", case=CASES[c].fingerprint, model=model, sample=s): said
+        for (c, s), said in texts.items()
+    }
+    with Ledger(workdir.ledger) as ledger:
+        ledger.declare(Scope("sample", model), dict.fromkeys(rows, "d"))
+        for row, said in rows.items():
+            outcome = said if isinstance(said, Outcome) else Outcome.OK
+            text = "" if isinstance(said, Outcome) else said
+            ledger.write(Attempt(row=row, digest="d", attempt=1, outcome=outcome, text=text))
+
+
+def told(case, answer=None):
+    return render(" ".join(CASES[case].statements), answer or CASES[case].final_diagnosis)
+
+
+def verdicts(workdir, stage, model="sft", name="offline"):
+    """{(case number, sample): verdict}."""
+    number = {case.fingerprint: i for i, case in enumerate(CASES)}
+    with Ledger(workdir.ledger, readonly=True) as ledger:
+        answers = ledger.answers(Scope(stage, model, name))
+    return {(number[r.case], r.sample): a and a.verdict for r, a in answers.items()}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return Workdir(tmp_path / "run")
+
+
+def test_verdicts_are_joined_to_their_completions(workdir):
+    completed(
+        workdir, {(0, 0): told(0), (0, 1): told(0, BAD), (1, 0): told(1), (2, 0): told(2, BAD)}
+    )
+    counts = judge(workdir, config(), list(reversed(CASES)))
+    assert verdicts(workdir, "diagnosis") == {
+        (0, 0): {"same": True},
+        (0, 1): {"same": False},
+        (1, 0): {"same": True},
+        (2, 0): {"same": False},
+    }
+    recalled = verdicts(workdir, "reasons")
+    assert set(recalled) == {(0, 0), (1, 0), (2, 0)}
+    for (case, _), verdict in recalled.items():
+        assert verdict["verified"] == verdict["found"] == [True] * len(CASES[case].statements)
+    assert [counts[k] for k in ("total", "asked", "settled", "unresolved")] == [7, 7, 7, 0]
+
+
+def test_only_one_clear_answer_and_only_a_trace_are_judged(workdir):
+    completed(
+        workdir,
+        {
+            (0, 0): "<think>hum</think> no answer",
+            (0, 1): f"<answer>{GOOD}</answer><answer>{BAD}</answer>",
+            (0, 2): Outcome.INFRA_ERROR,
+            (1, 0): f"<answer>{GOOD}</answer>",
+            (2, 0): Outcome.PROMPT_TOO_LONG,
+        },
+    )
+    judge(workdir, config(), CASES)
+    assert set(verdicts(workdir, "diagnosis")) == {(1, 0)}
+    assert set(verdicts(workdir, "reasons")) == {(0, 0)}
+
+
+def test_recall_is_judged_for_as_many_samples_as_asked_for(workdir):
+    completed(workdir, {(0, s): told(0) for s in range(4)})
+    judge(workdir, config(**{"judge.recall_samples": 3}), CASES)
+    assert set(verdicts(workdir, "reasons")) == {(0, 0), (0, 1), (0, 2)}
+
+
+def test_second_call_asks_nothing_and_says_so(workdir):
+    completed(workdir, {(0, 0): told(0), (1, 0): told(1)})
+    first, second = judge(workdir, config(), CASES), judge(workdir, config(), CASES)
+    assert (first["asked"], second["asked"], second["total"]) == (4, 0, 4)
+    again = second["models"]["sft"]["reasons"]
+    assert again == {"total": 2, "asked": 0, "settled": 0, "unresolved": 0}
+
+
+def test_new_prompt_asks_again_and_the_manifest_names_it(workdir, tmp_path):
+    completed(workdir, {(0, 0): told(0)})
+    judge(workdir, config(), CASES)
+    before = workdir.read_json(workdir.manifest)["judge"]
+    (tmp_path / "judge_diagnosis.txt").write_text("Same? {{reference}} {{predicted}}")
+    counts = judge(workdir, config(prompts=str(tmp_path)), CASES)
+    after = workdir.read_json(workdir.manifest)["judge"]
+    assert (counts["asked"], counts["total"]) == (1, 2)
+    assert (before["name"], before["identity"]) == ("offline", "offline/1")
+    changed = {n for n in after["prompts"] if after["prompts"][n] != before["prompts"][n]}
+    assert changed == {"judge_diagnosis"}
+
+
+def test_every_model_of_the_config_is_judged_for_itself(workdir):
+    completed(workdir, {(0, 0): told(0)}, "sft")
+    completed(workdir, {(0, 0): told(0, BAD)}, "base")
+    judge(workdir, config(**{"sample.models": ("base", "sft")}), CASES)
+    assert verdicts(workdir, "diagnosis", "base") == {(0, 0): {"same": False}}
+    assert verdicts(workdir, "diagnosis", "sft") == {(0, 0): {"same": True}}
+
+
+def test_completions_of_cases_not_asked_for_are_left_alone(workdir):
+    completed(workdir, {(0, 0): told(0), (1, 0): told(1)})
+    judge(workdir, config(), CASES[:1])
+    assert set(verdicts(workdir, "diagnosis")) == {(0, 0)}
+
+
+def test_nothing_to_judge_says_which_command_comes_first(workdir):
+    with pytest.raises(McrError, match="run `mcr sample` first"):
+        judge(workdir, config(), CASES)
+    completed(workdir, {(0, 0): told(0)}, "base")
+    with pytest.raises(McrError, match="no completions of sft yet; run `mcr sample` first"):
+        judge(workdir, config(), CASES)
+
+
+def test_unknown_judge_is_a_usage_error(workdir):
+    completed(workdir, {(0, 0): told(0)})
+    with pytest.raises(UsageError, match=r"judge\.name is 'oracle'"):
+        judge(workdir, config(**{"judge.name": "oracle"}), CASES)
+
+
+def with_gemini(**changes):
+    return config(**{"judge.name": "gemini", "judge.concurrency": 1, "judge.attempts": 2} | changes)
+
+
+def test_gemini_judges_the_same_rows_on_the_same_path(workdir, gemini):
+    completed(workdir, {(0, 0): told(0), (0, 1): told(0, BAD)})
+    counts = judge(workdir, with_gemini(**{"judge.concurrency": 4}), CASES)
+    name = "gemini:gemini-2.5-flash"
+    assert (counts["judge"], counts["settled"], len(gemini.calls)) == (name, 3, 3)
+    assert verdicts(workdir, "diagnosis", name=name) == {
+        (0, 0): {"same": True},
+        (0, 1): {"same": False},
+    }
+    assert all(verdicts(workdir, "reasons", name=name)[0, 0]["verified"])
+    assert judge(workdir, with_gemini(), CASES)["asked"] == 0
+    assert len(gemini.calls) == 3
+
+
+def test_title_and_article_never_reach_the_service(workdir, gemini):
+    completed(workdir, {(c, 0): told(c) for c in range(3)})
+    judge(workdir, with_gemini(), CASES)
+    sent = "".join(call.text for call in gemini.calls)
+    assert not any(case.title in sent or case.case_prompt in sent for case in CASES)
+
+
+def test_rows_left_open_are_counted_told_and_answered_by_the_next_call(workdir, gemini, capsys):
+    completed(workdir, {(0, s): told(0) for s in range(4)})
+    busy = gemini.error(503, "overloaded", retry_delay="0s")
+    odd, refused = gemini.says("maybe"), gemini.says("", finish="SAFETY")
+    gemini.then(busy, odd, refused, gemini.says('{"same": true}'), busy, odd)  # two rounds
+    first = judge(workdir, with_gemini(), CASES)
+    said = capsys.readouterr().out
+    assert [first[k] for k in ("total", "asked", "settled", "unresolved")] == [5, 5, 4, 3]
+    assert "diagnosis of sft: 3 of 4 without a verdict" in said
+    assert all(part in said for part in ("1 MALFORMED", "1 BLOCKED", "1 INFRA_ERROR", "overloaded"))
+    assert "run `mcr judge` again to go on" in said
+    second = judge(workdir, with_gemini(), CASES)
+    assert [second[k] for k in ("total", "asked", "settled", "unresolved")] == [5, 1, 1, 2]
+    assert "again" not in capsys.readouterr().out
+
+
+def test_failing_service_is_one_error_and_the_next_call_goes_on(workdir, gemini):
+    completed(workdir, {(0, 0): told(0)})
+    gemini.then(*(gemini.error(503, "overloaded", retry_delay="0s") for _ in range(4)))
+    with pytest.raises(McrError, match=r"not one of 2 verdicts .* overloaded") as raised:
+        judge(workdir, with_gemini(), CASES)
+    assert "\n" not in str(raised.value)
+    assert judge(workdir, with_gemini(), CASES)["settled"] == 2
+
+
+def test_bad_key_stops_at_the_first_call(workdir, gemini):
+    completed(workdir, {(c, 0): told(c) for c in range(3)})
+    gemini.then(gemini.error(403, "not allowed"))
+    with pytest.raises(McrError, match="HTTP 403"):
+        judge(workdir, with_gemini(), CASES)
+    assert len(gemini.calls) == 1

@@ -1,0 +1,79 @@
+"""Decoders come from a seed or from a checkpoint, and faults of storage are one line."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from mcr_jax.errors import McrError
+from mcr_jax.model import store
+from mcr_jax.train.checkpoint import Checkpoints
+from mcr_jax.train.step import State
+
+
+def params_of(model):
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_shape, tmp_path_factory):
+    """A folder with a checkpoint of step 4, and the decoder in it."""
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    model = store.untrained(tiny_shape, 9)
+    checkpoints = Checkpoints(folder, 2)
+    state = State(step=jax.numpy.int32(4), params=params_of(model), opt_state={})
+    checkpoints.save(4, state)
+    checkpoints.close()
+    return folder, model
+
+
+def test_a_blueprint_allocates_nothing(tiny_shape):
+    huge = dataclasses.replace(tiny_shape, vocab_size=200_000, width=8192, layers=80)
+    _, shapes = store.blueprint(huge)
+    leaves = jax.tree.leaves(shapes)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+    assert shapes["embedding"].shape == (200_000, 8192)
+
+
+def test_a_seed_fixes_every_parameter(tiny_shape):
+    one, same, other = (params_of(store.untrained(tiny_shape, seed)) for seed in (1, 1, 2))
+    jax.tree.map(np.testing.assert_array_equal, one, same)
+    assert all((np.asarray(one["layers"][n]) != other["layers"][n]).all() for n in "qkvo")
+
+
+def test_no_two_parameters_are_drawn_alike(tiny_shape):
+    shape = dataclasses.replace(tiny_shape, tied=False, kv_heads=4)
+    params = params_of(store.untrained(shape, 1))
+    assert (params["embedding"] != params["head"]).all()
+    assert (params["layers"]["k"] != params["layers"]["v"]).all()
+    assert (params["layers"]["q"][0] != params["layers"]["q"][1]).all()
+
+
+def test_a_checkpoint_gives_the_decoder_back(saved, tiny_shape):
+    folder, model = saved
+    restored, step = store.trained(folder, tiny_shape)
+    assert step == 4
+    jax.tree.map(np.testing.assert_array_equal, params_of(restored), params_of(model))
+    tokens = np.arange(6)[None]
+    np.testing.assert_array_equal(restored(tokens), model(tokens))
+
+
+def test_no_checkpoint_is_one_line(tiny_shape, tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(McrError) as refused:
+            store.trained(folder, tiny_shape)
+        assert str(folder) in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "other", [{"width": 32}, {"layers": 3}, {"tied": False}, {"vocab_size": 64}], ids=str
+)
+def test_a_checkpoint_of_another_shape_is_one_line(saved, tiny_shape, other):
+    folder, _ = saved
+    with pytest.raises(McrError) as refused:
+        store.trained(folder, dataclasses.replace(tiny_shape, **other))
+    assert str(folder) in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,98 @@
+"""Charts and evidence: what is drawn is what was given."""
+
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcr_jax.report import charts, svg
+from mcr_jax.report.evidence import segments, visible
+
+METRIC = {"value": 0.5, "low": 0.4, "high": 0.6}
+NOTHING = {"value": None, "low": None, "high": None}
+
+
+def _texts(drawing, tag):
+    return [element.text for element in ElementTree.fromstring(str(drawing)).iter(tag)]
+
+
+def test_every_chart_is_well_formed_whatever_a_model_is_called():
+    name = "<script>&'\"</script>"
+    drawings = [
+        charts.accuracy({name: {"1": METRIC, "5": NOTHING}}),
+        charts.recall_histogram({name: [0, 0.5, 1], "empty": []}),
+        charts.recall_accuracy(name, 0, [(0.5, 0.5)]),
+        charts.recall_accuracy(name, 1, []),
+        charts.loss([{"step": 1, "loss": 2.0}]),
+        charts.range_bar(NOTHING, 3),
+        charts.share_bar(0.5, 2),
+    ]
+    for drawing in drawings:
+        ElementTree.fromstring(str(drawing))
+        assert "<script>" not in drawing
+
+
+def test_the_accuracy_chart_tells_value_and_interval_on_hover():
+    titles = _texts(charts.accuracy({"sft": {"1": METRIC, "5": NOTHING}}), "title")
+    assert titles == ["sft, accuracy@1: 50.0\xa0%, interval 40.0\xa0% to 60.0\xa0%"]
+
+
+def test_the_histogram_counts_every_case_once_and_tenths_in_their_bin():
+    recalls = [i / 10 for i in range(11)] + [0.1 + 0.2, 2 / 3]
+    titles = _texts(charts.recall_histogram({"m": recalls}), "title")
+    counts = [int(title.split(": ")[1].split()[0]) for title in titles]
+    assert sum(counts) == len(recalls)
+    assert counts == [1, 1, 1, 2, 1, 1, 2, 1, 1, 2]
+
+
+def test_bubbles_count_the_cases_at_one_place():
+    titles = _texts(charts.recall_accuracy("m", 0, [(0.5, 1), (0.5, 1), (0, 0)]), "title")
+    assert [title.split(":")[0] for title in titles] == ["2 cases", "1 case"]
+
+
+def test_a_step_trained_twice_after_a_restart_counts_once_and_nan_not_at_all():
+    rows = [{"step": 1, "loss": 9.0}, {"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}]
+    path = ElementTree.fromstring(str(charts.loss(rows))).find("path")
+    assert path.get("d").count("L") == 0
+    assert charts.loss([]) is None
+    assert charts.loss([{"step": 1, "tokens": 8}]) is None
+
+
+def test_a_long_curve_is_thinned():
+    rows = [{"step": step, "loss": 1.0 + step % 7} for step in range(100_000)]
+    assert len(charts.loss(rows)) < 20_000
+
+
+def test_correlation_is_pearsons_or_not_defined():
+    assert charts.correlation([(0, 0), (0.5, 0.5), (1, 1)]) == pytest.approx(1)
+    assert charts.correlation([(0, 0), (1, 1)]) is None
+    assert charts.correlation([(0.5, 0), (0.5, 1), (0.5, 0.3)]) is None
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_ticks_are_few_and_within_range(low, span):
+    found = svg.ticks(low, low + span)
+    assert 1 <= len(found) <= 12
+    assert all(low - 1e-6 * span <= tick <= low + span * (1 + 1e-6) for tick in found)
+
+
+@given(st.text(max_size=60), st.lists(st.lists(st.text(max_size=8), max_size=2), max_size=3))
+def test_segments_together_are_the_trace(trace, quotes):
+    assert "".join(text for text, _ in segments(trace, quotes)) == trace
+
+
+def test_quotes_are_found_by_their_words_and_may_overlap():
+    trace = "There were “chalk–white\n nails” and CO₂ was high."
+    quotes = [['"Chalk-white nails"'], ["nails” and CO2"], ["never said"], ["…"], ["halk"]]
+    found = segments(trace, quotes)
+    assert [(text, numbers) for text, numbers in found if numbers] == [
+        ("chalk–white\n ", [1]),
+        ("nails", [1, 2]),
+        ("” and CO₂", [2]),
+    ]
+
+
+def test_hidden_characters_become_visible():
+    assert visible("a\u202eb\0c\r\nd\te") == "a⟨U+202E⟩b⟨U+0000⟩c\nd\te"
+    assert visible("Ünï “cöde” 😀") == "Ünï “cöde” 😀"

@@ -1,0 +1,133 @@
+"""A workdir's files are whole or absent, and one `mcr` at a time writes them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcr_jax.errors import McrError
+from mcr_jax.workdir import Workdir, digest, read_json
+
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text("abé☃", max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc"), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return Workdir(tmp_path / "runs" / "one")
+
+
+def test_a_workdir_is_made_with_its_parents_and_opened_again(workdir):
+    assert workdir.path.is_dir()
+    workdir.write_json(workdir.results, {"schema": 1})
+    assert Workdir(workdir.path).read_json(workdir.results) == {"schema": 1}
+
+
+def test_a_path_that_cannot_be_a_workdir_is_one_line(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    for path in (file, file / "below", tmp_path / ("n" * 300)):
+        with pytest.raises(McrError) as refused:
+            Workdir(path)
+        assert str(refused.value).startswith(f"{path}: cannot use this workdir: ")
+        assert "\n" not in str(refused.value)
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_rubbish(small_disk):
+    workdir = Workdir(small_disk / "run")
+    workdir.write_json(workdir.results, {"kept": True})
+    with pytest.raises(McrError, match=r"results\.json: cannot write: No space left on device"):
+        workdir.write_text(workdir.results, "x" * 600_000)
+    assert workdir.read_json(workdir.results) == {"kept": True}
+    assert os.listdir(workdir.path) == ["results.json"]
+
+
+def test_a_write_that_fails_at_its_last_moment_leaves_no_rubbish(workdir):
+    (workdir.report / "in the way").mkdir(parents=True)
+    with pytest.raises(McrError, match=r"report\.html: cannot write: "):
+        workdir.write_text(workdir.report, "<p>")
+    assert os.listdir(workdir.path) == ["report.html"]
+
+
+def test_a_written_file_can_be_read_by_others(workdir):
+    workdir.write_text(workdir.report, "<p>é☃")
+    assert workdir.report.stat().st_mode & 0o777 == 0o644
+    assert workdir.report.read_text(encoding="utf-8") == "<p>é☃"
+
+
+@given(st.dictionaries(st.text(), plain, max_size=4))
+def test_json_comes_back_as_it_was_written(tmp_path_factory, value):
+    workdir = Workdir(tmp_path_factory.getbasetemp() / "json")
+    workdir.write_json(workdir.scores, value)
+    assert workdir.read_json(workdir.scores) == value
+
+
+def test_reading_what_is_missing_or_broken_is_one_line(workdir):
+    with pytest.raises(McrError, match=r"scores\.json: not there; run the stage"):
+        workdir.read_json(workdir.scores)
+    workdir.scores.write_bytes(b'{"\xff')
+    with pytest.raises(McrError, match=r"scores\.json: unreadable"):
+        workdir.read_json(workdir.scores)
+    workdir.results.mkdir()
+    with pytest.raises(McrError, match=r"results\.json: unreadable"):
+        read_json(workdir.results)
+
+
+def test_notes_of_all_sections_are_kept_and_the_newest_of_a_section_counts(workdir):
+    workdir.note("data", {"cases": 3, "split": "test"})
+    workdir.note("train", {"step": 6})
+    workdir.note("data", {"cases": 4})
+    manifest = workdir.read_json(workdir.manifest)
+    assert manifest["data"] == {"cases": 4}
+    assert manifest["train"] == {"step": 6}
+    assert {"jax", "numpy"} <= manifest["environment"]["packages"].keys()
+
+
+def test_a_second_holder_of_the_lock_is_refused_until_the_first_lets_go(workdir):
+    with workdir.locked():
+        with (
+            pytest.raises(McrError, match="another mcr is at work in this workdir"),
+            Workdir(workdir.path).locked(),
+        ):
+            pass
+        code = (
+            "import sys; from mcr_jax.workdir import Workdir\nwith Workdir(sys.argv[1]).locked(): 0"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(workdir.path)], capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        assert "another mcr is at work" in done.stderr
+    with workdir.locked():
+        pass
+
+
+def test_the_lock_is_let_go_when_the_work_fails(workdir):
+    with pytest.raises(ZeroDivisionError), workdir.locked():
+        raise ZeroDivisionError
+    with workdir.locked():
+        pass
+
+
+def test_a_lock_that_cannot_be_made_is_one_line(workdir):
+    (workdir.path / ".lock").mkdir()
+    with pytest.raises(McrError, match="cannot use this workdir"), workdir.locked():
+        pass
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), plain))
+def test_a_digest_follows_from_the_value_not_from_the_order_of_its_keys(value):
+    backwards = dict(reversed(list(value.items())))
+    assert digest(value) == digest(backwards) == digest(json.loads(json.dumps(value)))
+    assert digest(value) != digest({**value, "another": 1})

@@ -1,0 +1,146 @@
+"""Checkpoints are whole or absent, and every fault of the storage is one line."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcr_jax.errors import McrError
+from mcr_jax.model.sharding import abstract, make_mesh, shardings
+from mcr_jax.train.checkpoint import Checkpoints
+from mcr_jax.train.step import State
+
+
+def state(step: int, size: int = 64) -> State:
+    rng = np.random.default_rng(step)
+    q = jnp.asarray(rng.standard_normal((2, size, 4, 8)), jnp.float32)
+    moments = {"mu": {"layers": {"q": 2 * q}}, "count": jnp.int32(step)}
+    return State(step=jnp.int32(step), params={"layers": {"q": q}}, opt_state=moments)
+
+
+def like(made: State, *mesh: int) -> State:
+    placed = shardings(make_mesh(*(mesh or (2, 2, 2))), made)
+    return abstract(made, placed)
+
+
+def same(a: State, b: State) -> bool:
+    return jax.tree.all(jax.tree.map(lambda x, y: bool((np.asarray(x) == y).all()), a, b))
+
+
+def refusal(act) -> str:
+    with pytest.raises(McrError) as refused:
+        act()
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with checkpoints of steps 2 and 3."""
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    checkpoints = Checkpoints(folder, 2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(step))
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "checkpoints")
+
+
+def test_a_new_folder_has_no_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "new", 2)
+    assert checkpoints.latest is None
+    checkpoints.close()
+
+
+def test_the_newest_are_kept_and_come_back_bit_for_bit_on_any_mesh(saved):
+    assert sorted(int(p.name) for p in saved.iterdir() if p.name.isdigit()) == [2, 3]
+    checkpoints = Checkpoints(saved, 2)
+    assert checkpoints.latest == 3
+    for step, mesh in ((3, (2, 2, 2)), (3, (1, 8, 1)), (2, (1, 1, 8))):
+        wanted = like(state(step), *mesh)
+        found = checkpoints.restore(step, wanted)
+        assert same(found, state(step))
+        assert jax.tree.all(jax.tree.map(lambda x, w: x.sharding == w.sharding, found, wanted))
+    checkpoints.close()
+
+
+def test_what_a_kill_leaves_of_a_save_is_not_taken_for_a_checkpoint(copied):
+    for path in list(copied.iterdir()):  # as orbax names what it has not finished
+        if path.name == "3":
+            path.rename(path.with_name("3.orbax-checkpoint-tmp-1234567890"))
+    checkpoints = Checkpoints(copied, 2)
+    assert checkpoints.latest == 2
+    assert same(checkpoints.restore(2, like(state(2))), state(2))
+    checkpoints.save(3, state(3))
+    checkpoints.wait()
+    assert checkpoints.latest == 3
+    checkpoints.close()
+    assert sorted(p.name for p in copied.iterdir() if p.is_dir()) == ["2", "3"]
+
+
+def test_no_damaged_file_gives_other_values_or_a_traceback(saved, tmp_path):
+    whole = saved / "3"
+    files = [p.relative_to(whole) for p in whole.rglob("*") if p.is_file()]
+    assert len(files) > 3
+    refused = 0
+    for number, file in enumerate(files):
+        for damage in ("missing", "empty", "halved"):
+            folder = tmp_path / f"{number}{damage}"
+            shutil.copytree(whole, folder / "3")
+            content = (folder / "3" / file).read_bytes()
+            if damage == "missing":
+                (folder / "3" / file).unlink()
+            else:
+                half = len(content) // 2 if damage == "halved" else 0
+                (folder / "3" / file).write_bytes(content[:half])
+            try:
+                checkpoints = Checkpoints(folder, 2)
+                if checkpoints.latest is not None:
+                    assert same(checkpoints.restore(3, like(state(3))), state(3)), (file, damage)
+            except McrError as error:
+                assert "\n" not in str(error)
+                refused += 1
+            finally:
+                checkpoints.close()
+    assert refused > 6
+
+
+def test_a_checkpoint_of_another_shape_is_one_line(saved):
+    checkpoints = Checkpoints(saved, 2)
+    message = refusal(lambda: checkpoints.restore(3, like(state(3, size=32))))
+    assert str(saved) in message
+    checkpoints.close()
+
+
+def test_a_step_that_is_not_there_is_one_line(saved):
+    checkpoints = Checkpoints(saved, 2)
+    assert str(saved) in refusal(lambda: checkpoints.restore(7, like(state(3))))
+    checkpoints.close()
+
+
+def test_a_folder_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert str(tmp_path / "file") in refusal(lambda: Checkpoints(tmp_path / "file", 2))
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(small_disk):
+    folder = small_disk / "checkpoints"
+    checkpoints = Checkpoints(folder, 2)
+    checkpoints.save(1, state(1, size=8))
+    checkpoints.wait()
+
+    def too_much():
+        checkpoints.save(2, state(2, size=4096))
+        checkpoints.wait()
+
+    assert refusal(too_much).endswith("no space left on the device")
+    again = Checkpoints(folder, 2)
+    assert again.latest == 1
+    assert same(again.restore(1, like(state(1, size=8))), state(1, size=8))
+    again.close()

@@ -1,0 +1,198 @@
+"""Training goes on where it was killed, bit for bit, compiles once and says why it stops."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from mcr_jax import config as configs
+from mcr_jax.cases import Case
+from mcr_jax.data.example import examples
+from mcr_jax.data.loader import Batches, fixed_batches
+from mcr_jax.errors import McrError
+from mcr_jax.model import store
+from mcr_jax.prompts import Prompt
+from mcr_jax.train.loop import Trained, Trainer, train
+from mcr_jax.train.mesh import put
+from mcr_jax.workdir import Workdir
+
+PROMPT = Prompt("short", "{{case_prompt}}")
+
+
+def case(number: int, split: str) -> Case:
+    """A fictional case of ragged length."""
+    findings = " and ".join(("violet nail moons", "green noons", "slow pupils")[: 1 + number % 3])
+    return Case(
+        case_prompt=f"Patient {number} had {findings}.",
+        diagnostic_reasoning=f"1. Out: {'rime ' * (number % 4)}\n2. In: {findings}.",
+        final_diagnosis=("Brindle rime", "Lorn's gulletry", "Ombrel palsy")[number % 3],
+        split=split,
+    )
+
+
+CASES = {
+    "train": [case(n, "train") for n in range(60)],
+    "val": [case(n, "val") for n in range(60, 67)],
+}
+CASES["train"].append(dataclasses.replace(CASES["train"][0], case_prompt="frost " * 300))
+
+
+def settings(**changes):
+    made = configs.default()
+    made.optim.warmup_steps = 2
+    made.train.update(steps=6, rows=8, row_tokens=160, eval_every=2, checkpoint_every=3)
+    made.mesh.update(data=1, fsdp=8, tensor=1)
+    made.update_from_flattened_dict(changes)
+    return made.lock()
+
+
+@pytest.fixture(scope="module")
+def shape(tiny_shape, clinic_tokenizer):
+    return dataclasses.replace(tiny_shape, vocab_size=clinic_tokenizer.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def run(shape, clinic_tokenizer):
+    """Trains in a folder; returns what happened and the workdir."""
+
+    def run(folder, cases=CASES, **changes):
+        workdir = Workdir(folder)
+        done = train(workdir, settings(**changes), shape, cases, clinic_tokenizer, PROMPT)
+        return done, workdir
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def straight(run, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("straight"))
+
+
+@pytest.fixture(scope="module")
+def trainer(shape):
+    return Trainer(settings(), shape)
+
+
+def killed_after_step_3(straight, folder) -> Workdir:
+    """What a kill -9 after the checkpoint of step 3, in the middle of a line, leaves."""
+    shutil.copytree(straight[1].path, folder)
+    left = Workdir(folder)
+    shutil.rmtree(left.checkpoints / "6")
+    with open(left.metrics, "a") as file:
+        file.write('{"step": 7, "lo')
+    return left
+
+
+def metrics(workdir) -> list[dict]:
+    found = [json.loads(line) for line in workdir.metrics.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in found]
+
+
+def weights(workdir, shape):
+    model, step = store.trained(workdir.checkpoints, shape)
+    assert step == 6
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def test_a_run_leaves_checkpoints_and_a_line_per_step(straight):
+    done, workdir = straight
+    assert done == Trained(step=6, resumed=0, too_long=1)  # the case that no row holds
+    assert sorted(p.name for p in workdir.checkpoints.iterdir() if p.is_dir()) == ["3", "6"]
+    losses = [line for line in metrics(workdir) if "loss" in line]
+    assert [line["step"] for line in losses] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in metrics(workdir) if "val_loss" in line] == [2, 4, 6]
+    assert 0 < losses[0]["epoch"] < losses[-1]["epoch"]
+    assert losses[-1]["loss"] < losses[0]["loss"]
+
+
+def test_a_killed_run_ends_with_the_same_bits(straight, run, shape, tmp_path):
+    left = killed_after_step_3(straight, tmp_path / "killed")
+    done, _ = run(left.path)
+    assert done == Trained(step=6, resumed=3, too_long=1)
+    assert metrics(left) == metrics(straight[1])
+    jax.tree.map(np.testing.assert_array_equal, weights(left, shape), weights(straight[1], shape))
+
+
+def test_a_killed_run_goes_on_on_another_mesh(straight, run, tmp_path):
+    left = killed_after_step_3(straight, tmp_path / "moved")
+    done, _ = run(left.path, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})
+    assert done.resumed == 3
+    for here, there in zip(metrics(left), metrics(straight[1]), strict=True):
+        assert here.keys() == there.keys()
+        assert list(here.values()) == pytest.approx(list(there.values()), rel=2e-3)
+
+
+def test_a_finished_run_does_nothing(straight, run):
+    before = {p: p.stat().st_mtime_ns for p in straight[1].path.rglob("*")}
+    done, workdir = run(straight[1].path)
+    assert done == Trained(step=6, resumed=6)
+    assert {p: p.stat().st_mtime_ns for p in workdir.path.rglob("*")} == before
+
+
+def test_training_starts_from_the_weights_that_are_sampled_as_the_base_model(trainer, shape):
+    drawn = trainer.init().params
+    base = nnx.to_pure_dict(nnx.state(store.untrained(shape, settings().seed), nnx.Param))
+    jax.tree.map(np.testing.assert_array_equal, drawn, base)
+
+
+def test_ragged_batches_compile_the_step_once_and_move_nothing_by_themselves(
+    trainer, clinic_tokenizer
+):
+    fitting, _ = examples(CASES["train"], PROMPT, clinic_tokenizer, 160)
+    batches = Batches(fitting, 8, 160, 0)
+    state, seen = trainer.init(), set()
+    for step in range(5):
+        seen.add(int(batches[step]["weights"].sum()))
+        with jax.transfer_guard("disallow"):
+            state, _ = trainer.step(state, put(batches[step], trainer.mesh))
+    assert len(seen) > 1
+    assert trainer.step._cache_size() == 1
+
+
+def test_the_validation_loss_weighs_tokens_not_batches(trainer, clinic_tokenizer):
+    held_out, _ = examples(CASES["train"][:9], PROMPT, clinic_tokenizer, 160)
+    held_out.sort(key=lambda e: int(e.trained.sum()))
+    params = trainer.init().params
+    cut = len(held_out) - 2
+    parts = [fixed_batches(part, 8, 160) for part in (held_out[:cut], held_out[cut:])]
+    assert [len(part) for part in parts] == [1, 1]
+    tokens = [float(part[0]["weights"].sum()) for part in parts]
+    losses = [trainer.validate(params, part) for part in parts]
+    both = trainer.validate(params, parts[0] + parts[1])
+    assert both == pytest.approx(np.average(losses, weights=tokens), rel=1e-6)
+    assert abs(both - np.mean(losses)) > 1e-4
+
+
+def test_a_handful_of_cases_is_learned_by_heart(run, tmp_path):
+    few = {"train": CASES["train"][:4], "val": []}
+    longer = {"train.steps": 32, "train.checkpoint_every": 32, "train.row_tokens": 96}
+    _, workdir = run(tmp_path / "few", few, **longer, **{"optim.learning_rate": 3e-2})
+    losses = [line["loss"] for line in metrics(workdir)]
+    assert len(losses) == 32  # no validation line either
+    assert losses[-1] < losses[0] / 10
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(run, tmp_path):
+    with pytest.raises(McrError) as stopped:
+        run(tmp_path / "nan", **{"optim.learning_rate": 1e30, "optim.warmup_steps": 0})
+    message = str(stopped.value)
+    assert "\n" not in message
+    assert "the loss at step 2 is nan" in message or "the gradient_norm at step" in message
+    workdir = Workdir(tmp_path / "nan")
+    assert all(np.isfinite(list(line.values())).all() for line in metrics(workdir))
+    assert not [p for p in workdir.checkpoints.iterdir() if p.name.isdigit()]
+
+
+def test_a_damaged_checkpoint_is_one_line(straight, run, tmp_path):
+    left = killed_after_step_3(straight, tmp_path / "damaged")
+    for path in (left.checkpoints / "3" / "params").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"\0" * 64)
+    with pytest.raises(McrError) as refused:
+        run(left.path)
+    assert str(left.checkpoints) in str(refused.value)
+    assert "\n" not in str(refused.value)

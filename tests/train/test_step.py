@@ -1,0 +1,159 @@
+"""One step: what counts in the loss, what is decayed, and that it is what it was."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mcr_jax.data.example import Example
+from mcr_jax.data.loader import stack
+from mcr_jax.model import store
+from mcr_jax.train.loss import token_loss
+from mcr_jax.train.step import init_state, loss_sums, optimizer, train_step
+
+OPTIM = {"learning_rate": 0.1, "warmup_steps": 4, "steps": 20, "weight_decay": 0.5}
+OPTIM |= {"clip_norm": 1.0, "b1": 0.9, "b2": 0.95}
+GOLDEN = 4.993758
+
+
+def examples(count: int) -> list[Example]:
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(count):
+        prompt, answer = rng.integers(2, 7, 2)
+        ids = rng.integers(0, 48, prompt + answer).astype(np.int32)
+        made.append(Example(str(number), ids, np.arange(len(ids)) >= prompt))
+    return made
+
+
+@pytest.fixture(scope="module")
+def params(tiny_shape):
+    return jax.device_get(store.initial_params(tiny_shape, 0))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    e = examples(8)
+    return stack([e[:2], e[2:4], e[4:7], e[7:]], 32)
+
+
+@pytest.fixture(scope="module")
+def sums(tiny_shape, params):
+    graph = store.blueprint(tiny_shape)[0]
+    run = jax.jit(lambda params, batch: loss_sums(graph, params, batch))
+    return lambda batch: tuple(float(x) for x in run(params, batch))
+
+
+@pytest.fixture(scope="module")
+def step(tiny_shape):
+    return jax.jit(train_step(store.blueprint(tiny_shape)[0], *optimizer(**OPTIM)))
+
+
+def test_only_completion_tokens_count_in_the_loss(sums, batch):
+    trained = batch["weights"] == 1
+    other = (batch["targets"] + 1) % 48
+    unchanged = {**batch, "targets": np.where(trained, batch["targets"], other)}
+    changed = {**batch, "targets": np.where(trained, other, batch["targets"])}
+    assert sums(unchanged) == sums(batch)
+    assert sums(changed)[0] != sums(batch)[0]
+    assert sums(batch)[1] == trained.sum()
+
+
+def test_padding_moves_nothing(sums, batch):
+    padding = batch["segment_ids"] == 0
+    assert padding.any()
+    noise = np.random.default_rng(1).integers(0, 48, padding.shape)
+    changed = {**batch, "tokens": np.where(padding, noise, batch["tokens"]).astype(np.int32)}
+    assert sums(changed) == sums(batch)
+
+
+def test_a_packed_batch_has_the_summed_loss_of_its_examples_alone(sums):
+    e = examples(8)
+    packed = sums(stack([e[:2], e[2:4], e[4:7], e[7:]], 32))
+    alone = [sums(stack([e[i : i + 1], [], [], []], 32)) for i in range(8)]
+    np.testing.assert_allclose(packed, np.sum(alone, axis=0), rtol=1e-6)
+
+
+def test_batches_of_ragged_rows_add_up_however_they_are_cut(sums):
+    e = examples(8)
+    whole = np.sum([sums(stack([[x] for x in e[i : i + 4]], 32)) for i in (0, 4)], axis=0)
+    halves = [sums(stack([[x] for x in e[i : i + 2]] + [[], []], 32)) for i in (0, 2, 4, 6)]
+    np.testing.assert_allclose(np.sum(halves, axis=0), whole, rtol=1e-6)
+    means = [total / tokens for total, tokens in halves]
+    assert abs(np.mean(means) - whole[0] / whole[1]) > 1e-3  # what a mean of means would give
+
+
+def test_the_loss_is_the_cross_entropy_of_the_softmax():
+    rng = np.random.default_rng(0)
+    logits, targets = 3 * rng.standard_normal((2, 3, 5)), rng.integers(0, 5, (2, 3))
+    weights = np.array([[1, 0, 1], [0, 0, 1]], np.float32)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    want = sum(-np.log(p[i][targets[i]]) for i in zip(*np.nonzero(weights), strict=True))
+    total, count = token_loss(logits.astype(np.float32), targets, weights)
+    np.testing.assert_allclose([total, count], [want, 3], rtol=1e-5)
+
+
+def test_the_first_loss_is_what_it_was(sums, batch):
+    total, tokens = sums(batch)
+    assert total / tokens == pytest.approx(GOLDEN, abs=2e-4), (
+        f"the first loss is {total / tokens:.6f}. If initialisation, decoder or loss were meant to "
+        f"change, set GOLDEN in this file to that number and say so in the commit."
+    )
+
+
+def test_a_step_lowers_the_loss_of_its_batch_and_reports_what_it_did(step, params, batch):
+    state = init_state(jax.tree.map(jnp.asarray, params), optimizer(**OPTIM)[0])
+    losses = []
+    for number in range(8):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+        assert set(metrics) == {"loss", "gradient_norm", "learning_rate", "trained_tokens"}
+        assert metrics["trained_tokens"] == batch["weights"].sum()
+        assert int(state.step) == number + 1
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_batch_without_trained_tokens_has_no_loss_and_no_gradient(step, params, batch):
+    state = init_state(jax.tree.map(jnp.asarray, params), optimizer(**OPTIM)[0])
+    _, metrics = step(state, {**batch, "weights": np.zeros_like(batch["weights"])})
+    assert (float(metrics["loss"]), float(metrics["gradient_norm"])) == (0, 0)
+
+
+def test_weights_decay_and_norm_scales_do_not(params):
+    tx, schedule = optimizer(**OPTIM)
+    state, update = jax.jit(tx.init)(params), jax.jit(tx.update)
+    nothing = jax.tree.map(np.zeros_like, params)
+    for _ in range(3):  # the warm-up starts at zero
+        updates, state = update(nothing, state, params)
+    decayed = jax.tree.map(
+        lambda u, p: np.allclose(u, -0.5 * schedule(2) * p, rtol=1e-5) and bool(u.any()),
+        updates,
+        params,
+    )
+    still = jax.tree.map(lambda u: not u.any(), updates)
+    norms = {"attention_norm", "mlp_norm", "final_norm"}
+    for path, value in jax.tree_util.tree_leaves_with_path(decayed):
+        assert value == (path[-1].key not in norms)
+    for path, value in jax.tree_util.tree_leaves_with_path(still):
+        assert value == (path[-1].key in norms)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    tx, _ = optimizer(**OPTIM)
+    small = {"w": jnp.array([0.3, 0.4]), "v": jnp.array([0.0])}
+    grads = {"w": jnp.array([300.0, 400.0]), "v": jnp.array([0.0])}
+    _, clipped = tx.update(grads, tx.init(small), small)
+    first_moment = optax.tree.get(clipped, "mu")
+    np.testing.assert_allclose(first_moment["w"], 0.1 * np.array([0.6, 0.8]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(20, 4), (1, 20), (2, 20), (5, 0)])
+def test_the_learning_rate_warms_up_and_decays_to_a_tenth(steps, warmup):
+    _, schedule = optimizer(**{**OPTIM, "steps": steps, "warmup_steps": warmup})
+    rates = np.array([float(schedule(n)) for n in range(steps + 1)])
+    peak = min(warmup, steps - 1)
+    assert rates[peak] == pytest.approx(0.1)
+    assert rates[-1] == pytest.approx(0.01)
+    assert (np.diff(rates[: peak + 1]) > 0).all()
+    assert (np.diff(rates[peak:]) < 0).all()
