@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     c.model.tied = False
 
     c.optim.learning_rate = 6e-3
-    c.train.steps = 900
+    c.train.steps = 700
     c.train.rows = 4
     c.train.row_tokens = 384
     c.train.eval_every = 100

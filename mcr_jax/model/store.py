@@ -63,8 +63,10 @@ def trained(folder: Path, config: DecoderConfig) -> tuple[Decoder, int]:
 @contextlib.contextmanager
 def storage_errors(folder: Path, what: str) -> Iterator[None]:
     """Turns a fault of the storage below orbax into one McrError line."""
-    for noisy in ("orbax", "absl"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # errors are raised, too
+    # What these log as an error is raised, too; asyncio logs, whenever Python collects them, the
+    # writes that failed beside the first one.
+    for noisy in ("orbax", "absl", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     sys.unraisablehook = _told_once
     # Faults come as whatever the layer below raises: OSError from Python, ValueError from
     # TensorStore (it wraps absl::Status), KeyError and RuntimeError from orbax's own checks. What
