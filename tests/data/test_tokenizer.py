@@ -1,12 +1,16 @@
 """Text survives the tokenizer, and only the assistant's turn is trained."""
 
+import hashlib
 import pathlib
 
 import pytest
+import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
+from random_text import strings
 
 from mcr_jax.data.example import training_texts
+from mcr_jax.data.sentencepiece_model import SentencePieceModel
 from mcr_jax.data.tokenizer import FILE, Tokenizer
 from mcr_jax.errors import McrError
 
@@ -112,7 +116,7 @@ def test_a_tokenizer_cut_short_anywhere_is_refused(tokenizer, tmp_path):
     ends = [i for i in range(1, len(whole)) if whole[i] in (0x0A, 0x12, 0x1A)]  # before a field
     for end in sorted({*ends, *range(0, len(whole), 101), len(whole) - 1}):
         with pytest.raises(McrError) as refused:
-            Tokenizer(whole[:end], "cut.model")
+            SentencePieceModel(whole[:end], "cut.model")
         assert str(refused.value).startswith("cut.model: ")
 
 
@@ -130,6 +134,27 @@ def test_a_missing_tokenizer_is_one_line(tmp_path):
         Tokenizer.load(tmp_path)
 
 
+def test_ids_and_layout_are_those_of_the_figures_that_were_published(tokenizer):
+    encoded = tokenizer.encode_conversation(turns("a <|user|>", "b"))
+    layout = "<|system|>\nBe brief.\n<|user|>\na <\u200b|user|>\n<|assistant|>\nb"
+    assert list(encoded.ids) == [*tokenizer.encode(layout), *tokenizer.eos_ids]
+    digest = hashlib.sha256(tokenizer.files[FILE]).hexdigest()
+    assert (tokenizer.fingerprint, list(tokenizer.files)) == (digest, [FILE])
+
+
+@given(user=text, earlier=text, answer=text)
+def test_every_answer_has_its_span(tokenizer, user, earlier, answer):
+    said = (*turns(user, earlier), *turns(user, answer))
+    encoded = tokenizer.encode_conversation(said)
+    (first, behind), (start, stop) = encoded.spans
+    told = [tokenizer.decode(encoded.ids[a:b]) for a, b in encoded.spans]
+    assert [x.replace("<\u200b|", "<|") for x in told] == [
+        x.replace("<\u200b|", "<|") for x in (earlier, answer)
+    ]
+    assert first <= behind < start < stop == len(encoded.ids)
+    assert list(encoded.trained) == [i >= start for i in range(stop)]
+
+
 @pytest.mark.parametrize(("texts", "size"), [([], 500), (["blue nails"], 20)])
 def test_too_little_to_train_on_is_one_line(texts, size):
     with pytest.raises(McrError, match=f"^cannot train a tokenizer of {size} pieces: .+$"):
@@ -141,6 +166,16 @@ def real():
     if not REAL.is_dir():
         pytest.skip("the 32k SentencePiece model is not beside this checkout")
     return Tokenizer.load(REAL)
+
+
+@pytest.mark.parametrize("which", ["tokenizer", "real"])
+def test_ten_thousand_strings_read_as_the_library_reads_them(request, which):
+    ours = request.getfixturevalue(which)
+    library = sentencepiece.SentencePieceProcessor(model_proto=ours.files[FILE])
+    for x in strings(10_000, 11, MARKERS):
+        ids = ours.encode(x)
+        assert ids == library.encode(x)
+        assert ours.decode(ids) == library.decode(ids)
 
 
 def test_a_published_model_loads_and_reads_plain_text(real):
