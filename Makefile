@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint reference clean
 
 # glibc puts the step's large buffers on huge pages: far fewer page faults, a faster step.
 demo: .venv/run
@@ -29,5 +29,14 @@ lint: .venv/dev
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# torch and transformers, apart from everything else: with them `make test` compares live.
+reference: .venv-reference/done
+
+.venv-reference/done:
+	$(PYTHON) -m venv .venv-reference
+	.venv-reference/bin/pip install -q --disable-pip-version-check torch==2.13.0
+	.venv-reference/bin/pip install -q --disable-pip-version-check transformers==5.23.0 peft==0.21.2
+	@touch $@
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-reference build *.egg-info

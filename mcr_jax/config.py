@@ -4,6 +4,7 @@ A config file is Python with a `get_config()` that starts from `default()` and s
 Values are plain data; `check` refuses a field that is not here, so a typo never passes in silence.
 """
 
+import datetime
 import difflib
 import json
 from collections.abc import Iterator
@@ -37,6 +38,10 @@ _RANGES = {  # smallest and largest value of a field
     "score.confidence": (0.5, 0.9999),
     **dict.fromkeys(_COUNTS, (1, float("inf"))),
 }
+_CHOICES = {
+    "model.dtype": ("float32", "bfloat16"),
+    "attention": ("auto", "xla", "cudnn", "splash"),
+}
 
 
 def default() -> ConfigDict:
@@ -57,10 +62,14 @@ def default() -> ConfigDict:
     c.synthetic.test = 80
 
     c.tokenizer = ConfigDict()
-    c.tokenizer.path = ""  # folder with tokenizer.model; "" trains one on the train split
+    c.tokenizer.path = ""  # its folder; "" is model.folder, or trains one on the train split
     c.tokenizer.vocab_size = 2048  # of the trained one
+    # The day that chat templates are told: one for all runs, or prompts would change overnight.
+    c.tokenizer.date = "2024-07-26"
 
     c.model = ConfigDict()
+    c.model.folder = ""  # in Hugging Face's format, to start from; the sizes below are then unused
+    c.model.dtype = "float32"  # of the weights: float32 | bfloat16
     c.model.layers = 4
     c.model.width = 128
     c.model.heads = 4
@@ -79,6 +88,8 @@ def default() -> ConfigDict:
     c.optim.clip_norm = 1.0
     c.optim.b1 = 0.9
     c.optim.b2 = 0.95
+
+    c.attention = "auto"  # backend: auto | xla | cudnn | splash; auto takes the device's best
 
     c.mesh = ConfigDict()  # devices per axis; -1 takes what is left
     c.mesh.data = 1
@@ -134,6 +145,19 @@ def check(config: ConfigDict, origin: str) -> ConfigDict:
             to = "at least {}" if high == float("inf") else "{} to {}"
             raise UsageError(
                 f"{origin}: config field {name} is {to.format(low, high)}, not {value}"
+            )
+    try:
+        datetime.date.fromisoformat(resolved.tokenizer.date)
+    except ValueError:
+        raise UsageError(
+            f"{origin}: config field tokenizer.date is a day such as 2024-07-26, "
+            f"not {resolved.tokenizer.date!r}"
+        ) from None
+    for name, known in _CHOICES.items():
+        value = dict(fields(resolved))[name]
+        if value not in known:
+            raise UsageError(
+                f"{origin}: config field {name} is one of {', '.join(known)}, not {value!r}"
             )
     models = resolved.sample.models
     if not models or len(set(models)) != len(models):

@@ -1,6 +1,7 @@
 """What a person sees while long work runs: one live line on a terminal, sparse lines in a log."""
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -9,6 +10,20 @@ from collections.abc import Iterator
 def say(message: str) -> None:
     """Prints one line, at once even into a pipe."""
     print(message, flush=True)
+
+
+class _Said(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def show_log() -> None:
+    """From here on says what the package logs at INFO, such as the attention backend it chose."""
+    logger = logging.getLogger("mcr_jax")
+    if not any(isinstance(handler, _Said) for handler in logger.handlers):
+        logger.addHandler(_Said())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 class Track:

@@ -83,7 +83,8 @@ def _model(
     name: str, workdir: Workdir, config: ConfigDict, shape: DecoderConfig
 ) -> tuple[Decoder, str]:
     if name == UNTRAINED:
-        return store.untrained(shape, config.seed), f"drawn from seed {config.seed}"
+        origin = shape.folder or f"drawn from seed {config.seed}"
+        return store.untrained(shape, config.seed), origin
     if name == TRAINED:
         model, step = store.trained(workdir.checkpoints, shape)
         return model, f"checkpoint of step {step}"

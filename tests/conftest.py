@@ -106,4 +106,4 @@ def tiny_shape():
     from mcr_jax.model.config import DecoderConfig
 
     sizes = {"vocab_size": 48, "layers": 2, "width": 16, "heads": 4, "kv_heads": 2}
-    return DecoderConfig(**sizes, head_dim=8, mlp_width=32)
+    return DecoderConfig(**sizes, head_dim=8, mlp_width=32, embedding_scale=4.0)

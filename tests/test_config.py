@@ -133,3 +133,18 @@ def test_a_record_of_fewer_fields_gets_the_defaults(tmp_path):
     loaded = configs.load(recorded)
     assert (loaded.seed, loaded.sample.models) == (7, ("sft",))
     assert loaded.train.steps == configs.default().train.steps
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model.dtype", "float8"),
+        ("tokenizer.date", "yesterday"),
+        ("tokenizer.date", ""),
+        ("attention", "flash"),
+    ],
+)
+def test_a_text_that_no_stage_knows_is_refused(name, value):
+    message = refusal(name, value)
+    assert name in message
+    assert repr(value) in message

@@ -1,6 +1,8 @@
 """One config in one workdir: what the commands share, each part loaded when first asked for."""
 
 import contextlib
+import dataclasses
+import datetime
 import functools
 import hashlib
 import json
@@ -62,6 +64,7 @@ class Experiment:
     @classmethod
     def open(cls, flags: Flags, judge: str = "") -> "Experiment":
         """From --config and --workdir; `judge` replaces config.judge.name unless empty."""
+        console.show_log()
         path = flags.values["workdir"].value
         if not path:
             raise UsageError("--workdir=DIR is missing")
@@ -86,12 +89,13 @@ class Experiment:
 
     @functools.cached_property
     def tokenizer(self) -> "Tokenizer":
-        """The one of config.tokenizer.path, else one trained on the train split and kept."""
+        """That of config.tokenizer.path or config.model.folder, or one trained and kept."""
         from mcr_jax.data.example import training_texts
         from mcr_jax.data.tokenizer import FILE, Tokenizer
 
-        if self.config.tokenizer.path:
-            return Tokenizer.load(self.config.tokenizer.path)
+        if given := self.config.tokenizer.path or self.config.model.folder:
+            today = datetime.datetime.fromisoformat(self.config.tokenizer.date)
+            return Tokenizer.load(given, now=today)
         if not (self.workdir.tokenizer / FILE).exists():
             texts = training_texts(self.cases("train"), self.prompt)
             made = Tokenizer.train(texts, self.config.tokenizer.vocab_size)
@@ -102,10 +106,31 @@ class Experiment:
     @functools.cached_property
     def shape(self) -> "DecoderConfig":
         """The decoder's shape. Raises UsageError if config.model cannot be."""
-        from mcr_jax.model.config import DecoderConfig
+        from mcr_jax.model import hf_config
+        from mcr_jax.model.config import DecoderConfig, Rope
 
+        tokens, sizes = self.tokenizer.vocab_size, self.config.model.to_dict()
+        folder, dtype = sizes.pop("folder"), sizes.pop("dtype")
+        if folder:
+            shape = dataclasses.replace(
+                hf_config.read(folder), dtype=dtype, attention=self.config.attention
+            )
+            if tokens > shape.vocab_size:
+                raise UsageError(
+                    f"the tokenizer has {tokens} ids, the model in {folder} {shape.vocab_size}"
+                )
+            return shape
         try:
-            return DecoderConfig(vocab_size=self.tokenizer.vocab_size, **self.config.model)
+            rope = Rope(theta=sizes.pop("rope_theta"))
+            scale = sizes["width"] ** 0.5  # a table drawn at width^-0.5 gives vectors of unit size
+            return DecoderConfig(
+                vocab_size=tokens,
+                rope=rope,
+                dtype=dtype,
+                embedding_scale=scale,
+                attention=self.config.attention,
+                **sizes,
+            )
         except ValueError as error:
             raise UsageError(f"config: {error}") from error
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "judge": "judge the completions: diagnosis and reasoning recall",
     "score": "results.json from the ledger",
     "report": "report.html, the page a person reads",
+    "export": "a model as a Hugging Face folder, for transformers and vLLM",
     "verify": "recompute every number of results.json from the ledger, offline",
     "doctor": "devices, versions, keys present, what is missing and how to get it",
 }

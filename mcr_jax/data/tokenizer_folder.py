@@ -19,7 +19,7 @@ SPECIAL_TOKENS = "special_tokens_map.json"
 TEMPLATE = "chat_template.jinja"
 PROCESSOR_TEMPLATE = "chat_template.json"
 GENERATION = "generation_config.json"
-_KEPT = (
+FILES = (
     *(JSON, SENTENCEPIECE, CONFIG, SPECIAL_TOKENS, TEMPLATE, PROCESSOR_TEMPLATE, GENERATION),
     *("added_tokens.json", "vocab.json", "merges.txt"),
 )
@@ -36,7 +36,7 @@ class TokenizerFolder:
     def __init__(self, path: str | Path):
         """Reads the folder's files. Raises McrError if one cannot be read."""
         self.path, self.files = Path(path), {}
-        for name in _KEPT:
+        for name in FILES:
             try:
                 self.files[name] = (self.path / name).read_bytes()
             except FileNotFoundError:

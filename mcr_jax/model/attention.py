@@ -1,61 +1,164 @@
-"""Attention, in plain XLA: grouped heads, an explicit mask, softmax in float32.
+"""Attention for training and prefill, one function with three backends, and for decoding.
 
-Dimensions: B batch, T queries, S keys, H query heads, K key heads, G = H / K, D head size.
+Every backend does the same: causal, within segments, in an optional sliding window, grouped heads,
+softmax in float32. One that cannot do what is asked refuses by name; nothing falls back silently.
+
+Dimensions: B batch, T tokens, S keys, H query heads, K key heads, G = H / K, D head size.
 """
+
+import functools
+import logging
 
 import jax
 import jax.numpy as jnp
 
-BLOCKS, MIN_BLOCK = 8, 128
-MASKED = -1e30  # finite: a fully masked row gives a uniform softmax, never NaN
+from mcr_jax.model import _blockwise, _splash
+from mcr_jax.model._blockwise import F32, MASKED
+
+BACKENDS = ("auto", "xla", "cudnn", "splash")
 
 
-def causal_mask(segment_ids: jax.Array) -> jax.Array:
-    """[B, T] segment ids -> bool [B, T, T]: key not later than query, in the same segment."""
-    length = segment_ids.shape[-1]
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return same & jnp.tril(jnp.ones((length, length), bool))
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> jax.Array:
+    """Causal softmax attention; query head h reads key head h // (H // K).
 
-
-def attention(q_BxTxHxD, k_BxTxKxD, v_BxTxKxD, mask_BxTxT) -> jax.Array:
-    """Causal softmax attention scaled by 1/sqrt(D); True in the mask means attend.
-
-    Queries go in at most `BLOCKS` blocks, each with the keys up to its end and no later ones.
+    `auto` takes splash on a TPU and cudnn on a GPU where they can do what is asked, else xla. It
+    goes by `jax.default_backend()` while tracing, and logs each choice once. Gradients are
+    reverse-mode only.
 
     Args:
-      mask_BxTxT: nowhere True for a key later than its query.
+      q: [B, T, H, D].
+      k, v: [B, T, K, D].
+      segment_ids: int [B, T]; a token sees its own segment only. None is one segment.
+      window: a token sees its `window` newest keys, its own included; None is all of them. Static.
+      scale: multiplies the scores; None is D**-0.5. Static.
+      backend: one of `BACKENDS`.
 
     Returns:
-      [B, T, H, D] in the dtype of the values.
+      [B, T, H, D] in the dtype of `v`.
+
+    Raises:
+      ValueError: an unknown backend, shapes that do not fit, or a call that the named backend
+        cannot honour.
     """
-    B, T, H, D = q_BxTxHxD.shape
-    K = k_BxTxKxD.shape[2]
-    q = q_BxTxHxD.reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4)
-    k, v = k_BxTxKxD.transpose(0, 2, 1, 3), v_BxTxKxD.transpose(0, 2, 1, 3)
-    size = max(MIN_BLOCK, -(-T // BLOCKS))
-    outs = []
-    for start in range(0, T, size):
-        stop = min(start + size, T)
-        mask = mask_BxTxT[:, None, None, start:stop, :stop]
-        outs.append(_attend(q[:, :, :, start:stop], k[:, :, :stop], v[:, :, :stop], mask))
-    return jnp.concatenate(outs, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, H, D)
+    B, T, H, D = q.shape
+    K = k.shape[2]
+    if k.shape != (B, T, K, D) or v.shape != k.shape or H % K:
+        raise ValueError(
+            f"attention: q {q.shape}, k {k.shape}, v {v.shape} are not [B, T, H, D], [B, T, K, D], "
+            "[B, T, K, D] with H a multiple of K"
+        )
+    if segment_ids is not None and segment_ids.shape != (B, T):
+        raise ValueError(f"attention: segment_ids {segment_ids.shape} are not [B, T] = {(B, T)}")
+    if window is not None and window < 1:
+        raise ValueError(f"attention: window {window} is less than 1")
+    if backend not in BACKENDS:
+        raise ValueError(f"attention backend {backend!r} is none of {', '.join(BACKENDS)}")
+    window = None if window is None or window >= T else window
+    scale = D**-0.5 if scale is None else scale
+    if backend == "auto":
+        backend = _choose(q, k, v, segment_ids)
+    elif reason := _refusal(backend, q, k, v, segment_ids):
+        raise ValueError(f"attention backend {backend!r} cannot do this: {reason}")
+    if backend == "splash":
+        return _splash.attention(q, k, v, segment_ids, window, scale)
+    if backend == "cudnn":
+        return _library(q, k, v, segment_ids, window, scale, "cudnn")
+    return _blockwise.attention(window, scale, q, k, v, segment_ids)
 
 
-def _attend(q_BxKxGxTxD, k_BxKxSxD, v_BxKxSxD, mask) -> jax.Array:
-    B, K, G, T, D = q_BxKxGxTxD.shape
-    q = q_BxKxGxTxD.reshape(B, K, G * T, D)
-    scores = jnp.einsum("bkqd,bksd->bkqs", q, k_BxKxSxD, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores.reshape(B, K, G, T, -1) * D**-0.5, MASKED)
-    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.exp(scores - top).reshape(B, K, G * T, -1)
-    # The division by the sum comes after the product: on D numbers per query instead of S.
-    total = weights.sum(axis=-1, keepdims=True)
-    weights = weights.astype(v_BxKxSxD.dtype)
-    out = jnp.einsum("bkqs,bksd->bkqd", weights, v_BxKxSxD, preferred_element_type=jnp.float32)
-    return (out / total).astype(v_BxKxSxD.dtype).reshape(B, K, G, T, D)
+def _choose(q, k, v, segment_ids) -> str:
+    fast = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend())
+    if fast is None:
+        _log_once("xla")
+    elif reason := _refusal(fast, q, k, v, segment_ids):
+        _log_once(f"xla ({fast}: {reason})")
+    else:
+        _log_once(fast)
+        return fast
+    return "xla"
 
 
-def shared_prefix_attention(q_PxNxHxD, prefix_kv, prefix_mask_PxT, suffix_kv, own_kv, written):
+@functools.cache
+def _log_once(choice: str) -> None:
+    logging.getLogger("mcr_jax").info("attention: %s", choice)
+
+
+def _refusal(backend: str, q, k, v, segment_ids) -> str | None:
+    """Why the backend cannot do this, or None if it can."""
+    if backend == "splash":
+        return _splash.refusal(q, k, v)
+    if backend == "cudnn":
+        return _cudnn_refusal(q, k, v, segment_ids)
+    return None
+
+
+def _cudnn_refusal(q, k, v, segment_ids) -> str | None:
+    capability = _cuda_capability()
+    if capability is None:
+        return f"it needs an NVIDIA GPU, not {jax.default_backend()}"
+    if capability < (8, 0):
+        return f"it needs compute capability 8.0, this GPU has {'.'.join(map(str, capability))}"
+    dtypes = {jnp.dtype(x.dtype).name for x in (q, k, v)}
+    if dtypes not in ({"bfloat16"}, {"float16"}):
+        return f"it takes bfloat16 or float16, not {' and '.join(sorted(dtypes))}"
+    length, size = q.shape[1], q.shape[3]
+    largest = 256 if capability >= (9, 0) else 128
+    if size % 8 or size > largest:
+        return f"its head size is a multiple of 8 up to {largest} on this GPU, not {size}"
+    if segment_ids is not None and length % 2:
+        return f"with segments it takes an even number of tokens, not {length}"
+    return None
+
+
+def _cuda_capability() -> tuple[int, ...] | None:
+    if jax.default_backend() != "gpu":
+        return None
+    device = jax.local_devices()[0]
+    if "cuda" not in device.client.platform_version:
+        return None
+    return tuple(int(part) for part in device.compute_capability.split("."))
+
+
+def _library(q, k, v, segment_ids, window, scale, implementation: str) -> jax.Array:
+    """JAX's own attention. Segments need an explicit mask there, which then holds the window too:
+    cuDNN's sliding window is for calls without a bias."""
+    mask, local = None, None
+    if segment_ids is not None:
+        mask = _blockwise.visible(0, 0, q.shape[1], window, segment_ids)[:, 0]
+    elif window is not None:
+        local = (window - 1, 0)  # keys to the left of the query's own, and to its right
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        mask=mask,
+        scale=scale,
+        is_causal=True,
+        local_window_size=local,
+        implementation=implementation,
+    )
+
+
+def shared_prefix_attention(
+    q_PxNxHxD,
+    prefix_kv,
+    prefix_mask_PxT,
+    suffix_kv,
+    own_kv,
+    written,
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+) -> jax.Array:
     """One decoding step of N samples per prompt that share the prompt's keys and values.
 
     The prefix is read once for all samples of a prompt; the softmax runs over prefix, suffix and
@@ -64,29 +167,37 @@ def shared_prefix_attention(q_PxNxHxD, prefix_kv, prefix_mask_PxT, suffix_kv, ow
     Args:
       q_PxNxHxD: queries of the new tokens, P prompts times N samples.
       prefix_kv: keys and values of the prompts, each [P, T, K, D].
-      prefix_mask_PxT: which of the T prompt places are real.
+      prefix_mask_PxT: which of the T prompt places are real: the first `length` of each prompt.
       suffix_kv: keys and values written by earlier steps, each [P, N, S, K, D].
       own_kv: key and value of the new tokens, each [P, N, K, D].
       written: number of suffix places written so far, the same for every sample.
+      window: as in `attention`. Prompt place t is position t, suffix place s is position
+        length + s, and the new token is at position length + written.
+      scale: multiplies the scores; None is D**-0.5.
 
     Returns:
-      [P, N, H, D].
+      [P, N, H, D] in the dtype of the values.
     """
     P, N, H, D = q_PxNxHxD.shape
     (prefix_k, prefix_v), (suffix_k, suffix_v), (own_k, own_v) = prefix_kv, suffix_kv, own_kv
     T, S, K = prefix_k.shape[1], suffix_k.shape[2], prefix_k.shape[2]
-    q = q_PxNxHxD.reshape(P, N, K, H // K, D) * D**-0.5
-    f32 = {"preferred_element_type": jnp.float32}
-    to_prefix = jnp.einsum("pnkgd,ptkd->pnkgt", q, prefix_k, **f32)
-    to_suffix = jnp.einsum("pnkgd,pnskd->pnkgs", q, suffix_k, **f32)
-    to_own = jnp.einsum("pnkgd,pnkd->pnkg", q, own_k, **f32)[..., None]
-    to_prefix = jnp.where(prefix_mask_PxT[:, None, None, None], to_prefix, MASKED)
-    to_suffix = jnp.where(jnp.arange(S) < written, to_suffix, MASKED)
+    see_prefix, see_suffix = prefix_mask_PxT, jnp.arange(S) < written
+    if window is not None:
+        position = prefix_mask_PxT.sum(axis=1, keepdims=True) + written
+        see_prefix = see_prefix & (jnp.arange(T) > position - window)
+        see_suffix = see_suffix & (jnp.arange(S) > written - window)
+    q = q_PxNxHxD.reshape(P, N, K, H // K, D)
+    to_prefix = jnp.einsum("pnkgd,ptkd->pnkgt", q, prefix_k, **F32)
+    to_suffix = jnp.einsum("pnkgd,pnskd->pnkgs", q, suffix_k, **F32)
+    to_own = jnp.einsum("pnkgd,pnkd->pnkg", q, own_k, **F32)[..., None]
+    to_prefix = jnp.where(see_prefix[:, None, None, None], to_prefix, MASKED)
+    to_suffix = jnp.where(see_suffix, to_suffix, MASKED)
     scores = jnp.concatenate([to_prefix, to_suffix, to_own], axis=-1)
+    scores = scores * (D**-0.5 if scale is None else scale)
     weights = jax.nn.softmax(scores, axis=-1).astype(prefix_v.dtype)
     out = (
-        jnp.einsum("pnkgt,ptkd->pnkgd", weights[..., :T], prefix_v)
-        + jnp.einsum("pnkgs,pnskd->pnkgd", weights[..., T : T + S], suffix_v)
-        + weights[..., -1:] * own_v[:, :, :, None, :]
+        jnp.einsum("pnkgt,ptkd->pnkgd", weights[..., :T], prefix_v, **F32)
+        + jnp.einsum("pnkgs,pnskd->pnkgd", weights[..., T : T + S], suffix_v, **F32)
+        + weights[..., -1:].astype(jnp.float32) * own_v[:, :, :, None, :]
     )
-    return out.reshape(P, N, H, D)
+    return out.astype(prefix_v.dtype).reshape(P, N, H, D)

@@ -1,24 +1,30 @@
 """The decoder: pre-norm blocks with rotary grouped-head attention and a gated MLP, as flax.nnx.
 
-Every parameter of the blocks is stored once, stacked over layers on its first axis: the same layout
-for training, checkpoints and sampling. `block` is the only place that knows what a layer computes;
-training, prefill and decoding differ in the `attend` they hand to it.
+One decoder is Qwen, Llama and Gemma: what differs stands in its `DecoderConfig`. Every parameter of
+the blocks is stored once, stacked over layers on its first axis: the same layout for training,
+checkpoints and sampling. `block` is the only place that knows what a layer computes; training,
+prefill and decoding differ in the `attend` they hand to it.
 
 Dimensions: B batch, T tokens, V vocabulary, E width, H heads, K key heads, D head size, F MLP.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mcr_jax.model.attention import attention, causal_mask
-from mcr_jax.model.config import DecoderConfig
+from mcr_jax.model.attention import attention
+from mcr_jax.model.config import PROJECTIONS, DecoderConfig
 
-# (q, k, v, cache of the layer) -> (attention output [..., H, D], what the layer leaves behind)
-Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+# (q, k, v) -> (attention output [..., H, D], what the layer leaves behind)
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+Layer = dict[str, jax.Array]
+Turn = tuple[jax.Array, jax.Array]  # cosines and sines, each [..., 1, D / 2]
+
+_ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
 
 
 class Layers(nnx.Module):
@@ -28,19 +34,36 @@ class Layers(nnx.Module):
         def normal(*shape: int, fan_in: int) -> nnx.Param:
             return nnx.Param(jax.random.normal(rngs.params(), (c.layers, *shape)) * fan_in**-0.5)
 
+        def norm(size: int) -> nnx.Param:
+            return nnx.Param(jnp.full((c.layers, size), 1 - c.norm_offset))
+
+        def bias(heads: int) -> nnx.Param:
+            return nnx.Param(jnp.zeros((c.layers, heads, c.head_dim)))
+
         attended, depth = c.heads * c.head_dim, 2 * c.layers  # residual writes shrink with depth
-        self.attention_norm = nnx.Param(jnp.ones((c.layers, c.width)))
+        self.attention_norm = norm(c.width)
         self.q = normal(c.width, c.heads, c.head_dim, fan_in=c.width)
         self.k = normal(c.width, c.kv_heads, c.head_dim, fan_in=c.width)
         if c.qk_norm:
-            self.q_norm = nnx.Param(jnp.ones((c.layers, c.head_dim)))
-            self.k_norm = nnx.Param(jnp.ones((c.layers, c.head_dim)))
+            self.q_norm, self.k_norm = norm(c.head_dim), norm(c.head_dim)
         self.v = normal(c.width, c.kv_heads, c.head_dim, fan_in=c.width)
+        if c.qkv_bias:
+            self.q_bias, self.k_bias, self.v_bias = map(bias, (c.heads, c.kv_heads, c.kv_heads))
         self.o = normal(c.heads, c.head_dim, c.width, fan_in=attended * depth)
-        self.mlp_norm = nnx.Param(jnp.ones((c.layers, c.width)))
+        self.mlp_norm = norm(c.width)
         self.gate = normal(c.width, c.mlp_width, fan_in=c.width)
         self.up = normal(c.width, c.mlp_width, fan_in=c.width)
         self.down = normal(c.mlp_width, c.width, fan_in=c.mlp_width * depth)
+        if c.sandwich_norm:
+            self.attention_post_norm, self.mlp_post_norm = norm(c.width), norm(c.width)
+        for name in c.lora.targets if c.lora else ():
+            inputs, outputs = c.projection(name)
+            # PEFT's start: Kaiming-uniform with a = sqrt(5), which is ±1/sqrt(fan in), and zero.
+            shape, bound = (c.layers, *inputs, c.lora.rank), math.prod(inputs) ** -0.5
+            a = jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+            setattr(self, f"{name}_lora_a", nnx.LoRAParam(a))
+            b = jnp.zeros((c.layers, c.lora.rank, *outputs))
+            setattr(self, f"{name}_lora_b", nnx.LoRAParam(b))
 
 
 class Decoder(nnx.Module):
@@ -56,7 +79,7 @@ class Decoder(nnx.Module):
         shape = (config.vocab_size, config.width)
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), shape) * config.width**-0.5)
         self.layers = Layers(config, rngs)
-        self.final_norm = nnx.Param(jnp.ones(config.width))
+        self.final_norm = nnx.Param(jnp.full(config.width, 1 - config.norm_offset))
         if not config.tied:
             self.head = nnx.Param(jax.random.normal(rngs.params(), shape) * config.width**-0.5)
 
@@ -65,18 +88,24 @@ class Decoder(nnx.Module):
         tokens: jax.Array,
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
+        *,
+        dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """Next-token logits.
 
         Args:
           tokens: int [B, T].
-          positions: int [B, T], each token's place in its sequence; None is 0 … T-1.
-          segment_ids: int [B, T]; tokens attend within their segment only. None is one segment.
+          positions: int [B, T], each token's place in its sequence, counting up by one within a
+            segment; None is 0 … T-1.
+          segment_ids: int [B, T]; tokens attend within their segment only, which stands in one
+            piece. None is one segment.
+          dropout_key: draws what the adapters drop, in training; None drops nothing.
 
         Returns:
           float32 [B, T, V].
         """
-        return self.logits(self.hidden(tokens, positions, segment_ids)[0])
+        hidden, _ = self.hidden(tokens, positions, segment_ids, dropout_key=dropout_key)
+        return self.logits(hidden)
 
     def hidden(
         self,
@@ -85,101 +114,160 @@ class Decoder(nnx.Module):
         segment_ids: jax.Array | None = None,
         *,
         keep_kv: bool = False,
+        dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """What the head reads, [B, T, E]; with `keep_kv` also keys and values, [L, B, T, K, D]."""
+        c = self.config
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        if segment_ids is None:
-            segment_ids = jnp.zeros_like(tokens)
-        mask = causal_mask(segment_ids)
+        kinds = sorted({c.is_local(layer) for layer in range(c.layers)})
+        turns = [turn(c, positions, local=kind) for kind in kinds]
 
-        def attend(q, k, v, cache):
-            return attention(q, k, v, mask), ((k, v) if keep_kv else None)
+        def attend_by(local: bool) -> Callable[..., jax.Array]:
+            options = {"scale": c.attention_scale, "backend": c.attention}
+            window = c.window if local else None
+            return lambda q, k, v: attention(
+                q, k, v, segment_ids=segment_ids, window=window, **options
+            )
 
-        def body(x, layer):
-            return block(self.config, layer, x, positions, attend, None)
+        def body(
+            x: jax.Array, xs: tuple[Layer, jax.Array, jax.Array | None]
+        ) -> tuple[jax.Array, Any]:
+            layer, kind, key = xs
+            if len(kinds) == 1:
+                turned, attended = turns[0], attend_by(kinds[0])
+            else:
+                turned = jax.tree.map(lambda *of_kind: jnp.stack(of_kind)[kind], *turns)
 
-        x, kv = jax.lax.scan(body, self.embed(tokens), self.stacked())
-        return rms_norm(x, self.final_norm[...], self.config.norm_eps), kv
+                def attended(q, k, v):
+                    return jax.lax.cond(kind, attend_by(True), attend_by(False), q, k, v)
+
+            def attend(q, k, v):
+                return attended(q, k, v), ((k, v) if keep_kv else None)
+
+            return block(c, layer, x, turned, attend, key)
+
+        which = jnp.asarray([c.is_local(layer) for layer in range(c.layers)], jnp.int32)
+        drops = dropout_key is not None and c.lora is not None and c.lora.dropout > 0
+        keys = jax.random.split(dropout_key, c.layers) if drops else None
+        x, kv = jax.lax.scan(body, self.embed(tokens), (self.stacked(), which, keys))
+        return rms_norm(x, self.final_norm[...], c.norm_eps, c.norm_offset), kv
 
     def step(
-        self, tokens: jax.Array, positions: jax.Array, attend: Attend, caches: tuple
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        attend: Callable[..., tuple[jax.Array, Any]],
+        caches: Sequence[Any],
     ) -> tuple[jax.Array, tuple]:
         """One token for each of any batch of sequences, layers unrolled.
 
         Args:
-          tokens: int [...]; positions: the same shape.
-          attend: reads the layer's entry of `caches`.
+          tokens: int [...].
+          positions: int, the same shape.
+          attend: (q, k, v, cache, window) -> (attention output, what the layer leaves); reads the
+            layer's entry of `caches`; `window` is None or the number of tokens it may see.
           caches: one entry per layer.
 
         Returns:
           Logits [..., V] and, per layer, what `attend` left.
         """
-        x, left = self.embed(tokens), []
+        c, x, left = self.config, self.embed(tokens), []
+        turns = {local: turn(c, positions, local=local) for local in {*c.local_layers, False}}
         for index, cache in enumerate(caches):
             layer = jax.tree.map(lambda stacked, i=index: stacked[i], self.stacked())
-            x, leaves = block(self.config, layer, x, positions, attend, cache)
+            local = c.is_local(index)
+
+            def attend_here(q, k, v, cache=cache, window=c.window if local else None):
+                return attend(q, k, v, cache, window)
+
+            x, leaves = block(c, layer, x, turns[local], attend_here)
             left.append(leaves)
-        x = rms_norm(x, self.final_norm[...], self.config.norm_eps)
+        x = rms_norm(x, self.final_norm[...], c.norm_eps, c.norm_offset)
         return self.logits(x), tuple(left)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Token ids [...] to vectors [..., E]; scaled so that a tied table starts at unit size."""
-        return self.embedding[...][tokens] * self.config.width**0.5
+        """Token ids [...] to vectors [..., E]."""
+        x = self.embedding[...][tokens]
+        if self.config.embedding_scale == 1:
+            return x
+        return x * jnp.asarray(self.config.embedding_scale, x.dtype)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., E] -> float32 [..., V]."""
         head = self.embedding if self.config.tied else self.head
         return jnp.einsum("...e,ve->...v", hidden, head[...], preferred_element_type=jnp.float32)
 
-    def stacked(self) -> dict[str, jax.Array]:
+    def stacked(self) -> Layer:
         """The blocks' parameters by name, axis 0 the layer."""
         return {name: p[...] for name, p in vars(self.layers).items() if isinstance(p, nnx.Param)}
 
 
 def block(
-    config: DecoderConfig,
-    layer: dict[str, jax.Array],
+    c: DecoderConfig,
+    layer: Layer,
     x: jax.Array,
-    positions: jax.Array,
+    turned: Turn,
     attend: Attend,
-    cache: Any,
+    dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, Any]:
     """One layer on [..., E], any leading dimensions; returns the new residual and `attend`'s."""
-    h = rms_norm(x, layer["attention_norm"], config.norm_eps)
-    q = jnp.einsum("...e,ehd->...hd", h, layer["q"])
-    k = jnp.einsum("...e,ekd->...kd", h, layer["k"])
-    if config.qk_norm:
-        q = rms_norm(q, layer["q_norm"], config.norm_eps)
-        k = rms_norm(k, layer["k_norm"], config.norm_eps)
-    q, k = rope(q, positions, config.rope_theta), rope(k, positions, config.rope_theta)
-    v = jnp.einsum("...e,ekd->...kd", h, layer["v"])
-    attended, leaves = attend(q, k, v, cache)
-    x = x + jnp.einsum("...hd,hde->...e", attended, layer["o"])
-    h = rms_norm(x, layer["mlp_norm"], config.norm_eps)
-    gated = jax.nn.silu(h @ layer["gate"]) * (h @ layer["up"])
-    return x + gated @ layer["down"], leaves
+
+    def norm(x: jax.Array, name: str) -> jax.Array:
+        return rms_norm(x, layer[name], c.norm_eps, c.norm_offset)
+
+    def adapted(y: jax.Array, h: jax.Array, name: str) -> jax.Array:
+        if c.lora is None or name not in c.lora.targets:
+            return y
+        return y + low_rank(c, layer, h, name, dropout_key)
+
+    def heads(h: jax.Array, name: str) -> jax.Array:
+        y = adapted(jnp.einsum("...e,ehd->...hd", h, layer[name]), h, name)
+        return y + layer[f"{name}_bias"] if c.qkv_bias else y
+
+    h = norm(x, "attention_norm")
+    q, k, v = heads(h, "q"), heads(h, "k"), heads(h, "v")
+    if c.qk_norm:
+        q, k = norm(q, "q_norm"), norm(k, "k_norm")
+    attended, leaves = attend(rope(q, turned), rope(k, turned), v)
+    out = adapted(jnp.einsum("...hd,hde->...e", attended, layer["o"]), attended, "o")
+    x = x + (norm(out, "attention_post_norm") if c.sandwich_norm else out)
+    h = norm(x, "mlp_norm")
+    gated = _ACTIVATIONS[c.activation](adapted(h @ layer["gate"], h, "gate"))
+    gated = gated * adapted(h @ layer["up"], h, "up")
+    out = adapted(gated @ layer["down"], gated, "down")
+    return x + (norm(out, "mlp_post_norm") if c.sandwich_norm else out), leaves
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+def low_rank(
+    c: DecoderConfig, layer: Layer, h: jax.Array, name: str, dropout_key: jax.Array | None
+) -> jax.Array:
+    """What the adapters add to the projection `name` of h, in h's dtype."""
+    a, b = (layer[f"{name}_lora_{half}"].astype(h.dtype) for half in "ab")
+    if dropout_key is not None:
+        kept = 1 - c.lora.dropout
+        key = jax.random.fold_in(dropout_key, PROJECTIONS.index(name))
+        h = jnp.where(jax.random.bernoulli(key, kept, h.shape), h / kept, 0)
+    return jnp.tensordot(jnp.tensordot(h, a, a.ndim - 1) * c.lora.scale, b, 1)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
     """Root-mean-square norm over the last axis in float32 (Zhang & Sennrich, 2019)."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    return (y * scale).astype(x.dtype)
+    return (y * (offset + scale.astype(jnp.float32))).astype(x.dtype)
 
 
-def rope(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding, half-split pairing (Su et al., 2021).
+def turn(c: DecoderConfig, positions: jax.Array, *, local: bool) -> Turn:
+    """The rotations of positions, int [...], in local or in global layers."""
+    rotary = (local and c.local_rope) or c.rope
+    angles = positions[..., None, None].astype(jnp.float32) * rotary.frequencies(c.head_dim)
+    return jnp.cos(angles), jnp.sin(angles)
 
-    Args:
-      x: [..., heads, D].
-      positions: int [...].
-      theta: base of the frequencies theta^(-2i/D).
-    """
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+
+def rope(x: jax.Array, turned: Turn) -> jax.Array:
+    """Rotary position embedding of [..., heads, D], half-split pairing (Su et al., 2021)."""
+    cos, sin = turned
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned_x = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned_x.astype(x.dtype)

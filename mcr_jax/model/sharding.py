@@ -14,9 +14,14 @@ AXES = ("data", "fsdp", "tensor")
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"\w*norm", PartitionSpec()),
     (r"layers\.[qkv]", PartitionSpec(None, "fsdp", "tensor", None)),
+    (r"layers\.[qkv]_bias", PartitionSpec(None, "tensor", None)),
     (r"layers\.o", PartitionSpec(None, "tensor", None, "fsdp")),
     (r"layers\.(gate|up)", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers\.down", PartitionSpec(None, "tensor", "fsdp")),
+    (r"layers\.([qkv]|gate|up)_lora_a", PartitionSpec(None, "fsdp")),  # as their weight's inputs
+    (r"layers\.([qkv]|gate|up)_lora_b", PartitionSpec(None, None, "tensor")),  # and outputs
+    (r"layers\.(o|down)_lora_a", PartitionSpec(None, "tensor")),
+    (r"layers\.(o|down)_lora_b", PartitionSpec(None, None, "fsdp")),
     (r"embedding|head", PartitionSpec("tensor", "fsdp")),
 )
 
@@ -38,6 +43,11 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) ->
             f"{len(devices)} devices; use -1 for one of them"
         )
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def one_device() -> Mesh:
+    """The mesh of the first device."""
+    return make_mesh(1, 1, 1, jax.devices()[:1])
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Decoders from nothing and from training checkpoints; the reading half of orbax for all stages.
+"""The decoders of an experiment: the one it starts from, and the one of its newest checkpoint.
 
 A checkpoint has two items: `params`, the decoder's parameters as a nested dict, and `rest`, what
 only training needs.
@@ -14,38 +14,42 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.sharding import Mesh
 
 from mcr_jax.errors import McrError
+from mcr_jax.model import hf
+from mcr_jax.model.blueprint import blueprint, initial_params
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.decoder import Decoder
-from mcr_jax.model.sharding import abstract, make_mesh, shardings
+from mcr_jax.model.sharding import abstract, one_device, shardings
 
 
-def blueprint(config: DecoderConfig) -> tuple[Any, Any]:
-    """The graph definition of a decoder and its parameters' shapes, allocating nothing."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=0))))
-    return graph, nnx.to_pure_dict(state)
+def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
+    """What training starts from: the weights in config.folder, or if it is "" drawn from `seed`.
+
+    Raises:
+      McrError: config.folder cannot be loaded.
+    """
+    shapes = blueprint(config)[1]
+    placed = shardings(mesh, shapes)
+    if config.folder:
+        return hf.read_params(config.folder, config, placed, dtype=config.dtype)
+    return jax.jit(lambda: initial_params(config, seed), out_shardings=placed)()
 
 
-def initial_params(config: DecoderConfig, seed: int) -> Any:
-    """Fresh parameters as a nested dict; jit it with out_shardings to draw them in place."""
-    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(params=seed)), nnx.Param))
+def untrained(config: DecoderConfig, seed: int, mesh: Mesh | None = None) -> Decoder:
+    """The decoder that training with `seed` starts from, on `mesh` or the first device."""
+    return nnx.merge(blueprint(config)[0], starting_params(config, seed, mesh or one_device()))
 
 
-def untrained(config: DecoderConfig, seed: int) -> Decoder:
-    """The decoder that training with `seed` starts from."""
-    return nnx.merge(blueprint(config)[0], jax.jit(lambda: initial_params(config, seed))())
-
-
-def trained(folder: Path, config: DecoderConfig) -> tuple[Decoder, int]:
-    """The decoder of the newest checkpoint in `folder`, and its step.
+def trained(folder: Path, config: DecoderConfig, mesh: Mesh | None = None) -> tuple[Decoder, int]:
+    """The decoder of the newest checkpoint in `folder`, and its step, on `mesh` or one device.
 
     Raises:
       McrError: there is none, or it is damaged or of another shape.
     """
     graph, shapes = blueprint(config)
-    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    like = abstract(shapes, shardings(mesh, shapes))
+    like = abstract(shapes, shardings(mesh or one_device(), shapes))
     with (
         storage_errors(folder, "read"),
         ocp.CheckpointManager(

@@ -19,9 +19,10 @@ from mcr_jax.data.example import examples
 from mcr_jax.data.loader import Batch, Batches, fixed_batches
 from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.errors import McrError
+from mcr_jax.model.blueprint import blueprint
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.sharding import abstract, shardings
-from mcr_jax.model.store import blueprint, initial_params
+from mcr_jax.model.store import starting_params
 from mcr_jax.prompts import Prompt
 from mcr_jax.train.checkpoint import Checkpoints
 from mcr_jax.train.mesh import batch_sharding, put, training_mesh
@@ -52,15 +53,14 @@ class Trainer:
         """Allocates nothing. Raises UsageError if config.mesh cannot be."""
         self.mesh = training_mesh(**config.mesh, rows=config.train.rows)
         tx, schedule = optimizer(steps=config.train.steps, **config.optim)
-        graph = blueprint(shape)[0]
-
-        def init() -> State:
-            return init_state(initial_params(shape, config.seed), tx)
-
-        self._shapes = jax.eval_shape(init)
+        graph, params = blueprint(shape)
+        self._shape, self._seed = shape, config.seed
+        self._shapes = jax.eval_shape(lambda params: init_state(params, tx), params)
         self._placed = shardings(self.mesh, self._shapes)
         rows = batch_sharding(self.mesh)
-        self.init: Callable[[], State] = jax.jit(init, out_shardings=self._placed)
+        self._with_optimizer = jax.jit(
+            lambda params: init_state(params, tx), donate_argnums=0, out_shardings=self._placed
+        )
         self.step: Callable[[State, Any], tuple[State, Metrics]] = jax.jit(
             train_step(graph, tx, schedule),
             donate_argnums=0,
@@ -71,6 +71,10 @@ class Trainer:
             lambda params, batch: loss_sums(graph, params, batch),
             in_shardings=(self._placed.params, rows),
         )
+
+    def init(self) -> State:
+        """The state before the first step. Raises McrError if weights cannot be read."""
+        return self._with_optimizer(starting_params(self._shape, self._seed, self.mesh))
 
     def like(self) -> State:
         """The state's shapes, dtypes and shardings, without values: what restoring needs."""
@@ -122,7 +126,8 @@ def train(
         trainer = Trainer(config, shape)
         state = checkpoints.restore(resumed, trainer.like()) if resumed else trainer.init()
         log = MetricsLog(workdir.metrics, resumed)
-        _run(trainer, config, state, resumed, batches, validation, checkpoints, log)
+        with jax.set_mesh(trainer.mesh):  # kernels that XLA cannot partition ask for it
+            _run(trainer, config, state, resumed, batches, validation, checkpoints, log)
     finally:
         checkpoints.close()
     return Trained(step=config.train.steps, resumed=resumed, too_long=too_long)

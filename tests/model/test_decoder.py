@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from mcr_jax.model import store
-from mcr_jax.model.config import DecoderConfig
+from mcr_jax.model.blueprint import blueprint, initial_params
+from mcr_jax.model.config import DecoderConfig, Rope
 from mcr_jax.train.loss import token_loss
 
 TOKENS = np.array([[5, 9, 2, 7, 11, 3, 8, 1]])  # no token twice
@@ -65,12 +66,12 @@ def textbook(config: DecoderConfig, params, tokens, positions, segments) -> np.n
         out = x.copy()
         for i in range(half):
             z = complex(x[i], x[i + half]) * np.exp(
-                1j * position * config.rope_theta ** (-2 * i / config.head_dim)
+                1j * position * config.rope.theta ** (-2 * i / config.head_dim)
             )
             out[i], out[i + half] = z.real, z.imag
         return out
 
-    xs = [p["embedding"][t] * math.sqrt(config.width) for t in tokens]
+    xs = [p["embedding"][t] * config.embedding_scale for t in tokens]
     for n in range(config.layers):
         layer = {name: stacked[n] for name, stacked in p["layers"].items()}
         heads, kv = [], []
@@ -98,11 +99,11 @@ def textbook(config: DecoderConfig, params, tokens, positions, segments) -> np.n
 
 @pytest.mark.parametrize(("tied", "kv_heads"), [(True, 2), (False, 4), (False, 1)])
 def test_the_logits_are_those_of_an_independent_forward_pass(tiny_shape, tied, kv_heads):
-    config = dataclasses.replace(tiny_shape, tied=tied, kv_heads=kv_heads, rope_theta=77.0)
-    params = store.initial_params(config, 3)
+    config = dataclasses.replace(tiny_shape, tied=tied, kv_heads=kv_heads, rope=Rope(theta=77.0))
+    params = initial_params(config, 3)
     rng = np.random.default_rng(1)  # norm scales start at one: make them matter
     params = jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape).astype("f4"), params)
-    made = nnx.merge(store.blueprint(config)[0], params)
+    made = nnx.merge(blueprint(config)[0], params)
     got = made(TOKENS, POSITIONS + 300, SEGMENTS)
     assert got.dtype == jnp.float32
     want = textbook(config, params, TOKENS[0], POSITIONS[0] + 300, SEGMENTS[0])
@@ -111,7 +112,7 @@ def test_the_logits_are_those_of_an_independent_forward_pass(tiny_shape, tied, k
 
 def test_a_tied_head_has_no_table_of_its_own(tiny_shape):
     tied, untied = (
-        store.blueprint(dataclasses.replace(tiny_shape, tied=tied))[1] for tied in (True, False)
+        blueprint(dataclasses.replace(tiny_shape, tied=tied))[1] for tied in (True, False)
     )
     assert set(untied) - set(tied) == {"head"}
     assert untied["head"].shape == untied["embedding"].shape
@@ -150,13 +151,13 @@ def test_only_distances_between_positions_matter(run):
 
 
 def test_grouped_heads_equal_the_same_heads_repeated(tiny_shape):
-    params = store.initial_params(tiny_shape, 4)
+    params = initial_params(tiny_shape, 4)
     repeated = params["layers"] | {
         name: params["layers"][name].repeat(2, axis=2) for name in ("k", "v")
     }
     full = dataclasses.replace(tiny_shape, kv_heads=4)
-    grouped = nnx.merge(store.blueprint(tiny_shape)[0], params)
-    many = nnx.merge(store.blueprint(full)[0], params | {"layers": repeated})
+    grouped = nnx.merge(blueprint(tiny_shape)[0], params)
+    many = nnx.merge(blueprint(full)[0], params | {"layers": repeated})
     np.testing.assert_allclose(grouped(TOKENS), many(TOKENS), atol=1e-5)
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcr_jax.model import store
+from mcr_jax.model.blueprint import blueprint, initial_params
 from mcr_jax.model.fingerprint import fingerprint
 from mcr_jax.model.sharding import make_mesh, shardings
 
@@ -17,12 +17,12 @@ MESHES = [(1, 1, 8), (1, 8, 1), (2, 2, 2)]
 
 @pytest.fixture(scope="module")
 def params(tiny_shape):
-    return store.initial_params(tiny_shape, 0)
+    return initial_params(tiny_shape, 0)
 
 
 @pytest.fixture(scope="module")
 def name(tiny_shape):
-    graph = store.blueprint(tiny_shape)[0]
+    graph = blueprint(tiny_shape)[0]
     return lambda params: fingerprint(nnx.merge(graph, params))
 
 

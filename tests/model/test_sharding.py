@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mcr_jax.errors import UsageError
-from mcr_jax.model import store
+from mcr_jax.model.blueprint import blueprint, initial_params
 from mcr_jax.model.sharding import abstract, make_mesh, shardings
 from mcr_jax.train.mesh import batch_sharding, put, training_mesh
 from mcr_jax.train.step import init_state, optimizer, train_step
@@ -55,8 +55,8 @@ def batch(untied):
 @pytest.fixture(scope="module")
 def stepped(untied, batch):
     """(data, fsdp, tensor) -> the state after one step on that mesh, and the step's metrics."""
-    graph = store.blueprint(untied)[0]
-    params = jax.device_get(store.initial_params(untied, 0))
+    graph = blueprint(untied)[0]
+    params = jax.device_get(initial_params(untied, 0))
     tx, schedule = optimizer(**OPTIM)
     whole = jax.device_get(init_state(params, tx))
 
@@ -90,11 +90,9 @@ def named(tree):
 
 def test_every_parameter_and_its_moments_have_the_intended_spec(untied):
     mesh = make_mesh(2, 2, 2)
-    shapes = store.blueprint(untied)[1]
+    shapes = blueprint(untied)[1]
     assert {n: s.spec for n, s in named(shardings(mesh, shapes)).items()} == INTENDED
-    state = jax.eval_shape(
-        lambda: init_state(store.initial_params(untied, 0), optimizer(**OPTIM)[0])
-    )
+    state = jax.eval_shape(lambda: init_state(initial_params(untied, 0), optimizer(**OPTIM)[0]))
     for name, sharding in named(shardings(mesh, state)).items():
         for parameter, spec in INTENDED.items():
             if name.endswith("." + parameter):
@@ -116,7 +114,7 @@ def test_an_axis_that_does_not_divide_its_dimension_is_left_out():
 
 def test_an_abstract_tree_has_shapes_dtypes_and_shardings_and_no_values(untied):
     mesh = make_mesh(2, 2, 2)
-    shapes = store.blueprint(untied)[1]
+    shapes = blueprint(untied)[1]
     placed = shardings(mesh, shapes)
     for name, leaf in named(abstract(shapes, placed)).items():
         assert isinstance(leaf, jax.ShapeDtypeStruct)

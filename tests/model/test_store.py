@@ -9,6 +9,7 @@ from flax import nnx
 
 from mcr_jax.errors import McrError
 from mcr_jax.model import store
+from mcr_jax.model.blueprint import blueprint
 from mcr_jax.train.checkpoint import Checkpoints
 from mcr_jax.train.step import State
 
@@ -31,7 +32,7 @@ def saved(tiny_shape, tmp_path_factory):
 
 def test_a_blueprint_allocates_nothing(tiny_shape):
     huge = dataclasses.replace(tiny_shape, vocab_size=200_000, width=8192, layers=80)
-    _, shapes = store.blueprint(huge)
+    _, shapes = blueprint(huge)
     leaves = jax.tree.leaves(shapes)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     assert shapes["embedding"].shape == (200_000, 8192)

@@ -121,9 +121,12 @@ def _answer(graph, shape: Shape, params, prompts: Prompts, eos, seed) -> Answers
     def step(state: _Loop) -> _Loop:
         place = state.written - 1  # of `last` among the answer's tokens
 
-        def attend(q, k, v, cache):
+        def attend(q, k, v, cache, window):
             prefix_kv, suffix_kv = cache
-            out = shared_prefix_attention(q, prefix_kv, real, suffix_kv, (k, v), place)
+            scale = model.config.attention_scale
+            out = shared_prefix_attention(
+                q, prefix_kv, real, suffix_kv, (k, v), place, window=window, scale=scale
+            )
             return out, (k, v)
 
         positions = jnp.broadcast_to(prompts.lengths[:, None] + place, (P, N))

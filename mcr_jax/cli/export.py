@@ -1,0 +1,43 @@
+"""Writes a model of a workdir as a Hugging Face folder, for transformers and vLLM."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mcr_jax import console
+from mcr_jax.cli.experiment import Experiment
+from mcr_jax.cli.flags import Flags
+from mcr_jax.errors import UsageError
+
+
+def main(argv: Sequence[str]) -> None:
+    """`mcr export --workdir=DIR --out=DIR`."""
+    flags = Flags("export", __doc__)
+    flags.experiment()
+    flags.string("out", "", "folder to write; must be new or empty")
+    flags.string("model", "sft", "sft: the newest checkpoint; base: what training started from")
+    if not flags.parse(argv):
+        return
+    out, name = flags.values["out"].value, flags.values["model"].value
+    if not out:
+        raise UsageError("--out=DIR is missing")
+    if name not in ("base", "sft"):
+        raise UsageError(f"--model={name}: there are base and sft")
+    run(Experiment.open(flags), Path(out), name)
+
+
+def run(experiment: Experiment, out: Path, name: str) -> None:
+    """Writes the model, spread over all devices while it is in memory."""
+    from mcr_jax.model import hf, store
+    from mcr_jax.model.folder import refuse_taken
+    from mcr_jax.model.sharding import make_mesh
+
+    e, mesh = experiment, make_mesh(1, -1, 1)
+    refuse_taken(out)
+    if name == "sft":
+        model, step = store.trained(e.workdir.checkpoints, e.shape, mesh)
+        origin = f"the checkpoint of step {step}"
+    else:
+        model, origin = store.untrained(e.shape, e.config.seed, mesh), "what training starts from"
+    carried = e.config.model.folder and not e.config.tokenizer.path  # with the folder's files
+    hf.save(model, out, tokenizer=None if carried else e.tokenizer)
+    console.say(f"export: {out} holds {origin}")

@@ -1,0 +1,53 @@
+"""Folders of safetensors files: faults are one line, and what is written is whole or absent."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from mcr_jax.errors import McrError
+
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names and ours
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file whose slices are numpy arrays. Raises McrError if it is not whole."""
+    try:
+        with safe_open(path, "numpy") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise McrError(f"{path}: no such file; weights are read from safetensors") from error
+    except (OSError, SafetensorError) as error:
+        raise McrError(f"{path}: not a whole safetensors file: {error}") from error
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raises McrError if something is in the way of a new folder of that name."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise McrError(f"{folder}: already there; name a folder that is new or empty")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder aside to write in, which becomes `folder` when the block ends without a fault.
+
+    Raises:
+      McrError: `folder` is taken, or something cannot be written.
+    """
+    refuse_taken(folder)
+    aside = folder.with_name(f".{folder.name}.aside")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        os.replace(aside, folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise McrError(f"{folder}: cannot write: {reason}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

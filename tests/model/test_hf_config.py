@@ -1,0 +1,252 @@
+"""config.json means to this decoder what it means to transformers, or is refused by name."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import tiny_hf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcr_jax.errors import McrError
+from mcr_jax.model import hf_config
+from mcr_jax.model.config import DecoderConfig, Rope
+
+VARIANTS = tuple(tiny_hf.VARIANTS)
+DIALECTS = {
+    major: json.loads((tiny_hf.GOLDEN / f"transformers{major}.json").read_text())["configs"]
+    for major in (4, 5)
+}
+
+
+def changed(variant: str, **keys) -> dict:
+    told = {**tiny_hf.VARIANTS[variant], **keys}
+    return {key: value for key, value in told.items() if value is not ...}
+
+
+def refusal(told) -> str:
+    with pytest.raises(ValueError) as refused:
+        hf_config.from_json(told)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("major", DIALECTS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_both_dialects_of_transformers_mean_the_same(variant, major):
+    published = hf_config.from_json(tiny_hf.VARIANTS[variant])
+    assert hf_config.from_json(DIALECTS[major][variant]) == published
+
+
+def test_a_published_llama_3_1():
+    told = {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 128000,
+        "eos_token_id": [128001, 128008, 128009],
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 131072,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.42.3",
+        "use_cache": True,
+        "vocab_size": 128256,
+    }
+    rope = Rope(theta=5e5, scaling="llama3", factor=8.0, original_length=8192)
+    assert hf_config.from_json(told) == DecoderConfig(
+        vocab_size=128256,
+        layers=32,
+        width=4096,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        mlp_width=14336,
+        rope=rope,
+        norm_eps=1e-5,
+        tied=False,
+        dtype="bfloat16",
+    )
+
+
+def test_a_multimodal_gemma_3_of_few_words_takes_the_family_s_defaults():
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    told = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "boi_token_index": 255999,
+        "eoi_token_index": 256000,
+        "eos_token_id": [1, 106],
+        "image_token_index": 262144,
+        "initializer_range": 0.02,
+        "mm_tokens_per_image": 256,
+        "model_type": "gemma3",
+        "text_config": text,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.50.0.dev0",
+        "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+    }
+    c = hf_config.from_json(told)
+    assert (c.vocab_size, c.heads, c.kv_heads, c.head_dim) == (262_208, 8, 4, 256)
+    assert c.rope == Rope(theta=1e6, scaling="linear", factor=8.0)
+    assert c.local_rope == Rope(theta=1e4)
+    assert (c.window, c.local_layers) == (1024, ((True,) * 5 + (False,)) * 5 + (True,) * 4)
+    assert c.embedding_scale == math.sqrt(2560)
+    assert c.attention_scale == 256**-0.5
+    assert c.tied and c.qk_norm and c.sandwich_norm and c.norm_offset == 1
+    assert c.activation == "gelu_tanh"
+    assert c.dtype == "bfloat16"
+
+
+def test_a_qwen_whose_window_is_not_used_has_none():
+    told = changed("qwen2", use_sliding_window=False, sliding_window=131072, max_window_layers=28)
+    assert hf_config.from_json(told) == hf_config.from_json(tiny_hf.VARIANTS["qwen2"])
+
+
+@pytest.mark.parametrize(
+    ("variant", "keys", "names"),
+    [
+        ("llama3", {"model_type": "mamba"}, "mamba"),
+        ("llama3", {"model_type": ...}, "model_type"),
+        ("llama3", {"hidden_act": "gelu"}, "hidden_act"),
+        ("llama3", {"hidden_act": ...}, "hidden_act"),
+        ("llama3", {"attention_bias": True}, "attention_bias"),
+        ("llama3", {"mlp_bias": True}, "mlp_bias"),
+        ("llama3", {"residual_multiplier": 0.2}, "residual_multiplier"),
+        ("llama3", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("llama3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("llama3", {"sliding_window": 128}, "sliding_window"),
+        ("llama3", {"hidden_size": ...}, "hidden_size"),
+        ("llama3", {"hidden_size": "48"}, "hidden_size"),
+        ("llama3", {"num_hidden_layers": 2.5}, "num_hidden_layers"),
+        ("llama3", {"num_attention_heads": 5}, "num_attention_heads"),
+        ("llama3", {"num_key_value_heads": 3}, "kv_heads"),
+        ("llama3", {"tie_word_embeddings": "no"}, "tie_word_embeddings"),
+        ("llama3", {"torch_dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
+        ("llama3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ("llama3", {"rope_scaling": {"rope_type": "linear"}}, "factor"),
+        ("llama3", {"rope_scaling": {"type": "linear", "factor": 2, "beta_fast": 1}}, "beta_fast"),
+        ("llama3", {"rope_scaling": {"type": "linear", "rope_type": "llama3"}}, "linear/llama3"),
+        ("llama3", {"rope_scaling": [1]}, "rope_scaling"),
+        ("llama3", {"rope_scaling": {"type": "linear", "factor": -1}}, "factor"),
+        ("llama3", {"rope_parameters": {"rope_type": "default"}}, "rope_parameters"),
+        ("qwen2_windowed", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("qwen2_windowed", {"layer_types": ["full_attention", "chunked", "x"]}, "chunked"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 3}, "use_sliding_window"),
+        ("qwen2", {"use_mrope": True}, "use_mrope"),
+        ("qwen3", {"attention_bias": True}, "attention_bias"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3", {"sliding_window": 0}, "window"),
+        ("gemma3", {"rope_scaling": ..., "rope_parameters": {"rope_theta": 1e6}}, "by layer type"),
+    ],
+)
+def test_what_would_change_the_numbers_is_refused_by_name(variant, keys, names):
+    message = refusal(changed(variant, **keys))
+    assert names in message
+    assert "\n" not in message
+
+
+def test_an_unknown_key_can_be_passed_over_by_name():
+    told = changed("llama3", colour="blue")
+    assert "'colour'" in refusal(told)
+    assert hf_config.from_json(told, ("colour",)) == hf_config.from_json(tiny_hf.VARIANTS["llama3"])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"model_type": "llama"}', None])
+def test_a_broken_file_is_one_line_that_names_it(tmp_path, text):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(McrError) as refused:
+        hf_config.read(tmp_path)
+    assert str(tmp_path / "config.json") in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_written_again_is_what_was_read_but_for_the_dtype(variant):
+    told = tiny_hf.VARIANTS[variant]
+    again = hf_config.to_json(hf_config.from_json(told), "bfloat16")
+    assert again.pop("architectures")[0].endswith("ForCausalLM")
+    assert again == told | {"torch_dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_a_decoder_made_here_is_written_as_the_family_that_computes_it(kind):
+    sizes = {"vocab_size": 11, "layers": 2, "width": 8, "heads": 2, "kv_heads": 1, "head_dim": 6}
+    config = DecoderConfig(
+        **sizes, mlp_width=12, qkv_bias=kind == "qwen2", qk_norm=kind == "qwen3", tied=False
+    )
+    told = hf_config.to_json(config, "float32")
+    assert told["model_type"] == kind
+    assert hf_config.from_json(told) == config
+
+
+@pytest.mark.parametrize("odd", [{"embedding_scale": 2.0}, {"norm_offset": 1.0, "tied": False}])
+def test_a_decoder_that_no_family_computes_is_not_written(odd):
+    sizes = {"vocab_size": 11, "layers": 2, "width": 8, "heads": 2, "kv_heads": 1, "head_dim": 6}
+    with pytest.raises(ValueError, match="no family"):
+        hf_config.to_json(DecoderConfig(**sizes, mlp_width=12, **odd), "float32")
+
+
+def test_llama3_scaling_leaves_short_waves_and_stretches_long_ones():
+    plain = Rope(theta=5e5).frequencies(128)
+    scaled = dataclasses.replace(
+        Rope(theta=5e5), scaling="llama3", factor=8.0, original_length=8192
+    ).frequencies(128)
+    wavelengths = 2 * math.pi / plain
+    short, long = wavelengths < 8192 / 4, wavelengths > 8192
+    np.testing.assert_array_equal(scaled[short], plain[short])
+    np.testing.assert_array_equal(scaled[long], plain[long] / np.float32(8))
+    between = ~short & ~long
+    assert between.any() and (scaled[between] < plain[between]).all()
+    assert (np.diff(scaled) < 0).all()
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=8) | st.sampled_from(["rope_type", "factor"]), inner)
+    ),
+    max_leaves=8,
+)
+_KEYS = sorted({key for told in DIALECTS[5].values() for key in told} | {"rope_scaling", "dtype"})
+
+
+@given(st.sampled_from(VARIANTS), st.sampled_from([4, 5]), st.sampled_from(_KEYS), _JSON)
+def test_whatever_stands_at_a_key_it_is_a_decoder_or_one_line(
+    tmp_path_factory, variant, major, key, value
+):
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "config.json").write_text(json.dumps({**DIALECTS[major][variant], key: value}))
+    try:
+        hf_config.read(folder)
+    except McrError as error:
+        assert "\n" not in str(error)

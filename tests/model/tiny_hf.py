@@ -1,0 +1,116 @@
+"""Tiny random models in Hugging Face's format: configs as published weights have them, and weights.
+
+The weights of a tensor follow from its name and shape, so transformers in one environment and this
+project in another hold the same model without passing it on. Nothing here needs torch.
+"""
+
+import json
+import pathlib
+import zlib
+
+import numpy as np
+import safetensors.numpy
+
+GOLDEN = pathlib.Path(__file__).with_name("golden")
+LENGTH, ROWS, VOCAB = 600, 2, 96
+PLACES = (*range(0, LENGTH, 37), LENGTH - 2, LENGTH - 1)  # whose logits the golden files keep
+
+_SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "torch_dtype": "float32",
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,  # well below the length of the input
+}
+_LLAMA = {**_SIZES, "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5}
+_QWEN2 = {**_SIZES, "model_type": "qwen2", "hidden_act": "silu", "rope_theta": 1e6}
+_QWEN3 = {**_SIZES, "model_type": "qwen3", "hidden_act": "silu", "head_dim": 16, "rope_theta": 1e6}
+_GEMMA3 = {
+    **_SIZES,
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 8,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 1e4,
+    "sliding_window": 64,
+    "sliding_window_pattern": 6,
+}
+_WINDOWED = {"use_sliding_window": True, "sliding_window": 100, "max_window_layers": 1}
+
+# In transformers 4's dialect, the one that published weights are in.
+VARIANTS = {
+    "llama3": {
+        **_LLAMA,
+        "rope_theta": 5e5,
+        "rope_scaling": _LLAMA3,
+        "tie_word_embeddings": False,
+        "eos_token_id": [1, 8, 9],
+    },
+    "llama3_tied": {
+        **_LLAMA,
+        "rope_theta": 5e5,
+        "rope_scaling": {**_LLAMA3, "factor": 32.0},
+        "head_dim": 16,
+        "tie_word_embeddings": True,
+    },
+    "llama_linear": {
+        **_LLAMA,
+        "rope_theta": 1e4,
+        "rope_scaling": {"type": "linear", "factor": 4.0},
+        "tie_word_embeddings": False,
+    },
+    "qwen2": {**_QWEN2, "rms_norm_eps": 1e-6, "tie_word_embeddings": False},
+    "qwen2_tied": {**_QWEN2, "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+    "qwen2_windowed": {**_QWEN2, **_WINDOWED, "rms_norm_eps": 1e-5, "tie_word_embeddings": False},
+    "qwen3": {**_QWEN3, "rms_norm_eps": 1e-6, "tie_word_embeddings": False},
+    "qwen3_tied": {**_QWEN3, "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+    "gemma3": {**_GEMMA3, "rms_norm_eps": 1e-6},
+    "gemma3_scaled": {**_GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "gemma3_untied": {**_GEMMA3, "tie_word_embeddings": False, "sliding_window_pattern": 3},
+}
+
+
+def tokens() -> np.ndarray:
+    """int64 [ROWS, LENGTH]."""
+    return np.random.default_rng(7).integers(0, VOCAB, (ROWS, LENGTH))
+
+
+def weights(variant: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """float32 values for every tensor of a variant, such that logits are of the order of ten.
+
+    Args:
+      variant: of `VARIANTS`.
+      shapes: by the names that transformers gives the tensors.
+    """
+    gemma = VARIANTS[variant]["model_type"] == "gemma3_text"  # whose norms are stored around zero
+    made = {}
+    for name, shape in shapes.items():
+        x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+        if name.endswith("norm.weight"):
+            x = 0.1 * x + (0 if gemma else 1)
+        elif name.endswith("bias"):
+            x = 0.3 * x
+        else:
+            x = x * (0.5 if "embed_tokens" in name else shape[-1] ** -0.5)
+        made[name] = x.astype(np.float32)
+    return made
+
+
+def write(folder: pathlib.Path, config: dict, tensors: dict[str, np.ndarray]) -> pathlib.Path:
+    """Saves a model folder of one safetensors file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
