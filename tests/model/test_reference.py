@@ -16,7 +16,7 @@ import pytest
 import tiny_hf
 from flax import nnx
 
-from mcr_jax.model import hf, store
+from mcr_jax.model import hf, lora, store
 
 ROOT = pathlib.Path(__file__).parents[2]
 PYTHON = pathlib.Path(
@@ -58,6 +58,24 @@ def test_transformers_loads_what_is_saved_here_and_agrees_on_every_logit(tmp_pat
     for variant, model in models.items():
         want = np.load(tmp_path / variant / "logits.npy")
         assert np.abs(logits(model) - want).max() < 1e-4, variant
+
+
+def test_peft_loads_the_adapters_that_are_saved_here_and_agrees_on_every_logit(tmp_path):
+    models, rng = {}, np.random.default_rng(0)
+    for variant in ("llama3", "qwen2", "qwen3_tied", "gemma3"):
+        made = tmp_path / variant
+        tensors = tiny_hf.weights(variant, SHAPES[variant])
+        model = hf.load(tiny_hf.write(made, tiny_hf.VARIANTS[variant], tensors))
+        config = lora.LoraConfig(rank=4, alpha=6.0, targets=("q", "v", "o", "down"))
+        graph, adapters, frozen = lora.split(lora.add(model, config, 0))
+        adapters = jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape, "f4"), adapters)
+        models[variant] = nnx.merge(graph, adapters, frozen)
+        lora.save(models[variant], made / "adapters")
+    run("reference_logits.py", *(tmp_path / variant for variant in models))
+    for variant, model in models.items():
+        want = np.load(tmp_path / variant / "logits.npy")
+        assert np.abs(logits(model) - want).max() < 1e-4, variant
+        assert np.abs(logits(lora.merge(model)) - want).max() < 1e-4, variant
 
 
 def test_transformers_computes_what_a_decoder_made_here_does(tiny_shape, tmp_path):
