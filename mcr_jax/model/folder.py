@@ -3,11 +3,13 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from mcr_jax.errors import McrError
 
@@ -24,6 +26,12 @@ def opened(path: Path) -> Iterator[Any]:
         raise McrError(f"{path}: no such file; weights are read from safetensors") from error
     except (OSError, SafetensorError) as error:
         raise McrError(f"{path}: not a whole safetensors file: {error}") from error
+
+
+def write(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """One safetensors file, which whoever may read its folder may read."""
+    save_file(dict(tensors), path, {"format": "pt"})
+    path.chmod(path.parent.stat().st_mode & 0o666)  # the library makes it private
 
 
 def refuse_taken(folder: Path) -> None:

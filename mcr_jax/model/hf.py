@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from safetensors.numpy import save_file
 
 from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.data.tokenizer_folder import FILES as TOKENIZER_FILES
@@ -30,7 +29,7 @@ from mcr_jax.model import hf_config
 from mcr_jax.model.blueprint import blueprint
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.decoder import Decoder
-from mcr_jax.model.folder import DTYPES, new_folder, opened
+from mcr_jax.model.folder import DTYPES, new_folder, opened, write
 from mcr_jax.model.sharding import one_device, shardings
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -181,6 +180,8 @@ def save(
         told = hf_config.to_json(config, _dtype_name(params))
     except ValueError as error:
         raise McrError(f"{folder}: cannot export: {error}") from error
+    if tokenizer is not None and not config.source:  # or transformers would not know where to stop
+        told |= {"eos_token_id": list(tokenizer.eos_ids), "bos_token_id": None}
     with new_folder(folder) as aside:
         if tokenizer is not None:
             tokenizer.save_hf(aside)
@@ -347,7 +348,7 @@ def _write_tensors(
                 leaf = (leaf.astype(jnp.float32) * scale).astype(leaf.dtype)
             tensors[name] = placed.to_file(np.asarray(leaf[row] if placed.stacked else leaf))
             where[name] = file
-        save_file(tensors, folder / file, {"format": "pt"})
+        write(tensors, folder / file)
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

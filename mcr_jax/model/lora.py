@@ -23,13 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from safetensors.numpy import save_file
 
 from mcr_jax.errors import McrError
 from mcr_jax.model.blueprint import blueprint, initial_params
 from mcr_jax.model.config import PROJECTIONS, DecoderConfig, LoraConfig
 from mcr_jax.model.decoder import Decoder
-from mcr_jax.model.folder import DTYPES, new_folder, opened
+from mcr_jax.model.folder import DTYPES, new_folder, opened, write
 from mcr_jax.model.hf import Placed
 from mcr_jax.model.sharding import make_mesh, shardings
 
@@ -152,7 +151,7 @@ def save(model: Decoder, folder: str | Path) -> None:
     told = json.dumps(_to_json(config, model.config.folder), indent=2)
     with new_folder(folder) as aside:
         (aside / CONFIG).write_text(told + "\n", encoding="utf-8")
-        save_file(tensors, aside / TENSORS, {"format": "pt"})
+        write(tensors, aside / TENSORS)
 
 
 def load(model: Decoder, folder: str | Path, *, dtype: str | None = None) -> Decoder:

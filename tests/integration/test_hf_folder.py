@@ -81,6 +81,7 @@ def test_the_demo_s_own_model_is_exported(mcr, finished):
     assert told["model_type"] == "qwen3"
     tokenizer = Tokenizer.load(mcr.folder / "out")
     assert tokenizer.vocab_size == told["vocab_size"]
+    assert told["eos_token_id"] == list(tokenizer.eos_ids)
 
 
 @pytest.mark.parametrize(

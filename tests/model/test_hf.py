@@ -110,7 +110,9 @@ def test_files_stay_below_their_size_and_the_index_knows_them(folder, tmp_path):
     want = tensors("llama3")
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in want.values())
     assert index["weight_map"].keys() == want.keys()
+    readable = (tmp_path / "out").stat().st_mode & 0o444
     for path in (tmp_path / "out").glob("*.safetensors"):
+        assert path.stat().st_mode & 0o444 == readable
         held = safetensors.numpy.load_file(path)
         assert sum(t.nbytes for t in held.values()) <= 30_000 or len(held) == 1
         assert {name for name, file in index["weight_map"].items() if file == path.name} == {*held}
