@@ -4,6 +4,9 @@ They need the peer: `pip install -e '.[bench]'`. The package never imports them.
 """
 
 import json
+import statistics
+import time
+from collections.abc import Callable
 
 
 def line(*, bench: str, ours: float, peer: float, unit: str, shape: str, device: str, **more):
@@ -11,3 +14,14 @@ def line(*, bench: str, ours: float, peer: float, unit: str, shape: str, device:
     figures = {"ours": round(ours, 1), "peer": round(peer, 1), "ratio": round(ours / peer, 3)}
     told = {"bench": bench, **figures, "unit": unit, "shape": shape, "device": device}
     print(json.dumps(told | more), flush=True)
+
+
+def alternate(ours: Callable, theirs: Callable, runs: int) -> tuple[float, float]:
+    """Median seconds of each, run in turns."""
+    times: tuple[list[float], list[float]] = [], []
+    for _ in range(runs):
+        for call, into in zip((ours, theirs), times, strict=True):
+            start = time.perf_counter()
+            call()
+            into.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])

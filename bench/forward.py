@@ -9,10 +9,8 @@ share of the device's measured matmul rate, causal attention counted as half of 
 """
 
 import argparse
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +19,7 @@ import torch
 import transformers
 from flax import nnx
 
-from bench import line
+from bench import alternate, line
 from mcr_jax.model import hf
 
 SHAPES = {
@@ -90,17 +88,6 @@ def main() -> None:
         logits_max_difference=float(difference),
         of_matmul_peak=round(_flops(config, *tokens.shape) / mine / peak, 3),
     )
-
-
-def alternate(ours: Callable, theirs: Callable, runs: int) -> tuple[float, float]:
-    """Median seconds of each, run in turns."""
-    times: tuple[list[float], list[float]] = [], []
-    for _ in range(runs):
-        for call, into in zip((ours, theirs), times, strict=True):
-            start = time.perf_counter()
-            call()
-            into.append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
 
 
 def _flops(config: transformers.Qwen2Config, rows: int, length: int) -> float:

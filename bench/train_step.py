@@ -1,0 +1,144 @@
+"""Training tokens per second of one decoder, against transformers with the same weights.
+
+    python -m bench.train_step                 # the CPU reference shape, float32: dense and ragged
+    python -m bench.train_step --what=ragged --runs=3
+
+Dense: rows of equal length, every token trained. Ragged: examples as long as real cases, a prompt
+and a shorter answer of which only the answer is trained; here packed into rows, in transformers
+sorted by length and padded to the longest of each batch. Both make whole steps: loss, gradients,
+clipping, AdamW. Steps alternate; the median of each counts; the first losses are compared.
+"""
+
+import argparse
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from flax import nnx
+
+from bench import alternate, line
+from bench.forward import SHAPES
+from mcr_jax.data.example import Example
+from mcr_jax.data.loader import fixed_batches
+from mcr_jax.model import hf
+from mcr_jax.train.step import init_state, optimizer, train_step
+
+OPTIM = {"learning_rate": 1e-4, "warmup_steps": 0, "steps": 1000, "weight_decay": 0.1}
+OPTIM |= {"clip_norm": 1.0, "b1": 0.9, "b2": 0.95}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--what", choices=("dense", "ragged", "both"), default="both")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--row-tokens", type=int, default=2048, help="of a packed row")
+    parser.add_argument("--examples", type=int, default=16, help="of the ragged batch")
+    flags = parser.parse_args()
+    config = transformers.Qwen2Config(**SHAPES["reference"], max_position_embeddings=8192)
+    rng = np.random.default_rng(0)
+    if flags.what in ("dense", "both"):
+        full = [_example(rng, config.vocab_size, 0, 512) for _ in range(4)]
+        _compare("dense 4x512 float32", config, full, 512, 4, flags.runs)
+    if flags.what in ("ragged", "both"):
+        ragged = [
+            _example(
+                rng, config.vocab_size, *map(int, (rng.integers(250, 900), rng.integers(150, 600)))
+            )
+            for _ in range(flags.examples)
+        ]
+        name = f"ragged {flags.examples} examples float32, rows of {flags.row_tokens}"
+        _compare(name, config, ragged, flags.row_tokens, 4, flags.runs)
+
+
+def _example(rng: np.random.Generator, vocab: int, prompt: int, answer: int) -> Example:
+    ids = rng.integers(0, vocab, prompt + answer).astype(np.int32)
+    return Example("", ids, np.arange(prompt + answer) >= prompt)
+
+
+def _compare(name, config, examples, row_tokens, peer_rows, runs) -> None:
+    torch.manual_seed(0)
+    peer = transformers.Qwen2ForCausalLM(config).float().train()
+    with tempfile.TemporaryDirectory() as folder:
+        peer.save_pretrained(folder)
+        graph, params = nnx.split(hf.load(folder))
+    ours = _Ours(graph, nnx.to_pure_dict(params), examples, row_tokens)
+    theirs = _Transformers(peer, examples, peer_rows)
+    losses = ours(), theirs()
+    mine, other = alternate(ours, theirs, runs)
+    trained = sum(int(e.trained[1:].sum()) for e in examples)
+    line(
+        bench="train_step",
+        ours=trained / mine,
+        peer=trained / other,
+        unit="trained tokens/s",
+        shape=name,
+        device=jax.devices()[0].device_kind,
+        first_losses=[round(x, 4) for x in losses],
+    )
+
+
+class _Ours:
+    """One pass over the examples, a step per packed row; returns the mean of the losses."""
+
+    def __init__(self, graph, params, examples, row_tokens):
+        tx, schedule = optimizer(**OPTIM)
+        rows = sum(len(e.ids) for e in examples) // row_tokens or 1
+        rows = rows if all(len(e.ids) == row_tokens for e in examples) else 1
+        self._batches = fixed_batches(examples, rows, row_tokens)
+        self._state = init_state(params, tx)
+        self._step = jax.jit(train_step(graph, tx, schedule), donate_argnums=0)
+
+    def __call__(self) -> float:
+        total = tokens = 0.0
+        for batch in self._batches:
+            self._state, metrics = self._step(self._state, jax.tree.map(jnp.asarray, batch))
+            total += float(metrics["loss"]) * float(metrics["trained_tokens"])
+            tokens += float(metrics["trained_tokens"])
+        return total / tokens
+
+
+class _Transformers:
+    """One pass over the examples, longest batches first."""
+
+    def __init__(self, model, examples, rows):
+        self._model = model
+        self._optim = torch.optim.AdamW(
+            model.parameters(),
+            lr=OPTIM["learning_rate"],
+            weight_decay=OPTIM["weight_decay"],
+            betas=(OPTIM["b1"], OPTIM["b2"]),
+        )
+        ordered = sorted(examples, key=lambda e: -len(e.ids))
+        self._batches = [
+            self._pad(ordered[first : first + rows]) for first in range(0, len(ordered), rows)
+        ]
+
+    @staticmethod
+    def _pad(examples):
+        longest = max(len(e.ids) for e in examples)
+        ids = torch.zeros((len(examples), longest), dtype=torch.long)
+        mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+        for row, e in enumerate(examples):
+            ids[row, : len(e.ids)] = torch.from_numpy(e.ids)
+            mask[row, : len(e.ids)] = 1
+            labels[row, : len(e.ids)] = torch.from_numpy(np.where(e.trained, e.ids, -100))
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def __call__(self) -> float:
+        total = tokens = 0.0
+        for batch in self._batches:
+            loss = self._model(**batch, use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), OPTIM["clip_norm"])
+            self._optim.step()
+            self._optim.zero_grad(set_to_none=True)
+            count = int((batch["labels"][:, 1:] != -100).sum())
+            total, tokens = total + float(loss) * count, tokens + count
+        return total / tokens
+
+
+if __name__ == "__main__":
+    main()
