@@ -7,6 +7,7 @@ Values are plain data; `check` refuses a field that is not here, so a typo never
 import datetime
 import difflib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def default() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.folder = ""  # in Hugging Face's format, to start from; the sizes below are then unused
+    c.model.ignore = ()  # keys of its config.json to pass over although they are unknown here
     c.model.dtype = "float32"  # of the weights: float32 | bfloat16
     c.model.layers = 4
     c.model.width = 128
@@ -153,6 +155,8 @@ def check(config: ConfigDict, origin: str) -> ConfigDict:
             f"{origin}: config field tokenizer.date is a day such as 2024-07-26, "
             f"not {resolved.tokenizer.date!r}"
         ) from None
+    if resolved.model.folder:
+        resolved.model.folder = os.path.normpath(resolved.model.folder)
     for name, known in _CHOICES.items():
         value = dict(fields(resolved))[name]
         if value not in known:

@@ -6,7 +6,7 @@ import datetime
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,14 +110,16 @@ class Experiment:
         from mcr_jax.model.config import DecoderConfig, Rope
 
         tokens, sizes = self.tokenizer.vocab_size, self.config.model.to_dict()
-        folder, dtype = sizes.pop("folder"), sizes.pop("dtype")
+        folder, dtype, ignore = (sizes.pop(name) for name in ("folder", "dtype", "ignore"))
         if folder:
             shape = dataclasses.replace(
-                hf_config.read(folder), dtype=dtype, attention=self.config.attention
+                hf_config.read(folder, ignore), dtype=dtype, attention=self.config.attention
             )
-            if tokens > shape.vocab_size:
+            # Tokenizers may know more ids than the model, for what is no text, but not these:
+            if beyond := [i for i in self.tokenizer.eos_ids if i >= shape.vocab_size]:
                 raise UsageError(
-                    f"the tokenizer has {tokens} ids, the model in {folder} {shape.vocab_size}"
+                    f"the tokenizer ends an answer with id {beyond[0]}, and the model in {folder} "
+                    f"has {shape.vocab_size} ids"
                 )
             return shape
         try:
@@ -168,6 +170,35 @@ class Experiment:
         self.workdir.note("data", facts)
         return cases
 
+    def origin(self) -> dict[str, str]:
+        """What every model here rests on: the tokenizer, and the folder that training starts from.
+
+        A folder may be written over; the name that its config has in the workdir stays the same.
+        """
+        return {"tokenizer": self.tokenizer.fingerprint, "model.folder": self._folder_digest()}
+
+    def refuse_other(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what the manifest knows of training.
+
+        Raises:
+          UsageError: training was with other `inputs`.
+        """
+        manifest = self.workdir.manifest
+        before = self.workdir.read_json(manifest).get("train", {}) if manifest.exists() else {}
+        for name, value in inputs.items():
+            if name in before and before[name] != value:
+                raise UsageError(
+                    f"{self.workdir.path} was trained with another {name} "
+                    f"({str(before[name])[:12]}, now {str(value)[:12]}): put it back or use "
+                    "another --workdir"
+                )
+        return before
+
+    def _folder_digest(self) -> str:
+        from mcr_jax.model import hf
+
+        return hf.digest(self.config.model.folder) if self.config.model.folder else ""
+
     def finished(self, what: str) -> bool:
         """Whether `finish(what)` was called and nothing it rests on has changed since."""
         if not self.workdir.manifest.exists():
@@ -193,6 +224,7 @@ class Experiment:
             "config": digest(json.loads(self.config.to_json())),
             "prompts": {name: self._prompt_digest(name) for name in prompts.names()},
             "dataset": dataset,
+            "model.folder": self.config.model.folder and self._folder_digest(),
             "step": newest_step(self.workdir.checkpoints),
             "ledger_rows": rows,
             **{path.name: _file_digest(path) for path in outputs},

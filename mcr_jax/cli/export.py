@@ -33,11 +33,11 @@ def run(experiment: Experiment, out: Path, name: str) -> None:
 
     e, mesh = experiment, make_mesh(1, -1, 1)
     refuse_taken(out)
+    e.refuse_other(e.origin())
     if name == "sft":
         model, step = store.trained(e.workdir.checkpoints, e.shape, mesh)
         origin = f"the checkpoint of step {step}"
     else:
         model, origin = store.untrained(e.shape, e.config.seed, mesh), "what training starts from"
-    carried = e.config.model.folder and not e.config.tokenizer.path  # with the folder's files
-    hf.save(model, out, tokenizer=None if carried else e.tokenizer)
+    hf.save(model, out, tokenizer=e.tokenizer)
     console.say(f"export: {out} holds {origin}")

@@ -16,6 +16,7 @@ def run(experiment: Experiment) -> None:
     from mcr_jax.sample import sample
 
     e = experiment
+    e.refuse_other(e.origin())
     sampled = sample(e.workdir, e.config, e.shape, e.eval_cases(), e.tokenizer, e.prompt)
     e.workdir.note("sample", {"prompt": e.prompt.digest, "seed": e.config.seed, **devices()})
     for name, summary in sampled.models.items():

@@ -5,7 +5,6 @@ from typing import Any
 
 from mcr_jax import console
 from mcr_jax.cli.experiment import Experiment, devices, run_stage
-from mcr_jax.errors import UsageError
 
 
 def main(argv: Sequence[str]) -> None:
@@ -36,16 +35,8 @@ def _inputs(e: Experiment) -> dict[str, Any]:
     inputs = {
         "dataset": dataset_fingerprint(e.data_dir),
         "prompt": e.prompt.digest,
-        "tokenizer": e.tokenizer.fingerprint,
         "seed": e.config.seed,
+        **e.origin(),
     }
-    manifest = e.workdir.read_json(e.workdir.manifest) if e.workdir.manifest.exists() else {}
-    before = manifest.get("train", {})
-    for name, value in inputs.items():
-        if name in before and before[name] != value:
-            raise UsageError(
-                f"{e.workdir.path} was trained with another {name} ({str(before[name])[:12]}, now "
-                f"{str(value)[:12]}): put it back or use another --workdir"
-            )
-    e.workdir.note("train", {**before, **inputs})
+    e.workdir.note("train", {**e.refuse_other(inputs), **inputs})
     return inputs

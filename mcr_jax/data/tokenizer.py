@@ -101,11 +101,12 @@ class Tokenizer:
         rules in the place of any tokenizer.json; PreTrainedTokenizerFast reads what is there.
 
         Raises:
-          McrError: a file cannot be written; or this is a SentencePiece model that was not trained
-            here, which only `save` can carry.
+          McrError: a file cannot be written; or this is a bare SentencePiece model that was not
+            trained here, which only `save` can carry.
         """
         files = dict(self.files)
-        if isinstance(self._pieces, SentencePieceModel):
+        bare = tokenizer_folder.CONFIG not in files  # or transformers knows how to convert it
+        if bare and isinstance(self._pieces, SentencePieceModel):
             files |= sentencepiece_export.files(self._pieces)
         tokenizer_folder.write(folder, files)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mcr_jax.data.tokenizer import Tokenizer
+from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome, Reply, Request, Usage
 from mcr_jax.generate.engine.decode import Prompts, Shape, sampler
 from mcr_jax.model.decoder import Decoder
@@ -25,6 +26,7 @@ class LocalModel:
 
     def __init__(self, model: Decoder, tokenizer: Tokenizer, shape: Shape, seed: int):
         self._tokenizer, self._shape = tokenizer, shape
+        self._vocab_size = model.config.vocab_size
         self._version = fingerprint(model)
         self._answer = sampler(model, shape, tokenizer.eos_ids, seed)
         self.identity = (
@@ -36,6 +38,7 @@ class LocalModel:
         """Yields every wanted answer, batch by batch.
 
         Raises:
+          McrError: the tokenizer is not the model's.
           ValueError: a request wants more samples than a batch has room for.
         """
         fitting: list[tuple[Request, list[int]]] = []
@@ -43,6 +46,10 @@ class LocalModel:
             if len(request.wanted) > self._shape.samples:
                 raise ValueError(f"{len(request.wanted)} samples, room for {self._shape.samples}")
             ids = self._tokenizer.encode_prompt(request.messages)
+            if max(ids) >= self._vocab_size:
+                raise McrError(
+                    f"the tokenizer gives id {max(ids)}, and the model has {self._vocab_size} ids"
+                )
             if len(ids) <= self._shape.prompt_tokens:
                 fitting.append((request, ids))
                 continue

@@ -19,7 +19,7 @@ class Rope:
       theta: base of the frequencies theta^(-2i/D).
       scaling: "none"; "linear" divides every frequency by `factor`; "llama3" only those whose
         wavelength is long against `original_length`, with a smooth passage between.
-      factor: at least 1.
+      factor: positive; above 1 it stretches.
       low_freq_factor, high_freq_factor: ends of llama3's passage, in wavelengths per
         `original_length`.
       original_length: tokens of the pretraining context, for llama3.

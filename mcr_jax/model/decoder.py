@@ -219,11 +219,11 @@ def block(
     def adapted(y: jax.Array, h: jax.Array, name: str) -> jax.Array:
         if c.lora is None or name not in c.lora.targets:
             return y
-        return y + low_rank(c, layer, h, name, dropout_key)
+        return (y + low_rank(c, layer, h, name, dropout_key)).astype(y.dtype)
 
     def heads(h: jax.Array, name: str) -> jax.Array:
         y = adapted(jnp.einsum("...e,ehd->...hd", h, layer[name]), h, name)
-        return y + layer[f"{name}_bias"] if c.qkv_bias else y
+        return (y + layer[f"{name}_bias"] if c.qkv_bias else y).astype(x.dtype)
 
     h = norm(x, "attention_norm")
     q, k, v = heads(h, "q"), heads(h, "k"), heads(h, "v")
@@ -231,19 +231,21 @@ def block(
         q, k = norm(q, "q_norm"), norm(k, "k_norm")
     attended, leaves = attend(rope(q, turned), rope(k, turned), v)
     out = adapted(jnp.einsum("...hd,hde->...e", attended, layer["o"]), attended, "o")
-    x = x + (norm(out, "attention_post_norm") if c.sandwich_norm else out)
+    # Files may mix dtypes; the residual keeps the embedding's.
+    x = x + (norm(out, "attention_post_norm") if c.sandwich_norm else out).astype(x.dtype)
     h = norm(x, "mlp_norm")
     gated = _ACTIVATIONS[c.activation](adapted(h @ layer["gate"], h, "gate"))
     gated = gated * adapted(h @ layer["up"], h, "up")
     out = adapted(gated @ layer["down"], gated, "down")
-    return x + (norm(out, "mlp_post_norm") if c.sandwich_norm else out), leaves
+    return x + (norm(out, "mlp_post_norm") if c.sandwich_norm else out).astype(x.dtype), leaves
 
 
 def low_rank(
     c: DecoderConfig, layer: Layer, h: jax.Array, name: str, dropout_key: jax.Array | None
 ) -> jax.Array:
-    """What the adapters add to the projection `name` of h, in h's dtype."""
-    a, b = (layer[f"{name}_lora_{half}"].astype(h.dtype) for half in "ab")
+    """What the adapters add to the projection `name` of h, in the adapters' dtype."""
+    a, b = (layer[f"{name}_lora_{half}"] for half in "ab")
+    h = h.astype(a.dtype)
     if dropout_key is not None:
         kept = 1 - c.lora.dropout
         key = jax.random.fold_in(dropout_key, PROJECTIONS.index(name))

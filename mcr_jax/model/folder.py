@@ -15,6 +15,8 @@ from mcr_jax.errors import McrError
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names and ours
 
+_ASIDE = ".aside"
+
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
@@ -36,24 +38,37 @@ def write(tensors: Mapping[str, np.ndarray], path: Path) -> None:
 
 def refuse_taken(folder: Path) -> None:
     """Raises McrError if something is in the way of a new folder of that name."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(p.name != _ASIDE for p in folder.iterdir())):
         raise McrError(f"{folder}: already there; name a folder that is new or empty")
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder aside to write in, which becomes `folder` when the block ends without a fault.
+def new_folder(folder: Path, last: str) -> Iterator[Path]:
+    """A folder aside to write in; its files stand in `folder` when the block ends without a fault.
+
+    Args:
+      folder: new or empty; an empty one stays what it is, such as a mount point or a link.
+      last: name of the file without which readers take the folder for none; it comes last.
 
     Raises:
       McrError: `folder` is taken, or something cannot be written.
     """
     refuse_taken(folder)
-    aside = folder.with_name(f".{folder.name}.aside")
+    place = Path(os.path.realpath(folder))
+    there = place.exists()
+    aside = place / _ASIDE if there else place.with_name(f".{place.name}{_ASIDE}")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield aside
-        os.replace(aside, folder)
+        for path in aside.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        if there:
+            for path in sorted(aside.iterdir(), key=lambda path: path.name == last):
+                os.replace(path, place / path.name)
+        else:
+            os.replace(aside, place)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise McrError(f"{folder}: cannot write: {reason}") from error

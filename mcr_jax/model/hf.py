@@ -9,6 +9,8 @@ sharded parameters; no second copy of the model is ever in memory.
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import math
 import shutil
@@ -20,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.data.tokenizer_folder import FILES as TOKENIZER_FILES
+from mcr_jax.data.tokenizer_folder import GENERATION
 from mcr_jax.errors import McrError
 from mcr_jax.model import hf_config
 from mcr_jax.model.blueprint import blueprint
@@ -34,6 +37,7 @@ from mcr_jax.model.sharding import one_device, shardings
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_BYTES = 5_000_000_000  # of one safetensors file
+_PAGE = 4096  # bytes
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.")  # Gemma 3 has borne all
 _VISION = ("vision_tower.", "multi_modal_projector.")
 
@@ -161,7 +165,8 @@ def save(
     Args:
       model: its parameters keep their dtype.
       folder: must not exist, or be empty.
-      tokenizer: goes along; None copies the tokenizer files of the folder `model` was loaded from.
+      tokenizer: goes along, and its `eos_ids` are where generation is to stop; None copies the
+        tokenizer files of the folder `model` was loaded from.
       file_bytes: a file of weights is cut before it would be larger.
 
     Raises:
@@ -180,17 +185,59 @@ def save(
         told = hf_config.to_json(config, _dtype_name(params))
     except ValueError as error:
         raise McrError(f"{folder}: cannot export: {error}") from error
-    if tokenizer is not None and not config.source:  # or transformers would not know where to stop
-        told |= {"eos_token_id": list(tokenizer.eos_ids), "bos_token_id": None}
-    with new_folder(folder) as aside:
+    if tokenizer is not None:
+        told |= {"eos_token_id": list(tokenizer.eos_ids)}
+        told = told if config.source else told | {"bos_token_id": None}  # or a default would stand
+    with new_folder(folder, hf_config.FILE) as aside:
         if tokenizer is not None:
             tokenizer.save_hf(aside)
+            _end_generation(aside / GENERATION, tokenizer.eos_ids)
         elif config.folder:
-            for name in TOKENIZER_FILES:
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.copyfile(Path(config.folder) / name, aside / name)
+            _carry(Path(config.folder), aside)
         (aside / hf_config.FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         _write_tensors(aside, table, params, scale, file_bytes)
+
+
+def digest(folder: str | Path) -> str:
+    """A name (16 hex digits) for what a folder holds, which changes with any of it.
+
+    SHA-256 over config.json and the tokenizer's files, and over size and 256 pages of each file of
+    weights, evenly spread: reading all of them would take minutes.
+
+    Raises:
+      McrError: a file cannot be read.
+    """
+    folder, told = Path(folder), hashlib.sha256()
+    try:
+        for name in (hf_config.FILE, *TOKENIZER_FILES):
+            if (folder / name).exists():
+                told.update(f"{name} {(folder / name).stat().st_size}\n".encode())
+                told.update((folder / name).read_bytes())
+        for path in sorted(folder.glob("*.safetensors")):
+            size = path.stat().st_size
+            told.update(f"{path.name} {size}\n".encode())
+            with open(path, "rb") as file:
+                for place in range(0, size, max(_PAGE, size // 256)):
+                    file.seek(place)
+                    told.update(file.read(_PAGE))
+    except OSError as error:
+        raise McrError(f"{error.filename}: cannot read: {error.strerror}") from error
+    return told.hexdigest()[:16]
+
+
+def _end_generation(path: Path, eos_ids: Collection[int]) -> None:
+    """Says in generation_config.json where a model that was trained here stops."""
+    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(told | {"eos_token_id": list(eos_ids)}, indent=2) + "\n")
+
+
+def _carry(source: Path, into: Path) -> None:
+    """Copies the tokenizer's files."""
+    if not source.is_dir():
+        raise McrError(f"{source}: the folder with the model's tokenizer is gone")
+    for name in TOKENIZER_FILES:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(source / name, into / name)
 
 
 class _Files:
@@ -206,12 +253,11 @@ class _Files:
                     self._found[name] = path, tuple(tensor.get_shape()), tensor.get_dtype()
 
     def _paths(self) -> list[Path]:
-        index = self._folder / INDEX
-        if not index.exists():
-            single = self._folder / SINGLE
-            if not single.exists():
-                raise McrError(f"{self._folder}: neither {SINGLE} nor {INDEX} is here")
+        index, single = self._folder / INDEX, self._folder / SINGLE
+        if single.exists():  # before an index, as transformers does: it may be an older model's
             return [single]
+        if not index.exists():
+            raise McrError(f"{self._folder}: neither {SINGLE} nor {INDEX} is here")
         try:
             where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             names = sorted(set(where.values()), key=str)
@@ -263,36 +309,52 @@ class _Files:
     def _same(self, one: str, other: str) -> bool:
         if one not in self._found or other not in self._found:
             return False
-        return np.array_equal(self._read(one, ()), self._read(other, ()))
+        (_, shape, kept), (_, *same) = self._found[one], self._found[other]
+        if same != [shape, kept]:
+            return False
+        rows = shape[0]
+        blocks = [(slice(first, min(first + 4096, rows)),) for first in range(0, rows, 4096)]
+        return all(
+            self._read(one, block).tobytes() == self._read(other, block).tobytes()
+            for block in blocks
+        )
 
     def _read(self, name: str, block: tuple[slice, ...]) -> np.ndarray:
         # Opened anew for each tensor: the pages of a closed file leave the process.
         with opened(self._found[name][0]) as file:
-            return file.get_slice(name)[block] if block else file.get_tensor(name)
+            return file.get_slice(name)[block]
 
-    def array(self, placed: Placed, sharding: Any, dtype: str | None) -> jax.Array:
-        """One parameter on its devices."""
+    def array(self, placed: Placed, sharding: NamedSharding, dtype: str | None) -> jax.Array:
+        """One parameter on its devices; of a stacked one, a layer at a time is in memory here."""
         kept = jnp.dtype(dtype or DTYPES[self._found[placed.names[0]][2]])
-        made: dict[Any, np.ndarray] = {}
-
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            key = tuple((s.start, s.stop) for s in index)
-            if key not in made:
-                made[key] = self._part(placed, index, kept)
-            return made[key]
-
-        return jax.make_array_from_callback(placed.shape, sharding, part)
-
-    def _part(self, placed: Placed, index: tuple[slice, ...], dtype: Any) -> np.ndarray:
-        index = tuple(slice(*s.indices(n)) for s, n in zip(index, placed.shape, strict=True))
-        sizes = tuple(s.stop - s.start for s in index)
         if not placed.stacked:
-            return self._read(placed.names[0], placed.block(index)).astype(dtype)
-        out = np.empty(sizes, dtype)
-        block = placed.block(index[1:])
-        for row, layer in enumerate(range(index[0].start, index[0].stop)):
-            out[row] = placed.from_file(self._read(placed.names[layer], block), sizes[1:])
-        return out
+            return self._tensor(placed, placed.names[0], sharding, kept)
+        of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+        stack = jax.jit(lambda: jnp.zeros(placed.shape, kept), out_shardings=sharding)()
+        put = jax.jit(
+            lambda stack, values, layer: stack.at[layer].set(values),
+            donate_argnums=0,
+            out_shardings=sharding,
+        )
+        for layer, name in enumerate(placed.names):
+            stack = put(stack, self._tensor(placed, name, of_layer, kept), layer)
+        return stack
+
+    def _tensor(self, placed: Placed, name: str, sharding: NamedSharding, dtype: Any) -> jax.Array:
+        """One tensor of the files, each device's part read where it is needed."""
+        shape = placed.shape[placed.stacked :]
+
+        @functools.cache
+        def part(key: tuple[tuple[int, int], ...]) -> np.ndarray:
+            index = tuple(slice(*ends) for ends in key)
+            values = self._read(name, placed.block(index))
+            sizes = tuple(stop - start for start, stop in key)
+            return np.ascontiguousarray(placed.from_file(values, sizes)).astype(dtype, copy=False)
+
+        def of(index: tuple[slice, ...]) -> np.ndarray:
+            return part(tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True)))
+
+        return jax.make_array_from_callback(shape, sharding, of)
 
 
 def _table(

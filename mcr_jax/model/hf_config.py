@@ -10,6 +10,7 @@ Any other key is an error, so that nothing which would change the numbers passes
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,12 @@ class Family:
     activation_key: str = "hidden_act"
 
 
+_QWEN_DEFAULTS = {
+    "hidden_act": "silu",
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 _GEMMA3_DEFAULTS = {
     "vocab_size": 262_208,
     "hidden_size": 2304,
@@ -60,15 +67,15 @@ _GEMMA3_DEFAULTS = {
 }
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(architecture="LlamaForCausalLM", defaults={}, fixed={}),
+    "llama": Family(architecture="LlamaForCausalLM", defaults={"hidden_act": "silu"}, fixed={}),
     "qwen2": Family(
         architecture="Qwen2ForCausalLM",
-        defaults={"sliding_window": 4096, "max_window_layers": 28},
+        defaults=_QWEN_DEFAULTS,
         fixed={"qkv_bias": True},
     ),
     "qwen3": Family(
         architecture="Qwen3ForCausalLM",
-        defaults={"sliding_window": 4096, "max_window_layers": 28, "head_dim": 128},
+        defaults={**_QWEN_DEFAULTS, "head_dim": 128},
         fixed={"qk_norm": True},
     ),
     "gemma3_text": Family(
@@ -143,7 +150,7 @@ def read(folder: str | Path, ignore: Collection[str] = ()) -> DecoderConfig:
     if not isinstance(told, dict):
         raise McrError(f"{path}: not a JSON object")
     try:
-        return dataclasses.replace(from_json(told, ignore), folder=str(folder))
+        return dataclasses.replace(from_json(told, ignore), folder=os.path.abspath(folder))
     except (ValueError, TypeError) as error:
         raise McrError(f"{path}: {' '.join(str(error).split())}") from error
 
@@ -155,11 +162,16 @@ def from_json(told: Mapping[str, Any], ignore: Collection[str] = ()) -> DecoderC
         text = told.get("text_config")
         if not isinstance(text, Mapping):
             raise ValueError(f"model_type {MULTIMODAL!r} without a text_config")
-        inherited = ("tie_word_embeddings", "dtype", "torch_dtype", "eos_token_id", "bos_token_id")
-        told = {key: told[key] for key in inherited if key in told} | dict(text)
-        told["model_type"] = "gemma3_text"
+        shared = ("tie_word_embeddings", "dtype", "torch_dtype")
+        tokens = ("eos_token_id", "bos_token_id", "pad_token_id")  # the whole model's come first
+        told = (
+            {key: told[key] for key in shared if key in told}
+            | dict(text)
+            | {key: told[key] for key in tokens if key in told}
+            | {"model_type": "gemma3_text"}
+        )
     kind = told.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         known = ", ".join((*FAMILIES, MULTIMODAL))
         raise ValueError(f"model_type {kind!r} is none of {known}")
     family = FAMILIES[kind]
@@ -169,13 +181,13 @@ def from_json(told: Mapping[str, Any], ignore: Collection[str] = ()) -> DecoderC
     heads = _number(values, "num_attention_heads", int)
     width = _number(values, "hidden_size", int)
     layers = _number(values, "num_hidden_layers", int)
-    if not 0 < layers <= _MOST_LAYERS:
-        raise ValueError(f"num_hidden_layers {layers} is not between 1 and {_MOST_LAYERS}")
+    if layers > _MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers {layers} is more than {_MOST_LAYERS}")
     if "head_dim" not in values and width % heads:
         raise ValueError(f"num_attention_heads {heads} does not divide hidden_size {width}")
     head_dim = _number(values, "head_dim", int, width // heads)
     activation = values.get(family.activation_key)
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ValueError(
             f"{family.activation_key} {activation!r} is none of {', '.join(_ACTIVATIONS)}"
         )
@@ -196,7 +208,7 @@ def from_json(told: Mapping[str, Any], ignore: Collection[str] = ()) -> DecoderC
         local_rope=local_rope,
         window=window,
         local_layers=local_layers,
-        norm_eps=_number(values, "rms_norm_eps", float, 1e-6),
+        norm_eps=_number(values, "rms_norm_eps", float, 1e-6, least=0),
         embedding_scale=math.sqrt(width) if gemma else 1.0,
         attention_scale=scale,
         tied=_flag(values, "tie_word_embeddings"),
@@ -219,8 +231,12 @@ def to_json(config: DecoderConfig, dtype: str) -> dict[str, Any]:
     Raises:
       ValueError: no family of transformers computes what this decoder does.
     """
+    plain = dataclasses.replace(config, attention="auto", dtype=dtype)
     if config.source:
         told = json.loads(config.source)
+        read = dataclasses.replace(from_json(told, told.keys()), dtype=dtype)
+        if read != plain:
+            raise ValueError(f"the decoder is no longer what its config.json says: {config}")
         written = [key for key in ("dtype", "torch_dtype") if key in told] or ["torch_dtype"]
         family = FAMILIES[told["model_type"]]
         return told | dict.fromkeys(written, dtype) | {"architectures": [family.architecture]}
@@ -242,7 +258,7 @@ def to_json(config: DecoderConfig, dtype: str) -> dict[str, Any]:
         "attention_bias": False,
         "torch_dtype": dtype,
     }
-    if from_json(told) != dataclasses.replace(config, attention="auto", dtype=dtype):
+    if from_json(told) != plain:
         raise ValueError(f"no family of transformers computes what this decoder does: {config}")
     return told
 
@@ -255,11 +271,12 @@ def _family_of(config: DecoderConfig) -> str:
 
 def _refuse_unknown(told: Mapping[str, Any], ignore: Collection[str]) -> None:
     for key, value in told.items():
-        if key in ignore or key in _HARMLESS or key in _READ:
+        if key in ignore or key in _HARMLESS or key in _READ or value is None:
             continue
         if key not in _REQUIRED:
             raise ValueError(
-                f"unknown key {key!r}: it may change the numbers; if not, pass it over by name"
+                f"unknown key {key!r}: it may change the numbers; if it does not, name it in "
+                "config.model.ignore, or in hf.load's ignore"
             )
         if value not in _REQUIRED[key]:
             raise ValueError(f"{key} = {value!r}: this decoder only has {_REQUIRED[key][0]!r}")
@@ -269,9 +286,13 @@ def _windows(
     kind: str, values: Mapping[str, Any], layers: int
 ) -> tuple[int | None, tuple[bool, ...]]:
     if kind == "llama":
-        given = {"sliding_window", "layer_types", "use_sliding_window"} & values.keys()
-        if given and any(values[key] not in (False, [GLOBAL] * layers) for key in given):
-            raise ValueError(f"{min(given)} = {values[min(given)]!r}: a llama has no window")
+        for key, without in (("use_sliding_window", False), ("layer_types", [GLOBAL] * layers)):
+            if values.get(key, without) != without:
+                raise ValueError(f"{key} = {values[key]!r}: a llama has no window")
+        if "sliding_window" in values and not {"use_sliding_window", "layer_types"} & values.keys():
+            raise ValueError(
+                f"sliding_window = {values['sliding_window']!r}: a llama has no window"
+            )
         return None, ()
     windowed = kind == "gemma3_text" or _flag(values, "use_sliding_window")
     window = _number(values, "sliding_window", int) if windowed else None
@@ -291,7 +312,7 @@ def _windows(
         every = _number(values, "sliding_window_pattern", int)
         local = tuple((layer + 1) % every != 0 for layer in range(layers))
     else:
-        first = _number(values, "max_window_layers", int)
+        first = _number(values, "max_window_layers", int, least=0)
         local = tuple(window is not None and layer >= first for layer in range(layers))
     return (window, local) if any(local) else (None, ())
 
@@ -330,12 +351,14 @@ def _rope(told: Any, theta: float, where: str) -> Rope:
     if not isinstance(told, Mapping):
         raise ValueError(f"{where} is not an object")
     told = {key: value for key, value in told.items() if value is not None}
-    kinds = {told.pop(key) for key in ("rope_type", "type") if key in told} or {"default"}
+    kinds = {str(told.pop(key)) for key in ("rope_type", "type") if key in told} or {"default"}
     theta = _number(told, "rope_theta", float, theta)
     told.pop("rope_theta", None)
     if told.get("partial_rotary_factor") == 1:
         told.pop("partial_rotary_factor")
-    kind = "none" if kinds == {"default"} else "/".join(sorted(map(str, kinds)))
+    kind = "none" if kinds == {"default"} else "/".join(sorted(kinds))
+    if kind == "linear":
+        told.pop("original_max_position_embeddings", None)  # has no part in it
     if kind not in _ROPE_KEYS:
         raise ValueError(f"{where}: rope type {kind!r} is none of default, linear, llama3")
     if told.keys() != _ROPE_KEYS[kind]:
@@ -349,19 +372,24 @@ def _rope(told: Any, theta: float, where: str) -> Rope:
 
 
 def _dtype(values: Mapping[str, Any]) -> str:
-    dtype = values.get("dtype", values.get("torch_dtype", "float32"))
+    dtype = str(values.get("dtype", values.get("torch_dtype", "float32"))).removeprefix("torch.")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     return dtype
 
 
-def _number(values: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
+def _number(
+    values: Mapping[str, Any], key: str, kind: type, default: Any = None, least: float | None = None
+) -> Any:
+    """A whole number, at least 1, or any positive one, unless `least` says otherwise."""
     value = values.get(key, default)
     if value is None:
         raise ValueError(f"{key} is missing")
     known = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not known or not abs(value) < _LARGEST or value != kind(value):
         raise ValueError(f"{key} is not {'a whole' if kind is int else 'a'} number: {value!r}")
+    if value < least if least is not None else value <= 0:
+        raise ValueError(f"{key} is too small: {value!r}")
     return kind(value)
 
 

@@ -149,7 +149,7 @@ def save(model: Decoder, folder: str | Path) -> None:
         values = np.asarray(layers[own])
         tensors |= {name: placed.to_file(values[i]) for i, name in enumerate(placed.names)}
     told = json.dumps(_to_json(config, model.config.folder), indent=2)
-    with new_folder(folder) as aside:
+    with new_folder(folder, CONFIG) as aside:
         (aside / CONFIG).write_text(told + "\n", encoding="utf-8")
         write(tensors, aside / TENSORS)
 
@@ -302,7 +302,9 @@ def _from_json(told: Any, prefix: str, config: DecoderConfig) -> LoraConfig:
     for key, value in told.items():
         allowed = _ALLOWED.get(key)
         if allowed is not None and value not in allowed:
-            raise ValueError(f"{key} = {value!r}: these adapters only have {allowed[0]!r}")
+            raise ValueError(f"{key} = {value!r}: none of {', '.join(map(repr, allowed))}")
+        if key == "layers_to_transform" and value == [*range(config.layers)]:
+            continue
         if allowed is None and key not in _READ and key not in _HARMLESS and value:
             raise ValueError(f"{key} = {value!r}: these adapters do not have that")
     return LoraConfig(

@@ -118,6 +118,11 @@ def train(
         fitting, too_long = examples(cases["train"], prompt, tokenizer, row_tokens)
         if too_long:
             console.say(f"  {too_long} cases are longer than train.row_tokens and are left out")
+        highest = max(int(e.ids.max()) for e in fitting)
+        if highest >= shape.vocab_size:
+            raise McrError(
+                f"the tokenizer gives id {highest}, and the model has {shape.vocab_size} ids"
+            )
         batches = Batches(fitting, rows, row_tokens, config.seed)
         validation = []
         if cases["val"]:

@@ -225,8 +225,58 @@ def test_a_tampered_header_is_named(folder, old, new):
 )
 def test_a_broken_index_is_named(folder, index):
     path = folder() / hf.INDEX
-    path.write_text(index)
+    path.with_name(hf.SINGLE).rename(path.with_name("weights.safetensors"))
+    path.write_text(index.replace("model/model.", "model/weights."))
     assert str(path) in refusal(lambda: hf.load(path.parent))
+
+
+def test_one_file_counts_before_an_index_that_an_older_model_left(folder):
+    made = folder()
+    (made / hf.INDEX).write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    hf.load(made)
+
+
+def test_a_file_of_mixed_dtypes_computes_about_what_the_exact_one_does(folder):
+    made = tensors("qwen2", BFLOAT16)
+    exact = tensors("qwen2")
+    mixed = {n: exact[n] for n in made if "down_proj" in n or "v_proj" in n or "norm" in n}
+    model = hf.load(folder("qwen2", BFLOAT16, tensors=mixed))
+    assert model.layers.down[...].dtype == jnp.float32
+    tokens = jnp.asarray(tiny_hf.tokens()[:, :16])
+    want = hf.load(folder("qwen2", name="exact"))(tokens)
+    assert np.corrcoef(np.ravel(model(tokens)), np.ravel(want))[0, 1] > 0.999
+
+
+def test_a_digest_changes_with_weights_config_and_tokenizer(folder):
+    made = folder()
+    before = hf.digest(made)
+    assert before == hf.digest(made)
+    digests = {before}
+    (made / "tokenizer_config.json").write_text("{}")
+    digests.add(hf.digest(made))
+    (made / "config.json").write_text("{}")
+    digests.add(hf.digest(made))
+    weights = bytearray((made / hf.SINGLE).read_bytes())
+    weights[-1] ^= 1
+    (made / hf.SINGLE).write_bytes(weights)
+    digests.add(hf.digest(made))
+    assert len(digests) == 4
+
+
+@pytest.mark.parametrize("place", [".", "link", "mounted"])
+def test_an_empty_folder_is_filled_whatever_it_is(folder, tmp_path, monkeypatch, request, place):
+    model = hf.load(folder())
+    out = tmp_path / "empty"
+    if place == "mounted":
+        out = request.getfixturevalue("mount_disk")("4m")
+    else:
+        out.mkdir()
+        monkeypatch.chdir(out)
+    if place == "link":
+        (tmp_path / "link").symlink_to(out)
+    hf.save(model, {".": ".", "link": tmp_path / "link", "mounted": out}[place])
+    assert same(in_files(out), tensors("llama3"))
+    assert {path.name for path in out.iterdir()} == {"config.json", hf.SINGLE}
 
 
 def test_a_folder_without_weights_is_named(folder):

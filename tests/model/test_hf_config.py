@@ -134,7 +134,15 @@ def test_a_qwen_whose_window_is_not_used_has_none():
         ("llama3", {"model_type": "mamba"}, "mamba"),
         ("llama3", {"model_type": ...}, "model_type"),
         ("llama3", {"hidden_act": "gelu"}, "hidden_act"),
-        ("llama3", {"hidden_act": ...}, "hidden_act"),
+        ("llama3", {"hidden_act": ["silu"]}, "hidden_act"),
+        ("llama3", {"model_type": ["llama"]}, "model_type"),
+        ("llama3", {"num_attention_heads": 0}, "num_attention_heads"),
+        ("llama3", {"rms_norm_eps": -1e-6}, "rms_norm_eps"),
+        ("llama3", {"vocab_size": -1}, "vocab_size"),
+        ("gemma3", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar"),
+        ("gemma3", {"query_pre_attn_scalar": -4}, "query_pre_attn_scalar"),
+        ("gemma3", {"sliding_window_pattern": 0}, "sliding_window_pattern"),
+        ("llama3", {"rope_scaling": {"rope_type": ["linear"], "factor": 2}}, "rope_scaling"),
         ("llama3", {"attention_bias": True}, "attention_bias"),
         ("llama3", {"mlp_bias": True}, "mlp_bias"),
         ("llama3", {"residual_multiplier": 0.2}, "residual_multiplier"),
@@ -197,6 +205,14 @@ def test_what_is_written_again_is_what_was_read_but_for_the_dtype(variant):
     assert again == told | {"torch_dtype": "bfloat16"}
 
 
+def test_a_decoder_that_is_no_longer_what_its_file_says_is_not_written():
+    read = hf_config.from_json(tiny_hf.VARIANTS["gemma3"])
+    for change in ({"window": 8}, {"norm_eps": 1e-2}, {"rope": Rope(theta=77.0)}):
+        with pytest.raises(ValueError, match=r"no longer what its config\.json says"):
+            hf_config.to_json(dataclasses.replace(read, **change), "float32")
+    hf_config.to_json(dataclasses.replace(read, attention="xla"), "bfloat16")
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_a_decoder_made_here_is_written_as_the_family_that_computes_it(kind):
     sizes = {"vocab_size": 11, "layers": 2, "width": 8, "heads": 2, "kv_heads": 1, "head_dim": 6}
@@ -230,14 +246,19 @@ def test_llama3_scaling_leaves_short_waves_and_stretches_long_ones():
 
 
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.sampled_from([0, -1])
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(st.text(max_size=8) | st.sampled_from(["rope_type", "factor"]), inner)
     ),
     max_leaves=8,
 )
-_KEYS = sorted({key for told in DIALECTS[5].values() for key in told} | {"rope_scaling", "dtype"})
+_KEYS = sorted({key for major in DIALECTS.values() for told in major.values() for key in told})
 
 
 @given(st.sampled_from(VARIANTS), st.sampled_from([4, 5]), st.sampled_from(_KEYS), _JSON)
