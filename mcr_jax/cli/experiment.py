@@ -113,7 +113,10 @@ class Experiment:
         folder, dtype = sizes.pop("folder"), sizes.pop("dtype")
         if folder:
             shape = dataclasses.replace(
-                hf_config.read(folder), dtype=dtype, attention=self.config.attention
+                hf_config.read(folder),
+                dtype=dtype,
+                attention=self.config.attention,
+                remat=self.config.train.remat,
             )
             if tokens > shape.vocab_size:
                 raise UsageError(
@@ -129,6 +132,7 @@ class Experiment:
                 dtype=dtype,
                 embedding_scale=scale,
                 attention=self.config.attention,
+                remat=self.config.train.remat,
                 **sizes,
             )
         except ValueError as error:
