@@ -23,6 +23,7 @@ FROZEN += ("optim", "train")
 _MAX_SEED = 2**31 - 1  # what a 32-bit integer of jax holds
 _COUNTS = (  # fields of which there is at least one
     *("tokenizer.vocab_size", "train.steps", "train.rows", "train.row_tokens", "train.keep"),
+    "train.accumulate",
     *("train.eval_every", "train.checkpoint_every", "sample.n", "sample.max_tokens"),
     *("sample.prompt_tokens", "sample.prompts_per_batch", "score.resamples", "judge.attempts"),
     *("judge.concurrency",),
@@ -41,6 +42,8 @@ _RANGES = {  # smallest and largest value of a field
 }
 _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
+    "train.compute": ("float32", "bfloat16"),
+    "train.remat": ("none", "dots", "full"),
     "attention": ("auto", "xla", "cudnn", "splash"),
 }
 
@@ -102,6 +105,9 @@ def default() -> ConfigDict:
     c.train.steps = 400
     c.train.rows = 16  # packed rows per step, over all devices
     c.train.row_tokens = 512
+    c.train.accumulate = 1  # parts that the rows of a step go through the devices in
+    c.train.compute = "float32"  # of the forward pass: float32 | bfloat16; weights keep model.dtype
+    c.train.remat = "none"  # computed again in the backward pass: none | dots | full
     c.train.eval_every = 100  # steps between validation losses
     c.train.checkpoint_every = 100
     c.train.keep = 2  # newest checkpoints kept

@@ -113,7 +113,10 @@ class Experiment:
         folder, dtype, ignore = (sizes.pop(name) for name in ("folder", "dtype", "ignore"))
         if folder:
             shape = dataclasses.replace(
-                hf_config.read(folder, ignore), dtype=dtype, attention=self.config.attention
+                hf_config.read(folder, ignore),
+                dtype=dtype,
+                attention=self.config.attention,
+                remat=self.config.train.remat,
             )
             # Tokenizers may know more ids than the model, for what is no text, but not these:
             if beyond := [i for i in self.tokenizer.eos_ids if i >= shape.vocab_size]:
@@ -131,6 +134,7 @@ class Experiment:
                 dtype=dtype,
                 embedding_scale=scale,
                 attention=self.config.attention,
+                remat=self.config.train.remat,
                 **sizes,
             )
         except ValueError as error:

@@ -132,6 +132,8 @@ class DecoderConfig:
       tied: whether the head is the embedding table.
       dtype: of the parameters.
       attention: backend of `model.attention`; "auto" takes the device's best.
+      remat: what a layer keeps for the backward pass: "none" of it is computed again; "dots" keeps
+        the products with weights; "full" keeps the layer's input only.
       lora: adapters beside the layers' weights, which `model.lora` adds and merges; None is none.
       source: the text of the config.json this was read from, which `hf.save` writes again.
       folder: where that stands; its tokenizer goes along.
@@ -159,6 +161,7 @@ class DecoderConfig:
     tied: bool = True
     dtype: str = "float32"
     attention: str = "auto"
+    remat: Literal["none", "dots", "full"] = "none"
     lora: LoraConfig | None = None
     source: str = dataclasses.field(default="", compare=False, repr=False)
     folder: str = dataclasses.field(default="", compare=False, repr=False)

@@ -24,6 +24,10 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 Layer = dict[str, jax.Array]
 Turn = tuple[jax.Array, jax.Array]  # cosines and sines, each [..., 1, D / 2]
 
+_REMAT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
 
 
@@ -147,6 +151,8 @@ class Decoder(nnx.Module):
 
             return block(c, layer, x, turned, attend, key)
 
+        if c.remat != "none":
+            body = jax.checkpoint(body, policy=_REMAT[c.remat], prevent_cse=False)
         which = jnp.asarray([c.is_local(layer) for layer in range(c.layers)], jnp.int32)
         drops = dropout_key is not None and c.lora is not None and c.lora.dropout > 0
         keys = jax.random.split(dropout_key, c.layers) if drops else None

@@ -231,7 +231,7 @@ def to_json(config: DecoderConfig, dtype: str) -> dict[str, Any]:
     Raises:
       ValueError: no family of transformers computes what this decoder does.
     """
-    plain = dataclasses.replace(config, attention="auto", dtype=dtype)
+    plain = dataclasses.replace(config, attention="auto", remat="none", dtype=dtype)
     if config.source:
         told = json.loads(config.source)
         read = dataclasses.replace(from_json(told, told.keys()), dtype=dtype)

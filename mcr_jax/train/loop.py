@@ -51,7 +51,8 @@ class Trainer:
 
     def __init__(self, config: ConfigDict, shape: DecoderConfig):
         """Allocates nothing. Raises UsageError if config.mesh cannot be."""
-        self.mesh = training_mesh(**config.mesh, rows=config.train.rows)
+        c = config.train
+        self.mesh = training_mesh(**config.mesh, rows=c.rows, accumulate=c.accumulate)
         tx, schedule = optimizer(steps=config.train.steps, **config.optim)
         graph, params = blueprint(shape)
         self._shape, self._seed = shape, config.seed
@@ -62,13 +63,13 @@ class Trainer:
             lambda params: init_state(params, tx), donate_argnums=0, out_shardings=self._placed
         )
         self.step: Callable[[State, Any], tuple[State, Metrics]] = jax.jit(
-            train_step(graph, tx, schedule),
+            train_step(graph, tx, schedule, accumulate=c.accumulate, compute=c.compute),
             donate_argnums=0,
             in_shardings=(self._placed, rows),
             out_shardings=(self._placed, None),
         )
         self._sums = jax.jit(
-            lambda params, batch: loss_sums(graph, params, batch),
+            lambda params, batch: loss_sums(graph, params, batch, c.compute),
             in_shardings=(self._placed.params, rows),
         )
 

@@ -10,19 +10,23 @@ from mcr_jax.model.sharding import make_mesh
 ROWS = ("data", "fsdp")
 
 
-def training_mesh(data: int, fsdp: int, tensor: int, rows: int) -> Mesh:
+def training_mesh(data: int, fsdp: int, tensor: int, rows: int, accumulate: int = 1) -> Mesh:
     """The mesh of config.mesh over all devices.
 
     Raises:
-      UsageError: it does not fit the devices, or `rows` cannot be split evenly over it.
+      UsageError: it does not fit the devices, or `rows` in `accumulate` parts cannot be split
+        evenly over it.
     """
     try:
         mesh = make_mesh(data, fsdp, tensor)
     except ValueError as error:
         raise UsageError(str(error)) from error
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % shards:
-        raise UsageError(f"config.train.rows={rows} is not a multiple of data x fsdp = {shards}")
+    if rows % (shards * accumulate):
+        parts = (
+            f" x train.accumulate = {shards} x {accumulate}" if accumulate > 1 else f" = {shards}"
+        )
+        raise UsageError(f"config.train.rows={rows} is not a multiple of data x fsdp{parts}")
     return mesh
 
 

@@ -33,7 +33,7 @@ def optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """AdamW under global-norm clipping, linear warm-up, cosine decay to a tenth over `steps`.
 
-    Norm scales are not decayed. Returns the transformation and its learning-rate schedule.
+    Norm scales and biases are not decayed. Returns the transformation and its schedule.
     """
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
@@ -45,7 +45,7 @@ def optimizer(
 
     def decayed(params: Any) -> Any:
         def is_matrix(path: Any, _: Any) -> bool:
-            return not jax.tree_util.keystr(path, simple=True, separator=".").endswith("norm")
+            return not _name(path).endswith(("norm", "bias"))
 
         return jax.tree_util.tree_map_with_path(is_matrix, params)
 
@@ -58,28 +58,58 @@ def init_state(params: Any, tx: optax.GradientTransformation) -> State:
     return State(step=jnp.int32(0), params=params, opt_state=tx.init(params))
 
 
-def loss_sums(graph: Any, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Summed loss (nats) and number of trained tokens of a batch, [rows, row_tokens] throughout."""
-    model = nnx.merge(graph, params)
+def loss_sums(
+    graph: Any, params: Any, batch: Batch, compute: str = "float32"
+) -> tuple[jax.Array, jax.Array]:
+    """Summed loss (nats) and number of trained tokens of a batch, [rows, row_tokens] throughout.
+
+    The forward pass has weights of dtype `compute`; norms, softmax and the loss are in float32.
+    """
+
+    def cast(path: Any, leaf: jax.Array) -> jax.Array:
+        return leaf if _name(path).endswith("norm") else leaf.astype(compute)
+
+    model = nnx.merge(graph, jax.tree_util.tree_map_with_path(cast, params))
     hidden, _ = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
     return trained_loss(model.logits, hidden, batch["targets"], batch["weights"])
 
 
 def train_step(
-    graph: Any, tx: optax.GradientTransformation, schedule: optax.Schedule
+    graph: Any,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    accumulate: int = 1,
+    compute: str = "float32",
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """Returns the step function, to be jitted with its first argument donated.
+
+    Args:
+      graph: of the decoder.
+      tx, schedule: from `optimizer`.
+      accumulate: microbatches that the rows are cut into, one after the other in memory. The
+        gradient is that of the mean over all trained tokens of the batch, however they are spread.
+      compute: dtype of the weights in the forward pass; the parameters keep theirs.
 
     Metrics are float32 scalars: loss (nats per trained token), gradient norm, learning rate,
     trained tokens.
     """
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        def mean_loss(params: Any) -> tuple[jax.Array, jax.Array]:
-            total, tokens = loss_sums(graph, params, batch)
-            return total / jnp.maximum(tokens, 1), tokens
+        tokens = jnp.sum(batch["weights"])
 
-        (loss, tokens), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        def share(params: Any, part: Batch) -> jax.Array:
+            """What a part of the batch adds to its mean loss."""
+            return loss_sums(graph, params, part, compute)[0] / jnp.maximum(tokens, 1)
+
+        def add(sums: Any, part: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, jax.value_and_grad(share)(state.params, part)), None
+
+        if accumulate == 1:
+            loss, grads = jax.value_and_grad(share)(state.params, batch)
+        else:
+            nothing = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params)
+            (loss, grads), _ = jax.lax.scan(add, nothing, _parts(batch, accumulate))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics = {
             "loss": loss,
@@ -91,3 +121,12 @@ def train_step(
         return State(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step
+
+
+def _parts(batch: Batch, count: int) -> Batch:
+    """Cuts [rows, ...] into [count, rows / count, ...], each part with rows of every device."""
+    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -1,5 +1,7 @@
 """One step: what counts in the loss, what is decayed, and that it is what it was."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from mcr_jax.data.example import Example
 from mcr_jax.data.loader import stack
-from mcr_jax.model import store
+from mcr_jax.model.blueprint import blueprint, initial_params
 from mcr_jax.train.loss import token_loss
 from mcr_jax.train.step import init_state, loss_sums, optimizer, train_step
 
@@ -29,7 +31,7 @@ def examples(count: int) -> list[Example]:
 
 @pytest.fixture(scope="module")
 def params(tiny_shape):
-    return jax.device_get(store.initial_params(tiny_shape, 0))
+    return jax.device_get(initial_params(tiny_shape, 0))
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +42,14 @@ def batch():
 
 @pytest.fixture(scope="module")
 def sums(tiny_shape, params):
-    graph = store.blueprint(tiny_shape)[0]
+    graph = blueprint(tiny_shape)[0]
     run = jax.jit(lambda params, batch: loss_sums(graph, params, batch))
     return lambda batch: tuple(float(x) for x in run(params, batch))
 
 
 @pytest.fixture(scope="module")
 def step(tiny_shape):
-    return jax.jit(train_step(store.blueprint(tiny_shape)[0], *optimizer(**OPTIM)))
+    return jax.jit(train_step(blueprint(tiny_shape)[0], *optimizer(**OPTIM)))
 
 
 def test_only_completion_tokens_count_in_the_loss(sums, batch):
@@ -157,3 +159,47 @@ def test_the_learning_rate_warms_up_and_decays_to_a_tenth(steps, warmup):
     assert rates[-1] == pytest.approx(0.01)
     assert (np.diff(rates[: peak + 1]) > 0).all()
     assert (np.diff(rates[peak:]) < 0).all()
+
+
+@pytest.fixture(scope="module")
+def after(params, tiny_shape):
+    """The state and metrics after one step on a batch, by shape and options."""
+
+    def run(batch, shape=tiny_shape, **options):
+        tx, schedule = optimizer(**{**OPTIM, "warmup_steps": 0})
+        state = init_state(jax.tree.map(jnp.asarray, params), tx)
+        step = jax.jit(train_step(blueprint(shape)[0], tx, schedule, **options))
+        return jax.device_get(step(state, batch))
+
+    return run
+
+
+def test_eight_rows_at_once_and_in_four_parts_give_the_same_step(after):
+    e = examples(14)  # rows of one to three examples, and two of padding alone
+    batch = stack([e[:3], e[3:4], e[4:6], e[6:9], e[9:10], e[10:], [], []], 64)
+    (one, told), (four, told_four) = after(batch), after(batch, accumulate=4)
+    assert told["trained_tokens"] == told_four["trained_tokens"]
+    np.testing.assert_allclose(told["loss"], told_four["loss"], rtol=1e-6)
+    np.testing.assert_allclose(told["gradient_norm"], told_four["gradient_norm"], rtol=1e-5)
+    # The first moments are the clipped gradients, scaled.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.opt_state, four.opt_state
+    )
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_what_is_computed_again_changes_nothing(after, batch, tiny_shape, remat):
+    kept, told = after(batch)
+    again, told_again = after(batch, dataclasses.replace(tiny_shape, remat=remat))
+    np.testing.assert_allclose(told["loss"], told_again["loss"], rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), kept.opt_state, again.opt_state
+    )
+
+
+def test_bfloat16_computes_about_the_same_and_keeps_float32_weights(after, batch):
+    (_, told), (rough, told_rough) = after(batch), after(batch, compute="bfloat16")
+    assert told["loss"] != told_rough["loss"]
+    np.testing.assert_allclose(told["loss"], told_rough["loss"], rtol=0.02)
+    np.testing.assert_allclose(told["gradient_norm"], told_rough["gradient_norm"], rtol=0.05)
+    assert {x.dtype.name for x in jax.tree.leaves(rough.params)} == {"float32"}
