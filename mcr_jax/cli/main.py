@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from mcr_jax import __version__
-from mcr_jax.errors import McrError, UsageError
+from mcr_jax.errors import McrError, Stopped, UsageError
 
 COMMANDS = {
     "demo": "the whole way on fictional cases: no key, no network; ends with a report",
@@ -43,7 +43,10 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `argv` (without the program's name); returns 0 done, 1 work failed, 2 call wrong."""
+    """Runs `argv` (without the program's name).
+
+    Returns the exit status: 0 done, 1 work failed, 2 call wrong, 75 stopped and to be called again.
+    """
     if not argv or argv[0] in ("help", "--help", "-h", "-help"):
         print(usage())
         return 0 if argv else 2
@@ -61,6 +64,9 @@ def main(argv: Sequence[str]) -> int:
     except UsageError as error:
         print(f"mcr {name}: {error}", file=sys.stderr)
         return 2
+    except Stopped as error:
+        print(f"mcr {name}: {error}", file=sys.stderr)
+        return 75
     except McrError as error:
         print(f"mcr {name}: {error}", file=sys.stderr)
         return 1

@@ -1,9 +1,12 @@
 """Checkpoints of a training run, through orbax: asynchronous, whole or absent."""
 
+import os
 from pathlib import Path
 
 import orbax.checkpoint as ocp
 
+from mcr_jax import console
+from mcr_jax.errors import McrError
 from mcr_jax.model.store import storage_errors
 from mcr_jax.train.step import State
 
@@ -46,6 +49,31 @@ class Checkpoints:
         with storage_errors(self.path, "read"):
             found = self._manager.restore(step, args=args)
         return State(params=found["params"], **found["rest"])
+
+    def restore_newest(self, like: State) -> tuple[State | None, int]:
+        """The newest checkpoint that can be read, and its step; (None, 0) where there is none.
+
+        Newer ones that are damaged are renamed to STEP.damaged, with a word about it.
+
+        Raises:
+          McrError: there are some and none can be read; they are left as they are.
+        """
+        damaged: list[tuple[int, McrError]] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self.restore(step, like)
+            except McrError as error:
+                damaged.append((step, error))
+                continue
+            for other, error in damaged:
+                os.replace(self.path / str(other), self.path / f"{other}.damaged")
+                console.say(f"  {error}; it is set aside, training goes on from step {step}")
+            if damaged:
+                self._manager.reload()
+            return state, step
+        if damaged:
+            raise damaged[0][1]
+        return None, 0
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""

@@ -4,9 +4,12 @@ The batch of a step is a pure function of (data, seed, step) and a checkpoint ho
 a run that was killed ends with the same bits as one that was not.
 """
 
+import contextlib
 import dataclasses
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +21,7 @@ from mcr_jax.cases import Case
 from mcr_jax.data.example import examples
 from mcr_jax.data.loader import Batch, Batches, fixed_batches
 from mcr_jax.data.tokenizer import Tokenizer
-from mcr_jax.errors import McrError
+from mcr_jax.errors import McrError, Stopped
 from mcr_jax.model.blueprint import blueprint
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.sharding import abstract, shardings
@@ -107,14 +110,15 @@ def train(
       prompt: the question each case is put in.
 
     Raises:
+      Stopped: SIGTERM came; the step under way then is saved.
       McrError: no example fits a row, the loss is not finite, or nothing can be written.
       UsageError: config.mesh does not fit the devices.
     """
     checkpoints = Checkpoints(workdir.checkpoints, config.train.keep)
     try:
-        resumed = checkpoints.latest or 0
-        if resumed >= config.train.steps:
-            return Trained(step=resumed, resumed=resumed)
+        latest = checkpoints.latest or 0
+        if latest >= config.train.steps:
+            return Trained(step=latest, resumed=latest)
         rows, row_tokens = config.train.rows, config.train.row_tokens
         fitting, too_long = examples(cases["train"], prompt, tokenizer, row_tokens)
         if too_long:
@@ -130,7 +134,8 @@ def train(
             held_out, _ = examples(cases["val"], prompt, tokenizer, row_tokens)
             validation = fixed_batches(held_out, rows, row_tokens)
         trainer = Trainer(config, shape)
-        state = checkpoints.restore(resumed, trainer.like()) if resumed else trainer.init()
+        found, resumed = checkpoints.restore_newest(trainer.like())
+        state = trainer.init() if found is None else found
         log = MetricsLog(workdir.metrics, resumed)
         with jax.set_mesh(trainer.mesh):  # kernels that XLA cannot partition ask for it
             _run(trainer, config, state, resumed, batches, validation, checkpoints, log)
@@ -151,7 +156,7 @@ def _run(
 ) -> None:
     steps, started = config.train.steps, time.monotonic()
     pending: list[tuple[int, Metrics, float]] = []  # read only when the next step is under way
-    with console.track("train", steps, done) as progress:
+    with console.track("train", steps, done) as progress, _listening() as asked_to_stop:
 
         def record() -> None:
             while pending:
@@ -171,11 +176,28 @@ def _run(
             state, metrics = trainer.step(state, put(batches[number - 1], trainer.mesh))
             record()
             pending.append((number, metrics, time.monotonic() - started))
-            last = number == steps
+            last, stopping = number == steps, asked_to_stop()
             if validation and (number % config.train.eval_every == 0 or last):
                 record()
                 log.write(number, val_loss=trainer.validate(state.params, validation))
-            if number % config.train.checkpoint_every == 0 or last:
+            if number % config.train.checkpoint_every == 0 or last or stopping:
                 record()  # a checkpoint vouches for the metrics up to it
                 checkpoints.save(number, state)
+            if stopping and not last:
+                checkpoints.wait()
+                raise Stopped(f"stopped by SIGTERM; step {number} is saved, call again to go on")
     checkpoints.wait()
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[Callable[[], bool]]:
+    """Tells whether SIGTERM has come, instead of dying of it."""
+    if threading.current_thread() is not threading.main_thread():  # which alone can listen
+        yield lambda: False
+        return
+    came = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)

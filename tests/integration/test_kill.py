@@ -45,6 +45,22 @@ def _metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
     return [{name: value for name, value in m.items() if name != "seconds"} for m in lines]
 
 
+def test_sigterm_in_training_loses_no_step_and_has_a_status_of_its_own(mcr, finished, tiny):
+    workdir = mcr.folder / "w"
+    process = mcr.start("demo", "--workdir=w", *tiny)
+    until(lambda: (workdir / "metrics.jsonl").exists() and len(_metrics(workdir)) > 5, process)
+    process.terminate()
+    out, _ = process.communicate()
+    assert process.returncode == 75, out
+    step = _step(workdir)
+    assert f"step {step} is saved" in out
+    assert 5 < step < TINY["train.steps"] and _metrics(workdir)[-1]["step"] == step
+    out = mcr.ok("demo", "--workdir=w", *tiny)
+    assert f"resumed from step {step}" in out
+    assert _metrics(workdir) == _metrics(finished.path)
+    assert read(workdir / "results.json") == read(finished.path / "results.json")
+
+
 def test_killed_in_training_sampling_and_judging_it_ends_as_if_it_never_was(mcr, finished, tiny):
     workdir = mcr.folder / "w"
     command = ("demo", "--workdir=w", *tiny)

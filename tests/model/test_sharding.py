@@ -169,4 +169,6 @@ def test_a_mesh_that_does_not_fit_the_devices_is_one_line(sizes):
 def test_rows_that_cannot_be_split_evenly_are_one_line():
     with pytest.raises(UsageError, match=r"rows=6 is not a multiple of data x fsdp = 4$"):
         training_mesh(2, 2, 2, rows=6)
+    with pytest.raises(UsageError, match=r"data x fsdp x train\.accumulate = 4 x 3$"):
+        training_mesh(2, 2, 2, rows=8, accumulate=3)
     assert training_mesh(1, 1, 8, rows=3).shape["tensor"] == 8

@@ -85,6 +85,29 @@ def test_what_a_kill_leaves_of_a_save_is_not_taken_for_a_checkpoint(copied):
     assert sorted(p.name for p in copied.iterdir() if p.is_dir()) == ["2", "3"]
 
 
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(copied, capsys):
+    for file in (copied / "3").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    checkpoints = Checkpoints(copied, 2)
+    found, step = checkpoints.restore_newest(like(state(3)))
+    assert step == 2 and same(found, state(2))
+    assert "set aside" in capsys.readouterr().out
+    assert (copied / "3.damaged").is_dir() and checkpoints.latest == 2
+    checkpoints.save(3, state(3))
+    checkpoints.wait()
+    assert checkpoints.restore_newest(like(state(3)))[1] == 3
+    checkpoints.close()
+
+
+def test_where_no_checkpoint_can_be_read_all_are_left_alone(copied):
+    checkpoints = Checkpoints(copied, 2)
+    message = refusal(lambda: checkpoints.restore_newest(like(state(3, size=32))))
+    assert str(copied) in message
+    assert sorted(p.name for p in copied.iterdir() if p.is_dir()) == ["2", "3"]
+    checkpoints.close()
+
+
 def test_no_damaged_file_gives_other_values_or_a_traceback(saved, tmp_path):
     whole = saved / "3"
     files = [p.relative_to(whole) for p in whole.rglob("*") if p.is_file()]
