@@ -49,6 +49,7 @@ free_port() {
 
 lines_of() {
   local line
+  trap '' INT TERM HUP # it ends with what it reads
   while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line"; done
 }
 
@@ -58,18 +59,22 @@ signal() {
   for pid in "${!number_of[@]}"; do kill -s "$1" -- "-$pid" 2>/dev/null || true; done
 }
 
-received=0
+received=0 first=''
 # shellcheck disable=SC2329 # called by the traps
 pass_on() {
-  ((++received == 1)) || { signal KILL && return; }
-  say "SIG$1: passed on to ${#number_of[@]} processes"
-  signal "$1"
+  if ((++received == 1)); then
+    first=$1
+    say "SIG$1: passed on to ${#number_of[@]} processes"
+    signal "$1"
+  else
+    say "SIG$1 again: killing ${#number_of[@]} processes"
+    signal KILL
+  fi
 }
 
 [[ -n $port ]] || port=$(free_port)
 declare -A number_of=() # of each process that is still running
 writers=() status=0 watchdog=''
-scratch=$(mktemp -d)
 tie=() # where the kernel can, a process dies with this script even if that is killed
 ((dry)) || ! setpriv --pdeathsig KILL true 2>/dev/null || tie=(setpriv --pdeathsig KILL)
 
@@ -78,7 +83,6 @@ for sig in INT TERM HUP; do
   # shellcheck disable=SC2064
   trap "pass_on $sig" "$sig"
 done
-trap 'rm -rf "$scratch"' EXIT
 for ((i = 0; i < 10#$processes; i++)); do
   step=(env "JAX_COORDINATOR_ADDRESS=127.0.0.1:$port" "JAX_NUM_PROCESSES=$processes" "JAX_PROCESS_ID=$i"
     "JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}" JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo
@@ -87,29 +91,44 @@ for ((i = 0; i < 10#$processes; i++)); do
     printf '%s &\n' "$(quote "${step[@]}")"
     continue
   fi
-  mkfifo "$scratch/$i"
-  lines_of "$i" <"$scratch/$i" &
+  exec {pipe}> >(lines_of "$i")
   writers+=($!)
-  "${tie[@]}" "${step[@]}" >"$scratch/$i" 2>&1 </dev/null &
+  "${tie[@]}" "${step[@]}" >&"$pipe" 2>&1 {pipe}>&- </dev/null &
   number_of[$!]=$i
+  exec {pipe}>&-
 done
 ((!dry)) || { echo wait && exit; }
+[[ -z $first ]] || signal "$first" # it came while they were being started
 
-groups=("${!number_of[@]}")
-while ((${#number_of[@]})); do
-  pid='' ended=0
-  wait -n -p pid "${!number_of[@]}" || ended=$?
-  [[ -n ${pid-} ]] || continue # a signal came, not an end
-  i=${number_of[$pid]}
-  unset "number_of[$pid]"
-  ((ended && !status)) || continue
-  status=$ended
+# PID STATUS: this process has ended.
+over() {
+  local number=${number_of[$1]}
+  unset "number_of[$1]"
+  if (($2 == 0 || status)); then return; fi
+  status=$2
   if ((${#number_of[@]} && !received)); then
-    say "process $i ended with exit status $status: ending the others"
+    say "process $number ended with exit status $status: ending the others"
     signal TERM
     { sleep "$grace" && signal KILL; } 2>/dev/null &
     watchdog=$!
   fi
+}
+
+groups=("${!number_of[@]}")
+while ((${#number_of[@]})); do
+  pid='' ended=0
+  wait -n -p pid "${!number_of[@]}" 2>/dev/null || ended=$?
+  if [[ -n ${pid-} ]]; then
+    over "$pid" "$ended"
+    continue
+  fi
+  # A signal came, and `wait -n` overlooks what ended while its trap ran.
+  for pid in "${!number_of[@]}"; do
+    if kill -0 "$pid" 2>/dev/null; then continue; fi
+    ended=0
+    wait "$pid" 2>/dev/null || ended=$?
+    over "$pid" "$ended"
+  done
 done
 [[ -z $watchdog ]] || kill -s KILL -- "-$watchdog" 2>/dev/null || true
 for pid in "${groups[@]}"; do kill -s KILL -- "-$pid" 2>/dev/null || true; done # what they left behind

@@ -79,7 +79,7 @@ follow() {
     lines=100 && say "connected again; the last $lines lines:"
   fi
   : >"$job/followed"
-  flock -s "$job/lock" true &
+  flock -s "$job/lock" true >/dev/null 2>&1 &
   tail -n "$lines" -s 0.2 -f --pid=$! "$job/log"
 }
 

