@@ -199,10 +199,10 @@ def save(
 
 
 def digest(folder: str | Path) -> str:
-    """A name (16 hex digits) for what a folder holds, which changes with any of it.
+    """A name (16 hex digits) for what a folder holds, by which another model in it is noticed.
 
-    SHA-256 over config.json and the tokenizer's files, and over size and 256 pages of each file of
-    weights, evenly spread: reading all of them would take minutes.
+    SHA-256 over config.json and the tokenizer's files, and over size and about 256 pages of each
+    file of weights, evenly spread: reading all of them would take minutes.
 
     Raises:
       McrError: a file cannot be read.
