@@ -88,7 +88,8 @@ def train_step(
       graph: of the decoder.
       tx, schedule: from `optimizer`.
       accumulate: microbatches that the rows are cut into, one after the other in memory. The
-        gradient is that of the mean over all trained tokens of the batch, however they are spread.
+        gradient is that of the mean over all trained tokens of the batch, however they are spread;
+        it is summed in float32.
       compute: dtype of the weights in the forward pass; the parameters keep theirs.
 
     Metrics are float32 scalars: loss (nats per trained token), gradient norm, learning rate,
@@ -108,8 +109,10 @@ def train_step(
         if accumulate == 1:
             loss, grads = jax.value_and_grad(share)(state.params, batch)
         else:
-            nothing = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params)
+            zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
+            nothing = jnp.float32(0), zeros
             (loss, grads), _ = jax.lax.scan(add, nothing, _parts(batch, accumulate))
+            grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics = {
             "loss": loss,

@@ -165,9 +165,9 @@ def test_the_learning_rate_warms_up_and_decays_to_a_tenth(steps, warmup):
 def after(params, tiny_shape):
     """The state and metrics after one step on a batch, by shape and options."""
 
-    def run(batch, shape=tiny_shape, **options):
+    def run(batch, shape=tiny_shape, start=params, **options):
         tx, schedule = optimizer(**{**OPTIM, "warmup_steps": 0})
-        state = init_state(jax.tree.map(jnp.asarray, params), tx)
+        state = init_state(jax.tree.map(jnp.asarray, start), tx)
         step = jax.jit(train_step(blueprint(shape)[0], tx, schedule, **options))
         return jax.device_get(step(state, batch))
 
@@ -185,6 +185,14 @@ def test_eight_rows_at_once_and_in_four_parts_give_the_same_step(after):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.opt_state, four.opt_state
     )
+
+
+def test_parts_of_a_bfloat16_model_add_up_in_float32(after, batch, params):
+    rough = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    (one, _), (four, _) = after(batch, start=rough), after(batch, start=rough, accumulate=4)
+    for a, b in zip(*map(jax.tree.leaves, (one.opt_state, four.opt_state)), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a.astype("f4"), b.astype("f4"), atol=2e-3, rtol=2**-6)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
