@@ -18,7 +18,10 @@ from mcr_jax.errors import McrError, UsageError
 
 # What a workdir's data, tokenizer and weights follow from: fixed once it has been worked in.
 FROZEN = ("seed", "prompt", "data.source", "data.data_dir", "synthetic", "tokenizer", "model")
-FROZEN += ("optim", "train")
+FROZEN += ("lora", "optim", "train")
+# Of these, how the machine at hand does it; no result follows but for rounding.
+THAWED = ("train.accumulate", "train.remat", "train.keep", "train.keep_best", "train.patience")
+THAWED += ("train.eval_every", "train.checkpoint_every")
 
 _MAX_SEED = 2**31 - 1  # what a 32-bit integer of jax holds
 _COUNTS = (  # fields of which there is at least one
@@ -31,6 +34,11 @@ _COUNTS = (  # fields of which there is at least one
 _RANGES = {  # smallest and largest value of a field
     "seed": (0, _MAX_SEED),
     "data.eval_cases": (0, float("inf")),
+    "lora.rank": (0, float("inf")),
+    "lora.dropout": (0, 0.999),
+    "train.epochs": (0, float("inf")),
+    "train.keep_best": (0, float("inf")),
+    "train.patience": (0, float("inf")),
     "synthetic.train": (0, float("inf")),
     "synthetic.val": (0, float("inf")),
     "synthetic.test": (0, float("inf")),
@@ -42,7 +50,11 @@ _RANGES = {  # smallest and largest value of a field
 }
 _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
+    "optim.mu_dtype": ("float32", "bfloat16"),
+    "optim.schedule": ("cosine", "linear", "constant"),
     "train.compute": ("float32", "bfloat16"),
+    "train.too_long": ("drop", "keep"),
+    "sample.checkpoint": ("newest", "best"),
     "train.remat": ("none", "dots", "full"),
     "attention": ("auto", "xla", "cudnn", "splash"),
 }
@@ -73,6 +85,7 @@ def default() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.folder = ""  # in Hugging Face's format, to start from; the sizes below are then unused
+    c.model.shape = ""  # a published model's, for `mcr train --plan` while its folder is elsewhere
     c.model.ignore = ()  # keys of its config.json to pass over although they are unknown here
     c.model.dtype = "float32"  # of the weights: float32 | bfloat16
     c.model.layers = 4
@@ -86,9 +99,18 @@ def default() -> ConfigDict:
     c.model.qk_norm = False  # RMSNorm of queries and keys per head
     c.model.tied = True  # one table for embedding and head
 
+    c.lora = ConfigDict()  # low-rank adapters, which alone are trained then
+    c.lora.rank = 0  # 0 has none and trains all weights
+    c.lora.alpha = 32.0  # they count alpha / rank times
+    c.lora.dropout = 0.0
+    c.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")
+    c.lora.rslora = False  # alpha / sqrt(rank) instead
+
     c.optim = ConfigDict()
     c.optim.learning_rate = 1e-3
     c.optim.warmup_steps = 20
+    c.optim.schedule = "cosine"  # after the warm-up: cosine | linear, both to a tenth, or constant
+    c.optim.mu_dtype = "float32"  # of AdamW's mean of gradients: float32 | bfloat16
     c.optim.weight_decay = 0.1
     c.optim.clip_norm = 1.0
     c.optim.b1 = 0.9
@@ -103,17 +125,27 @@ def default() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.steps = 400
+    c.train.epochs = 0.0  # when above 0, as many steps as so many passes over the data take
     c.train.rows = 16  # packed rows per step, over all devices
     c.train.row_tokens = 512
+    c.train.too_long = (
+        "drop"  # examples longer than a row: drop | keep, then rows grow to hold them
+    )
     c.train.accumulate = 1  # parts that the rows of a step go through the devices in
     c.train.compute = "float32"  # of the forward pass: float32 | bfloat16; weights keep model.dtype
     c.train.remat = "none"  # computed again in the backward pass: none | dots | full
     c.train.eval_every = 100  # steps between validation losses
     c.train.checkpoint_every = 100
     c.train.keep = 2  # newest checkpoints kept
+    c.train.keep_best = (
+        0  # of those at which it was measured, with the lowest val loss, kept beside
+    )
+    c.train.patience = 0  # ends after so many val losses in a row that were no better; 0 never
+    c.train.checkpoints = ""  # their folder, such as gs://BUCKET/RUN; "" is WORKDIR/checkpoints
 
     c.sample = ConfigDict()
     c.sample.models = ("base", "sft")  # base: before training; sft: the newest checkpoint
+    c.sample.checkpoint = "newest"  # which sft is: newest | best, the one of the lowest val loss
     c.sample.n = 10
     c.sample.temperature = 0.7
     c.sample.top_p = 1.0
@@ -154,6 +186,11 @@ def check(config: ConfigDict, origin: str) -> ConfigDict:
             raise UsageError(
                 f"{origin}: config field {name} is {to.format(low, high)}, not {value}"
             )
+        if name in _CHOICES and value not in _CHOICES[name]:
+            raise UsageError(
+                f"{origin}: config field {name} is one of {', '.join(_CHOICES[name])}, "
+                f"not {value!r}"
+            )
     try:
         datetime.date.fromisoformat(resolved.tokenizer.date)
     except ValueError:
@@ -163,12 +200,6 @@ def check(config: ConfigDict, origin: str) -> ConfigDict:
         ) from None
     if resolved.model.folder:
         resolved.model.folder = os.path.normpath(resolved.model.folder)
-    for name, known in _CHOICES.items():
-        value = dict(fields(resolved))[name]
-        if value not in known:
-            raise UsageError(
-                f"{origin}: config field {name} is one of {', '.join(known)}, not {value!r}"
-            )
     models = resolved.sample.models
     if not models or len(set(models)) != len(models):
         raise UsageError(
@@ -200,6 +231,7 @@ def frozen(config: ConfigDict) -> dict[str, Any]:
         name: value
         for name, value in fields(config)
         if any(name == part or name.startswith(f"{part}.") for part in FROZEN)
+        and name not in THAWED
     }
 
 

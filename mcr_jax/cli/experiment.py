@@ -109,17 +109,16 @@ class Experiment:
         from mcr_jax.model import hf_config
         from mcr_jax.model.config import DecoderConfig, Rope
 
-        tokens, sizes = self.tokenizer.vocab_size, self.config.model.to_dict()
+        tokenizer, sizes = self.tokenizer, self.config.model.to_dict()
         folder, dtype, ignore = (sizes.pop(name) for name in ("folder", "dtype", "ignore"))
+        sizes.pop("shape")
+        # What no folder decides.
+        ours = {"attention": self.config.attention, "remat": self.config.train.remat}
+        ours["dtype"] = dtype
         if folder:
-            shape = dataclasses.replace(
-                hf_config.read(folder, ignore),
-                dtype=dtype,
-                attention=self.config.attention,
-                remat=self.config.train.remat,
-            )
+            shape = dataclasses.replace(hf_config.read(folder, ignore), **ours)
             # Tokenizers may know more ids than the model, for what is no text, but not these:
-            if beyond := [i for i in self.tokenizer.eos_ids if i >= shape.vocab_size]:
+            if beyond := [i for i in tokenizer.eos_ids if i >= shape.vocab_size]:
                 raise UsageError(
                     f"the tokenizer ends an answer with id {beyond[0]}, and the model in {folder} "
                     f"has {shape.vocab_size} ids"
@@ -129,13 +128,7 @@ class Experiment:
             rope = Rope(theta=sizes.pop("rope_theta"))
             scale = sizes["width"] ** 0.5  # a table drawn at width^-0.5 gives vectors of unit size
             return DecoderConfig(
-                vocab_size=tokens,
-                rope=rope,
-                dtype=dtype,
-                embedding_scale=scale,
-                attention=self.config.attention,
-                remat=self.config.train.remat,
-                **sizes,
+                vocab_size=tokenizer.vocab_size, rope=rope, embedding_scale=scale, **ours, **sizes
             )
         except ValueError as error:
             raise UsageError(f"config: {error}") from error

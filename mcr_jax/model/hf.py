@@ -33,7 +33,7 @@ from mcr_jax.model.blueprint import blueprint
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.decoder import Decoder
 from mcr_jax.model.folder import DTYPES, new_folder, opened, write
-from mcr_jax.model.sharding import one_device, shardings
+from mcr_jax.model.sharding import abstract, one_device, shardings
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_BYTES = 5_000_000_000  # of one safetensors file
@@ -132,24 +132,24 @@ def load(
         missing, too many or misshapen; all of them are listed.
     """
     config = hf_config.read(folder, ignore)
-    placed = shardings(mesh or one_device(), blueprint(config)[1])
-    params = read_params(folder, config, placed, dtype)
+    shapes = blueprint(config)[1]
+    like = abstract(shapes, shardings(mesh or one_device(), shapes))
+    params = read_params(folder, config, like, dtype)
     config = dataclasses.replace(config, dtype=_dtype_name(params))
     return nnx.merge(blueprint(config)[0], params)
 
 
 def read_params(
-    folder: str | Path, config: DecoderConfig, placed: Any, dtype: str | None = None
+    folder: str | Path, config: DecoderConfig, like: Any, dtype: str | None = None
 ) -> Any:
-    """The parameters of a folder as a nested dict, on the shardings `placed`; see `load`."""
+    """The parameters of a folder as a nested dict, of `like`'s shapes and shardings; see `load`."""
     files = _Files(Path(folder))
-    shapes = blueprint(config)[1]
-    table = _table(config, shapes, files.prefix(), files.head())
+    table = _table(config, like, files.prefix(), files.head())
     files.check(table, config.tied)
     params: dict[str, Any] = {}
     for path, where in table.items():
         inside = params.setdefault("layers", {}) if where.stacked else params
-        inside[path[-1]] = files.array(where, _leaf(placed, path), dtype)
+        inside[path[-1]] = files.array(where, _leaf(like, path).sharding, dtype)
     return params
 
 

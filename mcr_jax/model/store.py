@@ -33,7 +33,7 @@ def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
     shapes = blueprint(config)[1]
     placed = shardings(mesh, shapes)
     if config.folder:
-        return hf.read_params(config.folder, config, placed, dtype=config.dtype)
+        return hf.read_params(config.folder, config, abstract(shapes, placed), config.dtype)
     return jax.jit(lambda: initial_params(config, seed), out_shardings=placed)()
 
 

@@ -30,18 +30,23 @@ def optimizer(
     clip_norm: float,
     b1: float,
     b2: float,
+    schedule: str = "cosine",
+    mu_dtype: str = "float32",
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW under global-norm clipping, linear warm-up, cosine decay to a tenth over `steps`.
+    """AdamW under global-norm clipping, with a linear warm-up.
 
-    Norm scales and biases are not decayed. Returns the transformation and its schedule.
+    After it the rate falls to a tenth at `steps` along `schedule`, "cosine" or "linear", or is
+    "constant". Norm scales and biases are not decayed. The mean of gradients is in `mu_dtype`, that
+    of their squares in float32, whatever the weights are in. Returns the transformation and its
+    schedule.
     """
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=learning_rate,
-        warmup_steps=min(warmup_steps, max(steps - 1, 0)),
-        decay_steps=steps,
-        end_value=0.1 * learning_rate,
-    )
+    warmup = min(warmup_steps, max(steps - 1, 0))
+    after = {
+        "cosine": optax.cosine_decay_schedule(learning_rate, max(steps - warmup, 1), alpha=0.1),
+        "linear": optax.linear_schedule(learning_rate, 0.1 * learning_rate, steps - warmup),
+        "constant": optax.constant_schedule(learning_rate),
+    }[schedule]
+    rate = optax.join_schedules([optax.linear_schedule(0, learning_rate, warmup), after], [warmup])
 
     def decayed(params: Any) -> Any:
         def is_matrix(path: Any, _: Any) -> bool:
@@ -49,8 +54,25 @@ def optimizer(
 
         return jax.tree_util.tree_map_with_path(is_matrix, params)
 
-    adamw = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed)
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adamw), schedule
+    adamw = optax.adamw(
+        rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed, mu_dtype=mu_dtype
+    )
+    return optax.chain(optax.clip_by_global_norm(clip_norm), _in_float32(adamw)), rate
+
+
+def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same transformation for weights of any dtype: it sees and keeps float32."""
+
+    def widened(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+    def init(params: Any) -> Any:
+        return tx.init(widened(params))
+
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        return tx.update(widened(grads), state, widened(params))
+
+    return optax.GradientTransformation(init, update)
 
 
 def init_state(params: Any, tx: optax.GradientTransformation) -> State:
