@@ -12,7 +12,9 @@ from mcr_jax.data.example import Example
 from mcr_jax.data.loader import stack
 from mcr_jax.model.blueprint import blueprint, initial_params, parts
 from mcr_jax.model.config import PROJECTIONS, LoraConfig
+from mcr_jax.model.sharding import make_mesh, shardings
 from mcr_jax.train.loss import token_loss
+from mcr_jax.train.mesh import put
 from mcr_jax.train.step import _moved, init_state, loss_sums, optimizer, train_step
 
 OPTIM = {"learning_rate": 0.1, "warmup_steps": 4, "steps": 20, "weight_decay": 0.5}
@@ -303,3 +305,25 @@ def test_moments_of_bfloat16_weights_are_as_told(params, mu_dtype):
     state = jax.jit(optimizer(**OPTIM, mu_dtype=mu_dtype)[0].init)(rough)
     assert {x.dtype.name for x in jax.tree.leaves(optax.tree.get(state, "mu"))} == {mu_dtype}
     assert {x.dtype.name for x in jax.tree.leaves(optax.tree.get(state, "nu"))} == {"float32"}
+
+
+def test_every_mesh_makes_the_same_step(params, tiny_shape):
+    e = examples(20)
+    batch = stack([e[:3], e[3:4], e[4:6], e[6:9], e[9:10], e[10:13], e[13:17], e[17:]], 64)
+    tx, schedule = optimizer(**{**OPTIM, "warmup_steps": 0})
+    made = []
+    for sizes in ((1, 1, 1), (1, 8, 1), (2, 2, 2)):
+        mesh = make_mesh(*sizes, jax.devices()[: np.prod(sizes)])
+        state = init_state(params, tx)
+        placed = jax.device_put(state, shardings(mesh, state))
+        with jax.set_mesh(mesh):
+            step = jax.jit(train_step(blueprint(tiny_shape)[0], tx, schedule))
+            state, told = step(placed, put(batch, mesh))
+        used = {d for x in jax.tree.leaves(state.opt_state) for d in x.sharding.device_set}
+        assert len(used) == mesh.size
+        made.append(jax.device_get((state.opt_state, told)))
+    for moments, told in made[1:]:
+        np.testing.assert_allclose(told["loss"], made[0][1]["loss"], rtol=1e-6)
+        np.testing.assert_allclose(told["gradient_norm"], made[0][1]["gradient_norm"], rtol=1e-5)
+        # The first moments are the clipped gradients, scaled.
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moments, made[0][0])
