@@ -118,12 +118,12 @@ def _one_shard(head, hidden, targets, weights, *, asked, axes=()):
         logits = jnp.einsum("ne,ve->nv", x, head, preferred_element_type=jnp.float32)
         top = logits.max(axis=-1, keepdims=True)
         total = jnp.exp(logits - top).sum(axis=-1, keepdims=True)
-        is_target = jnp.arange(V) == target[:, None]
-        of_target = jnp.where(is_target, logits, 0).sum(axis=-1)
-        loss += jnp.sum((jnp.log(total) + top)[:, 0] * weight - of_target * weight)
+        of_target = jnp.take_along_axis(logits, target[:, None], axis=-1)
+        loss += jnp.sum((jnp.log(total) + top - of_target)[:, 0] * weight)
         if asked:
             softmax = jnp.exp(logits - top) * (weight[:, None] / total)
-            d_logits = (softmax - is_target * weight[:, None]).astype(head.dtype)
+            d_logits = jnp.where(jnp.arange(V) == target[:, None], softmax - weight[:, None], softmax)
+            d_logits = d_logits.astype(head.dtype)
         if "hidden" in asked:
             d_x = (d_logits @ head).astype(hidden.dtype)
             gradients |= {"hidden": gradients["hidden"].at[places].set(d_x, mode="drop")}
