@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", choices=("dense", "ragged", "both"), default="both")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--row-tokens", type=int, default=2048, help="of a packed row")
+    parser.add_argument("--row-tokens", type=int, default=4096, help="of a packed row")
     parser.add_argument("--examples", type=int, default=16, help="of the ragged batch")
     flags = parser.parse_args()
     config = transformers.Qwen2Config(**SHAPES["reference"], max_position_embeddings=8192)

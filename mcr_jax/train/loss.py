@@ -61,9 +61,7 @@ def _sum(head, hidden, targets, weights) -> jax.Array:
 
 
 def _forward(head, hidden, targets, weights):
-    asked = tuple(
-        name for name, x in (("head", head), ("hidden", hidden)) if x.perturbed
-    )
+    asked = tuple(name for name, x in (("head", head), ("hidden", hidden)) if x.perturbed)
     loss, gradients = _with_gradients(*(x.value for x in (head, hidden, targets, weights)), asked)
     return loss, gradients
 
@@ -83,7 +81,8 @@ def _with_gradients(head, hidden, targets, weights, asked: tuple[str, ...]):
     """The summed loss, and a dict of its gradients by those of "head" and "hidden" in `asked`."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    axes = tuple(a for a in ROWS if kinds.get(a, AxisType.Manual) != AxisType.Manual)
+    free = [a for a in ROWS if kinds.get(a, AxisType.Manual) != AxisType.Manual]
+    axes = tuple(a for a in free if mesh.shape[a] > 1)
     one_shard = functools.partial(_one_shard, asked=asked)
     if not axes or weights.shape[0] % math.prod(mesh.shape[a] for a in axes):
         return one_shard(head, hidden, targets, weights)
@@ -113,7 +112,8 @@ def _one_shard(head, hidden, targets, weights, *, asked, axes=()):
         loss, gradients = sums
         places = jax.lax.dynamic_slice(order, (chunk * size,), (size,))
         x, target, weight = (
-            a.at[places].get(mode="fill", fill_value=0) for a in (hidden_NxE, targets, weights)
+            jnp.take(a, places, axis=0, mode="fill", fill_value=0)
+            for a in (hidden_NxE, targets, weights)
         )
         logits = jnp.einsum("ne,ve->nv", x, head, preferred_element_type=jnp.float32)
         top = logits.max(axis=-1, keepdims=True)
@@ -122,7 +122,9 @@ def _one_shard(head, hidden, targets, weights, *, asked, axes=()):
         loss += jnp.sum((jnp.log(total) + top - of_target)[:, 0] * weight)
         if asked:
             softmax = jnp.exp(logits - top) * (weight[:, None] / total)
-            d_logits = jnp.where(jnp.arange(V) == target[:, None], softmax - weight[:, None], softmax)
+            d_logits = jnp.where(
+                jnp.arange(V) == target[:, None], softmax - weight[:, None], softmax
+            )
             d_logits = d_logits.astype(head.dtype)
         if "hidden" in asked:
             d_x = (d_logits @ head).astype(hidden.dtype)
