@@ -1,7 +1,7 @@
 """Arrays that are made once and kept in a file: mapped into memory, and whole or made anew.
 
-A file is the SHA-256 of its rest, a line of JSON with each array's dtype and shape, and the arrays.
-Its name must tell all that decides what is in it.
+A file is the SHA-256 of its rest, the length of what follows in 8 bytes, JSON with each array's
+dtype and shape, and the arrays. Its name must tell all that decides what is in it.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from mcr_jax.errors import McrError
 
 _ALIGNED = 64  # bytes that every array begins at a multiple of
 _DIGEST = hashlib.sha256().digest_size
+_HEAD = _DIGEST + 8
 
 
 def cached(
@@ -52,11 +53,9 @@ def _read(path: Path) -> Mapping[str, np.ndarray] | None:
     if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST].tobytes():
         console.say(f"  {path}: damaged, or no file of ours; it is made anew")
         return None
-    with open(path, "rb") as file:
-        file.seek(_DIGEST)
-        layout, start = json.loads(file.readline()), file.tell()
+    start = _HEAD + int.from_bytes(content[_DIGEST:_HEAD].tobytes(), "little")
     arrays = {}
-    for name, (dtype, shape) in layout.items():
+    for name, (dtype, shape) in json.loads(content[_HEAD:start].tobytes()).items():
         stop = start + math.prod(shape) * np.dtype(dtype).itemsize
         arrays[name] = content[start:stop].view(dtype).reshape(shape)
         start = stop + -stop % _ALIGNED
@@ -89,7 +88,8 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def _pieces(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
     layout = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
     line = json.dumps(layout).encode()
-    yield line + b" " * (-(_DIGEST + len(line) + 1) % _ALIGNED) + b"\n"
+    line += b" " * (-(_HEAD + len(line)) % _ALIGNED)
+    yield len(line).to_bytes(8, "little") + line
     for array in arrays.values():
         yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         yield bytes(-array.nbytes % _ALIGNED)
