@@ -85,9 +85,9 @@ class Batches:
 
     def steps(self, epochs: float) -> int:
         """How many steps so many passes over the data take; the last may reach into another."""
-        whole = int(epochs)
-        self._plan(whole)
-        rows = self._starts[whole] + (epochs - whole) * len(self._epochs[whole])
+        last = max(math.ceil(epochs) - 1, 0)
+        self._plan(last)
+        rows = self._starts[last] + (epochs - last) * len(self._epochs[last])
         return math.ceil(round(rows, 6) / self._rows)  # 0.1 of 30 rows are no more than 3
 
     @property

@@ -115,7 +115,7 @@ def tokenize(
     not at all, by any number of processes; a damaged one is made anew.
 
     Args:
-      cases: a list, or a lazy sequence such as `CaseSource`; each is read twice.
+      cases: a list, or a lazy sequence such as `CaseSource`; with a `folder` each is read twice.
       prompt: the question each case is put in.
       tokenizer: makes the ids.
       folder: where the result is kept; None keeps nothing.
@@ -123,7 +123,9 @@ def tokenize(
     Raises:
       McrError: a case cannot be read or tokenized, or the file cannot be written.
     """
-    path = folder and folder / f"tokens-{_key(cases, prompt, tokenizer)[:32]}"
+    path = None
+    if folder is not None:
+        path = folder / f"tokens-{_key(cases, prompt, tokenizer)[:32]}"
     made = cached(path, lambda: _arrays(cases, prompt, tokenizer))
     lengths = np.asarray(made["lengths"])
     return Tokens(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcr_jax.data.packing import LOOK_AHEAD, plan
+from mcr_jax.data.packing import LOOK_AHEAD, VERSION, plan
 
 lengths = st.lists(st.integers(1, 50), max_size=120)
 epochs = st.integers(0, 5)
@@ -33,6 +33,13 @@ def test_the_plan_is_a_function_of_its_arguments(sizes, capacity, seed, epoch):
     np.random.default_rng(seed).permutation(7)
     np.random.seed(seed)
     assert plan(np.array(sizes, np.int64), capacity, seed, epoch) == first
+
+
+def test_a_version_stands_for_one_plan():
+    made = plan([3, 11, 7, 5, 9, 2, 8, 6, 4, 10], 20, seed=1, epoch=2)
+    assert (VERSION, made) == (2, [[8, 5, 0, 1], [6, 3, 2], [9, 4], [7]]), (
+        "plans are kept under VERSION: where another plan is meant, raise it and write both here"
+    )
 
 
 @given(seeds, epochs)
