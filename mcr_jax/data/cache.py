@@ -43,10 +43,10 @@ def cached(
 
 
 def _read(path: Path) -> Mapping[str, np.ndarray] | None:
-    if not path.exists():
-        return None
     try:
         content = np.asarray(np.memmap(path, np.uint8, "r"))
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError) as error:  # ValueError: it is empty
         console.say(f"  {path}: cannot be read ({error}); it is made anew")
         return None
