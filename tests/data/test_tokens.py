@@ -12,6 +12,7 @@ from chat_cases import CHATML, tokenizer_json
 from mcr_jax import completion
 from mcr_jax.cases import Case
 from mcr_jax.data import example as example_lib
+from mcr_jax.data import plain_chat
 from mcr_jax.data.example import example, training_texts
 from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.data.tokens import Tokens, fit, tokenize
@@ -95,7 +96,7 @@ def test_what_is_kept_is_what_was_made_and_is_not_made_again(
 
 
 def test_a_changed_input_never_meets_what_was_kept(
-    cases, clinic_prompt, clinic_tokenizer, tmp_path, monkeypatch
+    cases, clinic_prompt, clinic_tokenizer, tmp_path
 ):
     other = dataclasses.replace(cases[0], final_diagnosis="Tallow gout")
     longer = Prompt(clinic_prompt.name, clinic_prompt.text + " Be brief.")
@@ -113,11 +114,22 @@ def test_a_changed_input_never_meets_what_was_kept(
     ):
         assert_same(tokenize(*changed, tmp_path), tokenize(*changed, None))
         assert len(list(tmp_path.iterdir())) == number
-    # The code that renders a target may change, too.
-    monkeypatch.setattr(completion, "render", lambda trace, answer: f"{trace}\n{answer}")
-    rendered = tokenize(cases, clinic_prompt, clinic_tokenizer, tmp_path)
-    assert_same(rendered, tokenize(cases, clinic_prompt, clinic_tokenizer, None))
-    assert "<answer>" not in clinic_tokenizer.decode(rendered[0].ids.tolist())
+
+
+def test_what_another_rendering_or_layout_made_is_not_met_either(
+    tokens, cases, clinic_prompt, clinic_tokenizer, tmp_path, monkeypatch
+):
+    tokenize(cases, clinic_prompt, clinic_tokenizer, tmp_path)
+    changes = (
+        (completion, "render", lambda trace, answer: f"{trace}\n{answer}"),
+        (plain_chat, "_header", lambda role: f"{plain_chat.MARKERS[role]}\n\n"),
+    )
+    for change in changes:  # of the code
+        with monkeypatch.context() as patch:
+            patch.setattr(*change)
+            made = tokenize(cases, clinic_prompt, clinic_tokenizer, tmp_path)
+            assert made.digest != tokens.digest
+            assert_same(made, tokenize(cases, clinic_prompt, clinic_tokenizer, None))
 
 
 def test_a_tokenizer_that_reads_only_the_last_case_otherwise_is_another(cases, tmp_path):
