@@ -17,7 +17,7 @@ from mcr_jax import console, prompts
 from mcr_jax.cases import SPLITS, Case
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import UsageError
-from mcr_jax.workdir import Workdir, digest
+from mcr_jax.workdir import Workdir, digest, storage_path
 
 if TYPE_CHECKING:
     from mcr_jax.data.tokenizer import Tokenizer
@@ -62,8 +62,11 @@ class Experiment:
             yield
 
     @classmethod
-    def open(cls, flags: Flags, judge: str = "") -> "Experiment":
-        """From --config and --workdir; `judge` replaces config.judge.name unless empty."""
+    def open(cls, flags: Flags, judge: str = "", writes: bool = True) -> "Experiment":
+        """From --config and --workdir; `judge` replaces config.judge.name unless empty.
+
+        Of several processes that work together one `writes`.
+        """
         console.show_log()
         path = flags.values["workdir"].value
         if not path:
@@ -74,7 +77,12 @@ class Experiment:
         if judge:
             with config.unlocked():
                 config.judge.name = judge
-        return cls(config, Workdir(path))
+        return cls(config, Workdir(path, writes))
+
+    @property
+    def checkpoints(self) -> str | Path:
+        """The folder or the address of the checkpoints."""
+        return self.config.train.checkpoints or self.workdir.checkpoints
 
     @property
     def data_dir(self) -> Path | str | None:
@@ -99,6 +107,8 @@ class Experiment:
         if not (self.workdir.tokenizer / FILE).exists():
             texts = training_texts(self.cases("train"), self.prompt)
             made = Tokenizer.train(texts, self.config.tokenizer.vocab_size)
+            if not self.workdir.writes:  # the process that does learns the same
+                return made
             made.save(self.workdir.tokenizer)
             console.say(f"tokenizer: {made.vocab_size} pieces learned from the train split")
         return Tokenizer.load(self.workdir.tokenizer)
@@ -227,7 +237,7 @@ class Experiment:
             "prompts": {name: self._prompt_digest(name) for name in prompts.names()},
             "dataset": dataset,
             "model.folder": self.config.model.folder and self._folder_digest(),
-            "step": newest_step(self.workdir.checkpoints),
+            "step": newest_step(self.checkpoints),
             "ledger_rows": rows,
             **{path.name: _file_digest(path) for path in outputs},
         }
@@ -237,15 +247,30 @@ class Experiment:
 
 
 def run_stage(
-    command: str, about: str, argv: Sequence[str], run: Callable[[Experiment], object]
+    command: str,
+    about: str,
+    argv: Sequence[str],
+    run: Callable[[Experiment], object],
+    several: bool = False,
 ) -> None:
-    """The `main` of a command that works in a workdir and takes --config and --workdir only."""
+    """The `main` of a command that works in a workdir and takes --config and --workdir only.
+
+    Where `several` processes may do it together, they are joined first and process 0 writes.
+    """
     flags = Flags(command, about)
     flags.experiment()
-    if flags.parse(argv):
-        experiment = Experiment.open(flags)
-        with experiment.working():
-            run(experiment)
+    if not flags.parse(argv):
+        return
+    with contextlib.ExitStack() as stack:
+        writes = True
+        if several:
+            from mcr_jax.train import hosts
+
+            stack.enter_context(hosts.together())
+            writes = hosts.writes()
+        experiment = Experiment.open(flags, writes=writes)
+        stack.enter_context(experiment.working())
+        run(experiment)
 
 
 def devices() -> dict[str, Any]:
@@ -256,9 +281,18 @@ def devices() -> dict[str, Any]:
     return {"devices": f"{len(kinds)} x {kinds[0]}", "platform": jax.default_backend()}
 
 
-def newest_step(checkpoints: Path) -> int | None:
-    """The step of the newest whole checkpoint, told from the folder alone."""
-    steps = [int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()]
+def newest_step(checkpoints: str | Path) -> int | None:
+    """The step of the newest whole checkpoint, told from the names there alone.
+
+    An object store cannot rename a whole checkpoint into its place; orbax puts a mark in it.
+    """
+    folder = storage_path(checkpoints)
+    marked = "://" in str(checkpoints)
+    steps = [
+        int(path.name)
+        for path in (folder.glob("*") if folder.exists() else ())
+        if path.name.isdecimal() and (not marked or (path / "commit_success.txt").exists())
+    ]
     return max(steps, default=None)
 
 
