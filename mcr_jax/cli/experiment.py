@@ -117,7 +117,7 @@ class Experiment:
     def shape(self) -> "DecoderConfig":
         """The decoder's shape. Raises UsageError if config.model cannot be."""
         from mcr_jax.model import hf_config
-        from mcr_jax.model.config import DecoderConfig, Rope
+        from mcr_jax.model.config import DecoderConfig, LoraConfig, Rope
 
         tokenizer, sizes = self.tokenizer, self.config.model.to_dict()
         folder, dtype, ignore = (sizes.pop(name) for name in ("folder", "dtype", "ignore"))
@@ -125,16 +125,13 @@ class Experiment:
         # What no folder decides.
         ours = {"attention": self.config.attention, "remat": self.config.train.remat}
         ours["dtype"] = dtype
-        if folder:
-            shape = dataclasses.replace(hf_config.read(folder, ignore), **ours)
-            # Tokenizers may know more ids than the model, for what is no text, but not these:
-            if beyond := [i for i in tokenizer.eos_ids if i >= shape.vocab_size]:
-                raise UsageError(
-                    f"the tokenizer ends an answer with id {beyond[0]}, and the model in {folder} "
-                    f"has {shape.vocab_size} ids"
-                )
-            return shape
         try:
+            lora = self.config.lora.to_dict()
+            ours["lora"] = LoraConfig(**lora) if lora["rank"] else None
+            if folder:
+                shape = dataclasses.replace(hf_config.read(folder, ignore), **ours)
+                self._refuse_beyond(shape)
+                return shape
             rope = Rope(theta=sizes.pop("rope_theta"))
             scale = sizes["width"] ** 0.5  # a table drawn at width^-0.5 gives vectors of unit size
             return DecoderConfig(
@@ -142,6 +139,14 @@ class Experiment:
             )
         except ValueError as error:
             raise UsageError(f"config: {error}") from error
+
+    def _refuse_beyond(self, shape: "DecoderConfig") -> None:
+        """Tokenizers may know more ids than the model, for what is no text, but not all may be."""
+        if beyond := [i for i in self.tokenizer.eos_ids if i >= shape.vocab_size]:
+            raise UsageError(
+                f"the tokenizer ends an answer with id {beyond[0]}, and the model in "
+                f"{self.config.model.folder} has {shape.vocab_size} ids"
+            )
 
     @functools.cache  # noqa: B019 - one experiment per process
     def cases(self, split: str) -> Sequence[Case]:
