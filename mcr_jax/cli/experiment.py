@@ -247,30 +247,15 @@ class Experiment:
 
 
 def run_stage(
-    command: str,
-    about: str,
-    argv: Sequence[str],
-    run: Callable[[Experiment], object],
-    several: bool = False,
+    command: str, about: str, argv: Sequence[str], run: Callable[[Experiment], object]
 ) -> None:
-    """The `main` of a command that works in a workdir and takes --config and --workdir only.
-
-    Where `several` processes may do it together, they are joined first and process 0 writes.
-    """
+    """The `main` of a command that works in a workdir and takes --config and --workdir only."""
     flags = Flags(command, about)
     flags.experiment()
-    if not flags.parse(argv):
-        return
-    with contextlib.ExitStack() as stack:
-        writes = True
-        if several:
-            from mcr_jax.train import hosts
-
-            stack.enter_context(hosts.together())
-            writes = hosts.writes()
-        experiment = Experiment.open(flags, writes=writes)
-        stack.enter_context(experiment.working())
-        run(experiment)
+    if flags.parse(argv):
+        experiment = Experiment.open(flags)
+        with experiment.working():
+            run(experiment)
 
 
 def devices() -> dict[str, Any]:
