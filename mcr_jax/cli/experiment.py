@@ -267,17 +267,20 @@ def devices() -> dict[str, Any]:
 
 
 def newest_step(checkpoints: str | Path) -> int | None:
-    """The step of the newest whole checkpoint, told from the names there alone.
+    """The step of the newest whole checkpoint, told from the names there alone."""
+    if "://" in str(checkpoints):
+        return _newest_stored(str(checkpoints))
+    steps = [int(path.name) for path in Path(checkpoints).glob("*") if path.name.isdecimal()]
+    return max(steps, default=None)
 
-    An object store cannot rename a whole checkpoint into its place; orbax puts a mark in it.
-    """
-    folder = storage_path(checkpoints)
-    marked = "://" in str(checkpoints)
-    steps = [
-        int(path.name)
-        for path in (folder.glob("*") if folder.exists() else ())
-        if path.name.isdecimal() and (not marked or (path / "commit_success.txt").exists())
-    ]
+
+def _newest_stored(address: str) -> int | None:
+    """As `newest_step`. A store cannot rename what is whole into its place: orbax marks it."""
+    from mcr_jax.model.store import storage_errors
+
+    with storage_errors(address, "look for"):
+        named = [path for path in storage_path(address).glob("*") if path.name.isdecimal()]
+        steps = [int(path.name) for path in named if (path / "commit_success.txt").exists()]
     return max(steps, default=None)
 
 
