@@ -25,8 +25,13 @@ def _sizes(layers: int, width: int, mlp_width: int, heads: int, kv_heads: int) -
 
 def _qwen2_5(*sizes: int, vocab: int = 151_936, eps: float = 1e-6, tied: bool = True) -> dict:
     return {
-        **{"model_type": "qwen2", **_sizes(*sizes), "vocab_size": vocab, "rms_norm_eps": eps},
-        **{"rope_theta": 1_000_000.0, "tie_word_embeddings": tied, "torch_dtype": "bfloat16"},
+        "model_type": "qwen2",
+        **_sizes(*sizes),
+        "vocab_size": vocab,
+        "rms_norm_eps": eps,
+        "rope_theta": 1_000_000.0,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
     }
 
 
@@ -34,17 +39,29 @@ def _llama3(*sizes: int, head_dim: int, factor: float, tied: bool) -> dict:
     rope = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0}
     rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     return {
-        **{"model_type": "llama", **_sizes(*sizes), "head_dim": head_dim, "vocab_size": 128_256},
-        **{"rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "rope_scaling": rope},
-        **{"tie_word_embeddings": tied, "torch_dtype": "bfloat16"},
+        "model_type": "llama",
+        **_sizes(*sizes),
+        "head_dim": head_dim,
+        "vocab_size": 128_256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500_000.0,
+        "rope_scaling": rope,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
     }
 
 
 def _gemma3(*sizes: int, head_dim: int, scalar: int, window: int, vocab: int, **more: Any) -> dict:
     return {
-        **{"model_type": "gemma3_text", **_sizes(*sizes), "head_dim": head_dim},
-        **{"query_pre_attn_scalar": scalar, "sliding_window": window, "vocab_size": vocab},
-        **{"rms_norm_eps": 1e-6, "torch_dtype": "bfloat16", **more},
+        "model_type": "gemma3_text",
+        **_sizes(*sizes),
+        "head_dim": head_dim,
+        "query_pre_attn_scalar": scalar,
+        "sliding_window": window,
+        "vocab_size": vocab,
+        "rms_norm_eps": 1e-6,
+        "torch_dtype": "bfloat16",
+        **more,
     }
 
 
@@ -59,9 +76,14 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "qwen2_5_14b": _qwen2_5(48, 5120, 13_824, 40, 8, vocab=152_064, eps=1e-5, tied=False),
     "qwen2_5_32b": _qwen2_5(64, 5120, 27_648, 40, 8, vocab=152_064, eps=1e-5, tied=False),
     "qwen3_8b": {
-        **{"model_type": "qwen3", **_sizes(36, 4096, 12_288, 32, 8), "head_dim": 128},
-        **{"vocab_size": 151_936, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0},
-        **{"tie_word_embeddings": False, "torch_dtype": "bfloat16"},
+        "model_type": "qwen3",
+        **_sizes(36, 4096, 12_288, 32, 8),
+        "head_dim": 128,
+        "vocab_size": 151_936,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1_000_000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
     },
     "llama3_2_1b": _llama3(16, 2048, 8192, 32, 8, head_dim=64, factor=32.0, tied=True),
     "llama3_2_3b": _llama3(28, 3072, 8192, 24, 8, head_dim=128, factor=32.0, tied=True),

@@ -7,10 +7,12 @@ rest counts the largest arrays that exist at a time.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
@@ -22,7 +24,8 @@ from mcr_jax.model.sharding import shardings
 from mcr_jax.train.loss import CHUNK
 from mcr_jax.train.step import optimizer
 
-_BATCH_FIELDS = 5  # tokens, targets, positions, segment ids, weights: four bytes each
+_BATCH = 5 * 4  # bytes a place: token, target, position, segment id and weight
+_COUNTER = 4  # the step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,22 +59,24 @@ class Memory:
 
     Attributes:
       parameters: weights and adapters, in the dtypes they are kept in.
-      optimizer: both moments of what is trained, and counters.
+      optimizer: both moments of what is trained, and the counters of steps.
+      batch: tokens, targets, positions, segment ids and weights.
       gradients: of what is trained; with accumulation their float32 sums, too.
       copies: of the weights in the dtype that the forward pass computes in.
-      activations: what the layers keep for the backward pass, by remat policy; and the batch.
-      layer: one layer at work: its weights gathered over fsdp with their gradients, and
-        everything that is computed anew in it.
-      head: embedding table and head gathered, their gradients, and one chunk of logits.
+      activations: what waits for the backward pass: by remat policy what the layers keep, and
+        the gradients that the loss leaves.
+      gathered: the weights of one layer and the larger table, whole, and their gradients.
+      work: what is computed at a time: one layer from the inside, or one chunk of logits.
     """
 
     parameters: int
     optimizer: int
+    batch: int
     gradients: int
     copies: int
     activations: int
-    layer: int
-    head: int
+    gathered: int
+    work: int
 
     @property
     def total(self) -> int:
@@ -106,7 +111,7 @@ def memory(
     accumulate: int,
     compute: str,
     mu_dtype: str,
-    flash: bool,
+    fused: bool,
 ) -> Memory:
     """What a step of `train.step` needs on each device of `mesh`.
 
@@ -118,81 +123,100 @@ def memory(
       accumulate: parts that the rows go through the devices in.
       compute: dtype of the forward pass.
       mu_dtype: of the optimizer's mean of gradients.
-      flash: whether attention is a kernel that keeps no scores in memory.
+      fused: whether attention is a kernel that keeps no scores in memory.
     """
     tree = _shapes(shape)
-    trained = _select(shape, tree, trained=True)
-    weights, trained_bytes = _bytes(mesh, tree), _bytes(mesh, trained)
+    trained, computed = _trained(shape, tree), _cast(tree, compute)
     tx = optimizer(
-        **{"learning_rate": 1.0, "warmup_steps": 0, "steps": 1, "weight_decay": 0.0},
-        **{"clip_norm": 1.0, "b1": 0.9, "b2": 0.99, "mu_dtype": mu_dtype},
+        learning_rate=1.0,
+        warmup_steps=0,
+        steps=1,
+        weight_decay=0.0,
+        clip_norm=1.0,
+        b1=0.9,
+        b2=0.99,
+        mu_dtype=mu_dtype,
     )[0]
-    computed = _cast(tree, compute)
-    copies = _bytes(mesh, _changed(computed, tree))
-    part_gradients = _bytes(mesh, _select(shape, computed, trained=True))
-    gradients = trained_bytes
+    gradients = _bytes(mesh, trained)
     if accumulate > 1:  # the sums so far beside the gradients of the part at hand
-        gradients = max(trained_bytes, _bytes(mesh, _cast(trained, "float32"))) + part_gradients
+        gradients = max(gradients, _bytes(mesh, _cast(trained, "float32")))
+        gradients += _bytes(mesh, _trained(shape, computed))
 
-    size = jnp.dtype(compute).itemsize
-    part = rows // (mesh.shape["data"] * mesh.shape["fsdp"] * accumulate)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    part = rows // (shards * accumulate)
     local = _local(shape, mesh.shape["tensor"])
-    places = part * row_tokens
-    kept = _kept(local, part, row_tokens, compute)
-    kept += places * shape.width * size  # the hidden states in chunks
-    batch = rows * row_tokens * _BATCH_FIELDS * 4 // (mesh.shape["data"] * mesh.shape["fsdp"])
-    anew = _kept(dataclasses.replace(local, remat="none"), part, row_tokens, compute)
-    working = anew // shape.layers
-    if not flash:  # scores, weights and their gradients of one block of queries
-        block = -(-row_tokens // BLOCKS)
-        working += 4 * part * local.heads * block * row_tokens * 4
-    gathered = _gathered(local, mesh.shape["fsdp"] > 1, compute)
-    tables = sum(gathered[name] for name in ("embedding", "head") if name in gathered)
-    one_layer = sum(n for name, n in gathered.items() if name.startswith("layers.")) // shape.layers
-    chunk = 3 * part * min(CHUNK, row_tokens) * local.vocab_size * 4  # logits, softmax, gradient
+    layer, table = _gathered(local, mesh.shape["fsdp"] > 1, compute)
     return Memory(
-        parameters=weights,
-        optimizer=_bytes(mesh, jax.eval_shape(tx.init, trained)),
+        parameters=_bytes(mesh, tree),
+        optimizer=_bytes(mesh, jax.eval_shape(tx.init, trained)) + _COUNTER,
+        batch=rows * row_tokens * _BATCH // shards,
         gradients=gradients,
-        copies=copies,
-        activations=kept + batch,
-        layer=one_layer + working,
-        head=tables + chunk,
+        copies=_bytes(mesh, _changed(computed, tree)),
+        activations=_activations(local, part, row_tokens, compute),
+        gathered=layer + table,
+        work=_work(local, part, row_tokens, compute, fused),
     )
 
 
-def _gathered(local: DecoderConfig, over_fsdp: bool, compute: str) -> dict[str, int]:
-    """Bytes of each parameter where all of it is at hand, with its gradient where it has one.
+def _activations(local: DecoderConfig, rows: int, row_tokens: int, compute: str) -> int:
+    """What waits for the backward pass of the layers: what they kept, and the loss's gradients."""
+    hidden = rows * row_tokens * local.width
+    head = local.vocab_size * local.width if local.lora is None else 0
+    of_loss = (hidden + head) * jnp.dtype(compute).itemsize
+    return rows * _kept(local, row_tokens, compute, everything=False) + of_loss
+
+
+def _work(local: DecoderConfig, rows: int, row_tokens: int, compute: str, fused: bool) -> int:
+    """The most that is computed at a time: a layer with all of its insides, or a chunk of logits.
+
+    The factors are what XLA was found to need on top of what it must (tests/train/test_memory.py).
+    """
+    none, full = (
+        rows * _kept(dataclasses.replace(local, remat=remat), row_tokens, compute, everything=True)
+        for remat in ("none", "full")
+    )
+    inside = (none - full) // local.layers
+    if not fused:  # scores, weights and the gradients of both, of one block of queries
+        block = -(-row_tokens // BLOCKS)
+        inside += 4 * rows * local.heads * block * row_tokens * 4
+    inside = inside * 3 // 2 if local.lora else inside * 5 // 4
+    logits = min(CHUNK, rows * row_tokens) * local.vocab_size * 4
+    return max(inside, 2 * logits)
+
+
+def _gathered(local: DecoderConfig, over_fsdp: bool, compute: str) -> tuple[int, int]:
+    """Bytes of one layer and of the larger table, whole, with gradients where they have them.
 
     Without fsdp the tables are read where they lie.
     """
-    tree = _cast(_shapes(local), compute)
-    sizes = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name, copies = _name(path), 1 + _is_trained(local, path)
-        if name.startswith("layers.") or over_fsdp:
-            sizes[name] = copies * leaf.size * leaf.dtype.itemsize
-    return sizes
+    sizes: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_cast(_shapes(local), compute)):
+        copies = 1 + _is_trained(local, path)
+        sizes[_name(path)] = copies * leaf.size * leaf.dtype.itemsize
+    layer = sum(n for name, n in sizes.items() if name.startswith("layers.")) // local.layers
+    table = max(sizes["embedding"], sizes.get("head", 0))
+    return layer, table if over_fsdp else 0
 
 
-def _kept(local: DecoderConfig, rows: int, row_tokens: int, compute: str) -> int:
-    """Bytes that the layers keep of a forward pass over [rows, row_tokens] for the backward pass.
+@functools.cache
+def _kept(local: DecoderConfig, row_tokens: int, compute: str, everything: bool) -> int:
+    """Bytes that the layers keep of the forward pass of one row for the backward pass.
 
-    The results of the traced forward pass that its transpose reads, other than the weights.
+    The results of the traced forward pass that its transpose reads, other than the weights: for the
+    gradients of what is trained, or of `everything`.
     """
     graph, tree = blueprint(local)[0], _cast(_shapes(local), compute)
-    ids = jax.ShapeDtypeStruct((rows, row_tokens), jnp.int32)
+    ids = jax.ShapeDtypeStruct((1, row_tokens), jnp.int32)
 
     def backward(params: Any, tokens: Any, positions: Any, segment_ids: Any) -> Any:
-        def forward(trained: Any) -> Any:
-            model = nnx.merge(graph, _merge(trained, params))
+        def forward(moved: Any) -> Any:
+            model = nnx.merge(graph, _merge(moved, params))
             return model.hidden(tokens, positions, segment_ids)[0]
 
-        return jax.vjp(forward, _select(local, params, trained=True))[1]
+        return jax.vjp(forward, params if everything else _trained(local, params))[1]
 
     traced = jax.make_jaxpr(backward)(tree, ids, ids, ids).jaxpr
-    given = set(traced.invars)
-    read = {v for v in traced.outvars if isinstance(v, jax.extend.core.Var) and v not in given}
+    read = {v for v in traced.outvars if isinstance(v, jax.extend.core.Var)} - {*traced.invars}
     return sum(v.aval.size * v.aval.dtype.itemsize for v in read)
 
 
@@ -204,7 +228,8 @@ def _local(shape: DecoderConfig, tensor: int) -> DecoderConfig:
     for name in ("mlp_width", "vocab_size"):
         if getattr(shape, name) % tensor == 0:
             cut[name] = getattr(shape, name) // tensor
-    return dataclasses.replace(shape, attention="xla", **cut)
+    # Neither backend nor the dtype that weights are kept in changes what a layer keeps.
+    return dataclasses.replace(shape, attention="xla", dtype="float32", **cut)
 
 
 def _shapes(shape: DecoderConfig) -> Any:
@@ -232,10 +257,10 @@ def _changed(tree: Any, before: Any) -> Any:
     return jax.tree.map(lambda x, y: None if x.dtype == y.dtype else x, tree, before)
 
 
-def _select(shape: DecoderConfig, tree: Any, *, trained: bool) -> Any:
-    """The leaves that are trained, or those that are not; None stands for the others."""
+def _trained(shape: DecoderConfig, tree: Any) -> Any:
+    """The leaves that are trained; None stands for the others."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf if _is_trained(shape, path) == trained else None, tree
+        lambda path, leaf: leaf if _is_trained(shape, path) else None, tree
     )
 
 
