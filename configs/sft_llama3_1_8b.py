@@ -1,12 +1,12 @@
 """Fine-tunes Llama-3.1-8B-Instruct on MedCaseReasoning.
 
     mcr build --source=MedCaseReasoning
-    mcr train --config=configs/sft_llama3_1_8b.py --workdir=runs/llama3_1_8b --config.model.folder=DIR
-    mcr eval --workdir=runs/llama3_1_8b
+    mcr train --config=configs/sft_llama3_1_8b.py --config.model.folder=DIR --workdir=runs/l8b
+    mcr eval --workdir=runs/l8b
 
 With `:lora` after `.py` adapters of rank 32 are trained beside frozen weights. DIR is a snapshot of
-the model's repository, meta-llama/Llama-3.1-8B-Instruct, and MedCaseReasoning one of
-the data's; nothing is downloaded. The judge is Gemini and wants GEMINI_API_KEY.
+the model's repository, meta-llama/Llama-3.1-8B-Instruct, and MedCaseReasoning one of the data's:
+nothing is downloaded. The judge is Gemini and wants GEMINI_API_KEY.
 
 Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
 

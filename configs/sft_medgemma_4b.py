@@ -1,12 +1,12 @@
 """Fine-tunes the text half of MedGemma 4B on MedCaseReasoning.
 
     mcr build --source=MedCaseReasoning
-    mcr train --config=configs/sft_medgemma_4b.py --workdir=runs/medgemma_4b --config.model.folder=DIR
-    mcr eval --workdir=runs/medgemma_4b
+    mcr train --config=configs/sft_medgemma_4b.py --config.model.folder=DIR --workdir=runs/mg4b
+    mcr eval --workdir=runs/mg4b
 
 With `:lora` after `.py` adapters of rank 32 are trained beside frozen weights. DIR is a snapshot of
-the model's repository, google/medgemma-4b-it, and MedCaseReasoning one of
-the data's; nothing is downloaded. The judge is Gemini and wants GEMINI_API_KEY.
+the model's repository, google/medgemma-4b-it, and MedCaseReasoning one of the data's: nothing is
+downloaded. The judge is Gemini and wants GEMINI_API_KEY.
 
 Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
 

@@ -1,12 +1,12 @@
 """Fine-tunes Qwen2.5-7B-Instruct on MedCaseReasoning.
 
     mcr build --source=MedCaseReasoning
-    mcr train --config=configs/sft_qwen2_5_7b.py --workdir=runs/qwen2_5_7b --config.model.folder=DIR
-    mcr eval --workdir=runs/qwen2_5_7b
+    mcr train --config=configs/sft_qwen2_5_7b.py --config.model.folder=DIR --workdir=runs/q7b
+    mcr eval --workdir=runs/q7b
 
 With `:lora` after `.py` adapters of rank 32 are trained beside frozen weights. DIR is a snapshot of
-the model's repository, Qwen/Qwen2.5-7B-Instruct, and MedCaseReasoning one of
-the data's; nothing is downloaded. The judge is Gemini and wants GEMINI_API_KEY.
+the model's repository, Qwen/Qwen2.5-7B-Instruct, and MedCaseReasoning one of the data's: nothing is
+downloaded. The judge is Gemini and wants GEMINI_API_KEY.
 
 Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
 
