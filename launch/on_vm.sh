@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs on a TPU worker, where tpu_vm.sh and tpu_pod.sh copy it: one command at a time, detached.
 #
-#   on_vm.sh install [git+https://HOST/REPO[@REF]]   ~/mcr-jax and ~/mcr-venv, from ~/mcr-tree.tar.gz or git
+#   on_vm.sh install [git+https://HOST/REPO[@REF]]   ~/mcr-jax and ~/mcr-venv, from ~/mcr-tree.tar.gz or git;
+#                                                    what else is in ~/mcr-jax, such as runs/, stays there
 #   on_vm.sh start COMMAND...                        in ~/mcr-jax; does nothing where the same is running
 #   on_vm.sh follow                                  its log, until it ends
 #   on_vm.sh status                                  running | exited N | lost | nothing
@@ -31,10 +32,16 @@ install() {
   else
     tar -xzf "$HOME/mcr-tree.tar.gz" -C "$tree.new"
   fi
-  rm -rf "$tree" && mv "$tree.new" "$tree"
+  mkdir -p "$tree"
+  local entry
+  for entry in "$tree.new"/* "$tree.new"/.[!.]*; do
+    [[ -e $entry || -L $entry ]] || continue # a pattern without a match
+    rm -rf "${tree:?}/${entry##*/}" && mv "$entry" "$tree/"
+  done
   [[ -x $venv/bin/python ]] || make_venv
   cd "$tree"
-  "$venv/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[tpu]'
+  # gcsfs: what checkpoints in a bucket, gs://, are found with where there is no TensorFlow.
+  "$venv/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[tpu]' gcsfs
 }
 
 # A Python that mcr-jax runs on; TPU images may carry only an older one, then uv brings it.

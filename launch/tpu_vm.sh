@@ -3,7 +3,7 @@
 #
 #   launch/tpu_vm.sh --name=NAME --zone=ZONE --type=v5litepod-8 [FLAG...] -- COMMAND...
 #   launch/tpu_vm.sh --name=tpu --zone=us-west4-a --type=v5litepod-8 --spot --delete -- \
-#     mcr train --config=configs/demo.py --workdir=gs://bucket/run
+#     mcr train --config=configs/q7b.py --workdir=runs/q7b --config.train.checkpoints=gs://bucket/q7b
 #
 #   --project=P           the project, if not gcloud's default
 #   --version=RUNTIME     the TPU's software, if not the usual one of its type
@@ -15,9 +15,12 @@
 #   --dry-run             prints the commands, executes nothing
 #
 # The command runs in ~/mcr-jax on the VM (`-- env KEY=VALUE mcr ...` sets variables), detached: when
-# the connection or this script ends, it goes on, and the same call finds it again. Exit status: the
-# command's; 75 if the VM was preempted or SIGTERM stopped the command (the same call goes on from
-# the newest checkpoint, for preemption by itself use tpu_pod.sh); 1, 2 as everywhere.
+# the connection or this script ends, it goes on, and the same call finds it again. A VM that replaces
+# another is empty: data and weights come with the command, as in
+# `-- bash -c 'gcloud storage cp -r gs://bucket/qwen . && exec mcr train ...'`, and checkpoints lie in a
+# bucket. Exit status: the command's; 75 if the VM was preempted or SIGTERM stopped the command (the
+# same call goes on from the newest checkpoint, for preemption by itself use tpu_pod.sh); 1, 2 as
+# everywhere.
 set -euo pipefail
 # shellcheck source=tpu.sh
 source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"

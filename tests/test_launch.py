@@ -53,6 +53,17 @@ sys.exit(6)
 BOTH_UP = sorted("up\nup\n")  # of two workers at once, in any order
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _signals_end_what_they_reach():
+    """A shell that runs the suite in the background has its children ignore these, and theirs."""
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for name, handler in before.items():
+        signal.signal(name, handler)
+
+
 @pytest.fixture
 def stage(tmp_path):
     return Stage(tmp_path)
@@ -287,7 +298,7 @@ def test_vm_installs_the_working_tree_into_the_environment_the_command_finds(sta
     home = stage.path / "worker-0"
     assert (home / "mcr-jax" / "configs" / "demo.py").exists()
     installed = (home / "pip.log").read_text()
-    assert f"{home}/mcr-jax: -m pip install" in installed and "-e .[tpu]" in installed
+    assert f"{home}/mcr-jax: -m pip install" in installed and "-e .[tpu] gcsfs" in installed
     assert (home / "mcr-job" / "log").read_text() == f"{home}/mcr-venv/bin/python\n"
 
 
@@ -306,6 +317,19 @@ def test_vm_can_install_a_repository_at_a_revision_instead(stage):
     for revision, text in (("@old", "old"), ("", "new")):
         stage.tpu("tpu_vm.sh", f"--repo=git+https://example.org/x.git{revision}")
         assert (stage.path / "worker-0" / "mcr-jax" / "file").read_text() == text
+
+
+def test_vm_keeps_what_a_command_wrote_when_the_tree_is_installed_again(stage):
+    write = "import pathlib; p = pathlib.Path('runs/a'); p.mkdir(parents=True, exist_ok=True); "
+    write += "(p / 'kept').open('a').write('x'); print('has', (p / 'kept').read_text())"
+    home = stage.path / "worker-0" / "mcr-jax"
+    for has in ("has x", "has xx"):
+        assert has in stage.tpu("tpu_vm.sh", command=[sys.executable, "-c", write]).stdout
+        assert (home / "launch" / "on_vm.sh").read_text() == (LAUNCH / "on_vm.sh").read_text()
+        (home / "launch" / "on_vm.sh").write_text("old")
+        (home / "launch" / "gone").write_text("")
+    stage.tpu("tpu_vm.sh")
+    assert not (home / "launch" / "gone").exists()
 
 
 def test_vm_present_is_used_again_and_one_that_was_preempted_is_replaced(stage):
@@ -589,6 +613,14 @@ def test_a_dry_run_of_a_pod_shows_what_a_preemption_leads_to(stage):
 XPK = ["--name=a 'b'", "--cluster=my cluster", "--image=gcr.io/p/i:1"]
 
 
+def by_xpk(line, **env):
+    """What a command prints that xpk starts as its template for containers does."""
+    code = f"({line}) & wait $!"
+    done = subprocess.run(["bash", "-c", code], env={**os.environ, **env}, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout.decode()
+
+
 def test_xpk_is_called_with_the_command_as_one_line_that_bash_reads_back(stage):
     flags = [*XPK, "--tpu-type=v5litepod-16", "--num-slices=2", "--project=p", "--zone=z"]
     command = ["printf", "%s\\0", *HOSTILE, "$(HOME) $$(HOME) $$"]
@@ -602,12 +634,40 @@ def test_xpk_is_called_with_the_command_as_one_line_that_bash_reads_back(stage):
     ]
     line = last.removeprefix("--command=")
     assert not re.search(r"\$[($]", line)  # what Kubernetes would expand
-    out = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout
-    assert out.split("\0")[:-1] == command[2:]
+    assert by_xpk(line).split("\0")[:-1] == command[2:]
+
+
+@pytest.mark.parametrize("kind", ["--tpu-type=v6e-8", "--device-type=h100-80gb-8"])
+def test_sigterm_reaches_a_command_that_xpk_started_and_its_status_is_returned(stage, kind):
+    code = "import signal, sys; signal.signal(15, lambda *_: sys.exit(75)); "
+    code += "print(0, flush=True); signal.pause()"
+    stage.run("gke_xpk.sh", *XPK, kind, "--", sys.executable, "-c", code)
+    line = stage.calls[0][-1].removeprefix("--command=")
+    shell = f"trap 'kill $!' TERM; ({line}) & wait $! || wait $!"
+    started = subprocess.Popen(["bash", "-c", shell], stdout=subprocess.PIPE, text=True)
+    assert started.stdout.readline() == "0\n"
+    started.terminate()
+    started.communicate(timeout=60)
+    assert started.returncode == 75
+
+
+def test_on_gpus_xpk_s_names_for_the_parts_of_a_job_become_those_of_jax(stage):
+    flags = [*XPK, "--device-type=h100-80gb-8", "--num-nodes=2", "--max-restarts=0"]
+    names = ["JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"]
+    stage.run("gke_xpk.sh", *flags, "--", "printenv", *names)
+    ((*argv, last),) = stage.calls
+    assert argv[5:-1] == [
+        "--docker-image=gcr.io/p/i:1",
+        "--device-type=h100-80gb-8",
+        "--num-nodes=2",
+    ]
+    given = {"JAX_COORDINATOR_ADDRESS": "job-0-0.job", "JAX_COORDINATOR_PORT": "6002"}
+    shown = by_xpk(last.removeprefix("--command="), **given, NNODES="2", NODE_RANK="1")
+    assert shown.split() == ["job-0-0.job:6002", "2", "1"]
 
 
 def test_xpk_dry_run_shows_the_call_and_makes_none(stage):
-    flags = [*XPK, "--device-type=h100-80gb-8", "--max-restarts=0"]
+    flags = [*XPK, "--tpu-type=v6e-8", "--max-restarts=0"]
     shown = stage.run("gke_xpk.sh", *flags, "--dry-run", "--", "mcr", *HOSTILE).stdout
     assert stage.calls == []
     stage.run("gke_xpk.sh", *flags, "--", "mcr", *HOSTILE)
@@ -616,12 +676,19 @@ def test_xpk_dry_run_shows_the_call_and_makes_none(stage):
 
 
 def test_xpk_refuses_what_its_yaml_cannot_carry(stage):
-    flags = [*XPK, "--tpu-type=v5litepod-16"]
-    assert "line break" in stage.run("gke_xpk.sh", *flags, "--", "a\nb", status=2).stderr
-    stage.run("gke_xpk.sh", *flags, "--", "true", status=5, STAND_IN_STATUS="5")
+    tpu, gpu = [*XPK, "--tpu-type=v5litepod-16"], [*XPK, "--device-type=h100-80gb-8"]
+    assert "line break" in stage.run("gke_xpk.sh", *tpu, "--", "a\nb", status=2).stderr
+    for word in ('a "b"', "a\\b", "it's"):
+        said = stage.run("gke_xpk.sh", *gpu, "--", "mcr", word, status=2).stderr
+        assert "quote or backslash" in said and said.count("\n") == 1
+    assert stage.calls == []
+    stage.run("gke_xpk.sh", *tpu, "--", "true", status=5, STAND_IN_STATUS="5")
 
 
 # ---- slurm_gpu.sbatch ----
+
+# The first process that ends does not kill those that still save.
+STEP = ["srun", "--kill-on-bad-exit=0", "--wait=120", "--"]
 
 
 @pytest.mark.parametrize("status", [0, 1, 75, 143])
@@ -630,7 +697,7 @@ def test_slurm_puts_back_only_what_says_that_it_is_resumable(stage, status):
                stage.path / "requeued")  # fmt: skip
     job = {"SLURM_JOB_ID": "42", "STAND_IN_STATUS": str(status)}
     stage.run("slurm_gpu.sbatch", "mcr", *HOSTILE, status=status, **job)
-    assert stage.calls == [["srun", "--kill-on-bad-exit=1", "--", "mcr", *HOSTILE]]
+    assert stage.calls == [[*STEP, "mcr", *HOSTILE]]
     requeued = stage.path / "requeued"
     assert requeued.exists() == (status == 75)
     assert status != 75 or requeued.read_text() == "['requeue', '42']"
@@ -638,15 +705,14 @@ def test_slurm_puts_back_only_what_says_that_it_is_resumable(stage, status):
 
 def test_slurm_dry_run_shows_the_step_and_starts_none(stage):
     shown = stage.run("slurm_gpu.sbatch", "--dry-run", "mcr", *HOSTILE, "two\nlines").stdout
-    assert shlex.split(shown) == [
-        "srun",
-        "--kill-on-bad-exit=1",
-        "--",
-        "mcr",
-        *HOSTILE,
-        "two\nlines",
-    ]
+    assert shlex.split(shown) == [*STEP, "mcr", *HOSTILE, "two\nlines"]
     assert stage.calls == []
+
+
+def test_slurm_gives_each_process_the_cpus_that_were_asked_for(stage):
+    stage.tool("srun", "-c", "import os; print(os.environ['SRUN_CPUS_PER_TASK'])")
+    job = {"SLURM_JOB_ID": "42", "SLURM_CPUS_PER_TASK": "6"}
+    assert stage.run("slurm_gpu.sbatch", "mcr", **job).stdout == "6\n"
 
 
 def test_slurm_outside_a_job_says_how_to_submit(stage):
