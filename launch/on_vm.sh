@@ -33,11 +33,12 @@ install() {
     tar -xzf "$HOME/mcr-tree.tar.gz" -C "$tree.new"
   fi
   mkdir -p "$tree"
-  local entry
-  for entry in "$tree.new"/* "$tree.new"/.[!.]*; do
-    [[ -e $entry || -L $entry ]] || continue # a pattern without a match
-    rm -rf "${tree:?}/${entry##*/}" && mv "$entry" "$tree/"
-  done
+  (
+    shopt -s dotglob
+    cd "$tree.new" && entries=(*)
+    cd "$tree" && rm -rf -- "${entries[@]}"
+    cd "$tree.new" && mv -- "${entries[@]}" "$tree/"
+  )
   [[ -x $venv/bin/python ]] || make_venv
   cd "$tree"
   # gcsfs: what checkpoints in a bucket, gs://, are found with where there is no TensorFlow.
@@ -87,7 +88,7 @@ follow() {
   fi
   : >"$job/followed"
   flock -s "$job/lock" true >/dev/null 2>&1 &
-  tail -n "$lines" -s 0.2 -f --pid=$! "$job/log"
+  tail -n "$lines" -s 0.1 -f --pid=$! "$job/log"
 }
 
 status() {

@@ -78,10 +78,13 @@ def gate(tmp_path):
 
 
 class Stage:
-    """A folder first on PATH with stand-ins, and what they recorded."""
+    """A small working tree with the scripts, stand-ins first on PATH, and what those recorded."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
+        self.launch = path / "a tree" / "launch"
+        shutil.copytree(LAUNCH, self.launch)
+        (self.launch.parent / "constraints.txt").touch()
         self.told = path / "told.jsonl"
         (path / "bin").mkdir()
         self.env = {**os.environ, "STAND_IN": str(path)}
@@ -105,7 +108,7 @@ class Stage:
 
     def run(self, script, *arguments, status=0, **env):
         done = subprocess.run(
-            ["bash", str(LAUNCH / script), *arguments],
+            ["bash", str(self.launch / script), *arguments],
             cwd=self.path,
             env={**self.env, **env},
             capture_output=True,
@@ -292,11 +295,9 @@ def test_vm_absent_is_created_and_the_command_runs_on_it(stage):
 
 
 def test_vm_installs_the_working_tree_into_the_environment_the_command_finds(stage):
-    stage.tpu(
-        "tpu_vm.sh", command=["bash", "-c", "command -v python; test -e mcr_jax/cli/train.py"]
-    )
+    stage.tpu("tpu_vm.sh", command=["bash", "-c", "command -v python; test -e launch/lib.sh"])
     home = stage.path / "worker-0"
-    assert (home / "mcr-jax" / "configs" / "demo.py").exists()
+    assert (home / "mcr-jax" / "constraints.txt").exists()
     installed = (home / "pip.log").read_text()
     assert f"{home}/mcr-jax: -m pip install" in installed and "-e .[tpu] gcsfs" in installed
     assert (home / "mcr-job" / "log").read_text() == f"{home}/mcr-venv/bin/python\n"
@@ -378,7 +379,15 @@ def test_vm_that_cannot_be_created_is_one_failure(stage):
 def test_an_interrupted_call_leaves_the_command_and_the_same_call_finds_it(stage, gate, script):
     stage.world(then=["ACTIVE"])
     command = [sys.executable, "-c", WAIT, gate.name]
-    argv = ["bash", str(LAUNCH / script), "--name=n", "--zone=z", "--type=v6e-8", "--poll=0", "--"]
+    argv = [
+        "bash",
+        str(stage.launch / script),
+        "--name=n",
+        "--zone=z",
+        "--type=v6e-8",
+        "--poll=0",
+        "--",
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     call = subprocess.Popen(
         [*argv, *command], env=stage.env, text=True, start_new_session=True, **pipes
@@ -523,7 +532,7 @@ def test_a_command_outlives_the_call_that_started_it_and_is_found_again(stage, w
     assert "another command" in worker("start", "true", status=1).stderr
     assert "stays as it is" in worker("install").stderr
     watch = subprocess.Popen(
-        ["bash", str(LAUNCH / "on_vm.sh"), "follow"],
+        ["bash", str(stage.launch / "on_vm.sh"), "follow"],
         env={**stage.env, "HOME": str(stage.path)},
         stdout=subprocess.PIPE,
         text=True,
