@@ -111,6 +111,7 @@ over() {
     signal TERM
     { sleep "$grace" && signal KILL; } 2>/dev/null &
     watchdog=$!
+    disown "$watchdog" # or bash would tell how it ended
   fi
 }
 

@@ -836,14 +836,17 @@ signal.pause()
 """
 
 
-@pytest.mark.parametrize("manner", ["polite", "deaf"])
-def test_local_process_that_fails_ends_the_others_and_leaves_no_orphan(tmp_path, manner):
+TOLD = "local_processes.sh: process 0 ended with exit status 3: ending the others"
+
+
+@pytest.mark.parametrize(("manner", "grace"), [("polite", 1000), ("deaf", 0)])
+def test_local_process_that_fails_ends_the_others_and_leaves_no_orphan(tmp_path, manner, grace):
     os.mkfifo(tmp_path / "gate")
     command = [sys.executable, "-c", ONE_FAILS, str(tmp_path / "gate"), manner]
-    run = local("--processes=2", "--grace=0", command=command)
+    run = local("--processes=2", f"--grace={grace}", command=command)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 3
-    assert "process 0 ended with exit status 3" in err and "[0] no newline\n" in out
+    assert err == f"{TOLD}\n" and "[0] no newline\n" in out
     assert all(ended(int(pid)) for pid in re.search(r"pids (\d+) (\d+)", out).groups())
 
 
