@@ -29,8 +29,8 @@ def show_log() -> None:
 class Track:
     """Progress of one piece of work; made by `track`."""
 
-    def __init__(self, description: str, total: int, live: object | None, task: object | None):
-        self.description, self.total, self.done = description, total, 0
+    def __init__(self, description: str, total: int, done: int, live: object | None, task: object):
+        self.description, self.total, self.done, self._before = description, total, done, done
         self._live, self._task = live, task
         self._started = self._spoken = time.monotonic()
 
@@ -45,7 +45,7 @@ class Track:
             self._live.update(self._task, completed=done, note=note)
         elif (now := time.monotonic()) - self._spoken >= 10 and done < self.total:
             self._spoken = now
-            rate = done / (now - self._started)
+            rate = (done - self._before) / (now - self._started)
             left = f", {(self.total - done) / rate:.0f} s left" if rate else ""
             say(f"  {self.description}: {done}/{self.total}{left}  {note}".rstrip())
 
@@ -54,9 +54,7 @@ class Track:
 def track(description: str, total: int, done: int = 0) -> Iterator[Track]:
     """Shows progress of `total` units, `done` of them finished before, while the block runs."""
     if not sys.stdout.isatty():
-        tracked = Track(description, total, None, None)
-        tracked.done = done
-        yield tracked
+        yield Track(description, total, done, None, None)
         return
     from rich import progress
 
@@ -70,6 +68,4 @@ def track(description: str, total: int, done: int = 0) -> Iterator[Track]:
     )
     with progress.Progress(*columns, transient=True) as live:
         task = live.add_task(description, total=total, completed=done, note="")
-        tracked = Track(description, total, live, task)
-        tracked.done = done
-        yield tracked
+        yield Track(description, total, done, live, task)

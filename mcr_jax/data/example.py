@@ -32,6 +32,11 @@ def prompt_messages(case: Case, prompt: Prompt) -> tuple[Mapping[str, str], ...]
     return ({"role": "user", "content": prompt.render(case_prompt=case.case_prompt)},)
 
 
+def conversation(case: Case, prompt: Prompt) -> tuple[Mapping[str, str], ...]:
+    """The question and the answer that is to be learned."""
+    return (*prompt_messages(case, prompt), {"role": "assistant", "content": _target(case)})
+
+
 def enumerated_trace(case: Case) -> str:
     """The clinician's statements as published, one a line: the target while nothing is stitched."""
     return "\n".join(case.statements)
@@ -40,14 +45,13 @@ def enumerated_trace(case: Case) -> str:
 def training_texts(cases: Sequence[Case], prompt: Prompt) -> Iterator[str]:
     """Everything a model reads or writes in training: what a tokenizer is fitted on."""
     for case in cases:
-        yield prompt_messages(case, prompt)[0]["content"]
-        yield _target(case)
+        for turn in conversation(case, prompt):
+            yield turn["content"]
 
 
 def example(case: Case, prompt: Prompt, tokenizer: Tokenizer) -> Example:
     """Tokenizes prompt and target together, once."""
-    turn = {"role": "assistant", "content": _target(case)}
-    encoded = tokenizer.encode_conversation((*prompt_messages(case, prompt), turn))
+    encoded = tokenizer.encode_conversation(conversation(case, prompt))
     return Example(
         fingerprint=case.fingerprint,
         ids=np.asarray(encoded.ids, np.int32),

@@ -8,17 +8,35 @@ from flax import nnx
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.decoder import Decoder
 
+ADAPTERS = ("_lora_a", "_lora_b")  # what the names of adapters end with
+
 
 def blueprint(config: DecoderConfig) -> tuple[Any, Any]:
-    """The graph definition of a decoder and its parameters' shapes, allocating nothing."""
+    """The graph definition of a decoder and its parameters' shapes, allocating nothing.
+
+    Weights are of config.dtype, adapters of float32.
+    """
     graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=0))))
-    shapes = nnx.to_pure_dict(state)
-    return graph, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.dtype), shapes)
+
+    def shape(path: Any, x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, _dtype(config, path))
+
+    return graph, jax.tree_util.tree_map_with_path(shape, nnx.to_pure_dict(state))
 
 
 def initial_params(config: DecoderConfig, seed: int) -> Any:
     """Fresh parameters as a nested dict; jit it with out_shardings to draw them in place."""
-    model = Decoder(config, rngs=nnx.Rngs(params=seed))
-    return jax.tree.map(
-        lambda x: x.astype(config.dtype), nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    )
+    drawn = nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(params=seed)), nnx.Param))
+    return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(_dtype(config, path)), drawn)
+
+
+def parts(params: Any) -> tuple[Any, Any]:
+    """The adapters of a decoder's parameters, and the rest; both are nested dicts."""
+    layers = params["layers"].items()
+    adapters = {name: x for name, x in layers if name.endswith(ADAPTERS)}
+    rest = {name: x for name, x in layers if name not in adapters}
+    return {"layers": adapters}, params | {"layers": rest}
+
+
+def _dtype(config: DecoderConfig, path: Any) -> str:
+    return "float32" if path[-1].key.endswith(ADAPTERS) else config.dtype

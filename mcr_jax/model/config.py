@@ -181,6 +181,13 @@ class DecoderConfig:
             )
         if any(self.local_layers) and (self.window is None or self.window < 1):
             raise ValueError(f"model.window must be positive for local layers, not {self.window}")
+        for name in self.lora.targets if self.lora else ():
+            sides = [math.prod(side) for side in self.projection(name)]
+            if self.lora.rank > min(sides):
+                raise ValueError(
+                    f"lora.rank {self.lora.rank} is larger than a side of {name}, which is "
+                    f"{sides[0]} x {sides[1]}"
+                )
 
     def is_local(self, layer: int) -> bool:
         """Whether a layer sees its window only."""

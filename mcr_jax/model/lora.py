@@ -25,7 +25,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from mcr_jax.errors import McrError
-from mcr_jax.model.blueprint import blueprint, initial_params
+from mcr_jax.model.blueprint import blueprint, initial_params, parts
 from mcr_jax.model.config import PROJECTIONS, DecoderConfig, LoraConfig
 from mcr_jax.model.decoder import Decoder
 from mcr_jax.model.folder import DTYPES, new_folder, opened, write
@@ -73,21 +73,17 @@ def add(model: Decoder, config: LoraConfig, seed: int) -> Decoder:
       ValueError: `model` has adapters already, or the rank is larger than a side of a weight.
     """
     _refuse_adapted(model)
-    for name in config.targets:
-        sides = [int(np.prod(side)) for side in model.config.projection(name)]
-        if config.rank > min(sides):
-            raise ValueError(
-                f"lora.rank {config.rank} is larger than a side of {name}, which is "
-                f"{sides[0]} x {sides[1]}"
-            )
     shape = dataclasses.replace(model.config, lora=config)
-    drawn = dataclasses.replace(shape, dtype="float32")
+    return _with(model, shape, initial(shape, seed, _mesh(model)))
+
+
+def initial(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
+    """Fresh adapters of a decoder of this shape, a nested dict on `mesh`."""
 
     def draw() -> Any:  # the compiler drops the drawing of everything else
-        return _adapters(initial_params(drawn, seed))
+        return parts(initial_params(config, seed))[0]
 
-    placed = shardings(_mesh(model), jax.eval_shape(draw))
-    return _with(model, shape, jax.jit(draw, out_shardings=placed)())
+    return jax.jit(draw, out_shardings=shardings(mesh, jax.eval_shape(draw)))()
 
 
 def split(model: Decoder) -> tuple[Any, Any, Any]:
@@ -112,7 +108,7 @@ def merge(model: Decoder) -> Decoder:
     """
     config = _adapted(model)
     params = _params(model)
-    layers = {n: x for n, x in params["layers"].items() if n not in _adapters(params)["layers"]}
+    layers = parts(params)[1]["layers"]
 
     def merged(w: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
@@ -196,11 +192,6 @@ def load(model: Decoder, folder: str | Path, *, dtype: str | None = None) -> Dec
 
 def _params(model: Decoder) -> Any:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
-
-
-def _adapters(params: Any) -> Any:
-    layers = params["layers"].items()
-    return {"layers": {n: x for n, x in layers if n.endswith(("_lora_a", "_lora_b"))}}
 
 
 def _with(model: Decoder, config: DecoderConfig, adapters: Any) -> Decoder:

@@ -5,6 +5,7 @@ only training needs.
 """
 
 import contextlib
+import dataclasses
 import logging
 import sys
 from collections.abc import Iterator
@@ -27,9 +28,12 @@ from mcr_jax.model.sharding import abstract, one_device, shardings
 def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
     """What training starts from: the weights in config.folder, or if it is "" drawn from `seed`.
 
+    Adapters are no part of it.
+
     Raises:
       McrError: config.folder cannot be loaded.
     """
+    config = dataclasses.replace(config, lora=None)
     shapes = blueprint(config)[1]
     placed = shardings(mesh, shapes)
     if config.folder:
@@ -39,6 +43,7 @@ def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
 
 def untrained(config: DecoderConfig, seed: int, mesh: Mesh | None = None) -> Decoder:
     """The decoder that training with `seed` starts from, on `mesh` or the first device."""
+    config = dataclasses.replace(config, lora=None)
     return nnx.merge(blueprint(config)[0], starting_params(config, seed, mesh or one_device()))
 
 

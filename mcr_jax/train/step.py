@@ -81,18 +81,33 @@ def init_state(params: Any, tx: optax.GradientTransformation) -> State:
 
 
 def loss_sums(
-    graph: Any, params: Any, batch: Batch, compute: str = "float32"
+    graph: Any,
+    params: Any,
+    batch: Batch,
+    compute: str = "float32",
+    frozen: Any = None,
+    dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Summed loss (nats) and number of trained tokens of a batch, [rows, row_tokens] throughout.
 
     The forward pass has weights of dtype `compute`; norms, softmax and the loss are in float32.
+
+    Args:
+      graph: of the decoder.
+      params: what is trained.
+      batch: tokens, targets, positions, segment_ids, weights.
+      compute: a dtype.
+      frozen: the decoder's other parameters; None where all are trained.
+      dropout_key: for what adapters drop; None drops nothing.
     """
 
     def cast(path: Any, leaf: jax.Array) -> jax.Array:
         return leaf if _name(path).endswith("norm") else leaf.astype(compute)
 
-    model = nnx.merge(graph, jax.tree_util.tree_map_with_path(cast, params))
-    hidden, _ = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
+    model = nnx.merge(graph, *jax.tree_util.tree_map_with_path(cast, (params, frozen or {})))
+    hidden, _ = model.hidden(
+        batch["tokens"], batch["positions"], batch["segment_ids"], dropout_key=dropout_key
+    )
     return trained_loss(model.logits, hidden, batch["targets"], batch["weights"])
 
 
@@ -103,8 +118,11 @@ def train_step(
     *,
     accumulate: int = 1,
     compute: str = "float32",
-) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """Returns the step function, to be jitted with its first argument donated.
+    seed: int = 0,
+) -> Callable[..., tuple[State, Metrics]]:
+    """Returns the step (state, batch, frozen=None), to be jitted with its first argument donated.
+
+    `frozen` are parameters of the decoder that are not in the state and stay as they are.
 
     Args:
       graph: of the decoder.
@@ -113,27 +131,31 @@ def train_step(
         gradient is that of the mean over all trained tokens of the batch, however they are spread;
         it is summed in float32.
       compute: dtype of the weights in the forward pass; the parameters keep theirs.
+      seed: of what is random in a step, which is what adapters drop and how weights in bfloat16 are
+        rounded; every step draws its own.
 
     Metrics are float32 scalars: loss (nats per trained token), gradient norm, learning rate,
     trained tokens.
     """
 
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def step(state: State, batch: Batch, frozen: Any = None) -> tuple[State, Metrics]:
         tokens = jnp.sum(batch["weights"])
+        dropping, rounding = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
 
-        def share(params: Any, part: Batch) -> jax.Array:
+        def share(params: Any, part: Batch, key: jax.Array) -> jax.Array:
             """What a part of the batch adds to its mean loss."""
-            return loss_sums(graph, params, part, compute)[0] / jnp.maximum(tokens, 1)
+            total, _ = loss_sums(graph, params, part, compute, frozen, key)
+            return total / jnp.maximum(tokens, 1)
 
-        def add(sums: Any, part: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, jax.value_and_grad(share)(state.params, part)), None
+        def add(sums: Any, xs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, jax.value_and_grad(share)(state.params, *xs)), None
 
         if accumulate == 1:
-            loss, grads = jax.value_and_grad(share)(state.params, batch)
+            loss, grads = jax.value_and_grad(share)(state.params, batch, dropping)
         else:
             zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
-            nothing = jnp.float32(0), zeros
-            (loss, grads), _ = jax.lax.scan(add, nothing, _parts(batch, accumulate))
+            xs = _parts(batch, accumulate), jax.random.split(dropping, accumulate)
+            (loss, grads), _ = jax.lax.scan(add, (jnp.float32(0), zeros), xs)
             grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics = {
@@ -142,10 +164,31 @@ def train_step(
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "trained_tokens": tokens,
         }
-        params = optax.apply_updates(state.params, updates)
+        params = _moved(state.params, updates, rounding)
         return State(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step
+
+
+def _moved(params: Any, updates: Any, key: jax.Array) -> Any:
+    """params + updates. In bfloat16 a sum is rounded up or down at random, right on average.
+
+    A step of training moves most weights by less than half of bfloat16's spacing: rounded to the
+    nearest they would never move (Gupta et al., 2015).
+    """
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+
+    def moved(p: jax.Array, u: jax.Array, key: jax.Array) -> jax.Array:
+        if p.dtype != jnp.bfloat16:
+            return (p + u).astype(p.dtype)
+        exact = jax.lax.bitcast_convert_type(p.astype(jnp.float32) + u, jnp.uint32)
+        noise = jax.random.bits(key, p.shape, jnp.uint16).astype(jnp.uint32)
+        # The upper half of a float32 is a bfloat16; the lower half is what rounding takes away.
+        rounded = ((exact + noise) >> 16).astype(jnp.uint16)
+        return jax.lax.bitcast_convert_type(rounded, jnp.bfloat16)
+
+    return tree.unflatten(map(moved, leaves, jax.tree.leaves(updates), keys))
 
 
 def _parts(batch: Batch, count: int) -> Batch:

@@ -44,6 +44,12 @@ def test_the_untrained_tokens_are_the_prompt_of_sampling(
     assert made.fingerprint == case.fingerprint
 
 
+def test_prompt_and_answer_are_tokenized_as_one_text(made, case, clinic_prompt, clinic_tokenizer):
+    asked, answered = (turn["content"] for turn in example_lib.conversation(case, clinic_prompt))
+    text = f"<|user|>\n{asked}\n<|assistant|>\n{answered}"  # as this tokenizer lays it out
+    assert made.ids.tolist() == [*clinic_tokenizer.encode(text), clinic_tokenizer.eos_ids[0]]
+
+
 def test_a_tokenizer_is_fitted_on_what_the_model_reads_and_writes(
     clinic_cases, clinic_prompt, made, clinic_tokenizer
 ):

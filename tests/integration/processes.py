@@ -36,6 +36,8 @@ TINY = {
     "judge.recall_samples": 2,
     "score.resamples": 200,
 }
+# What a line of metrics.jsonl has from the clock.
+TIMES = {"seconds", "tokens_per_second", "mfu", "data_wait", "goodput"}
 MODELS, STAGES = ("base", "sft"), ("sample", "diagnosis", "reasons")
 COMPLETIONS = len(MODELS) * TINY["synthetic.test"] * TINY["sample.n"]
 

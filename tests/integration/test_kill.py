@@ -3,10 +3,11 @@
 import collections
 import json
 import pathlib
+import random
 import signal
 from collections.abc import Callable
 
-from processes import COMPLETIONS, TINY, Mcr, read, rows, said, unfinished, until
+from processes import COMPLETIONS, TIMES, TINY, Mcr, read, rows, said, unfinished, until
 
 
 def _killed(mcr: Mcr, condition: Callable[[], bool], *args: object, **env: str) -> str:
@@ -39,10 +40,28 @@ def _step(workdir: pathlib.Path) -> int:
     return max((int(name) for name in saved if name.isdecimal()), default=0)
 
 
+def _last(workdir: pathlib.Path) -> int:
+    """The last step in metrics.jsonl, whose last line may be half written."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
 def _metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """metrics.jsonl without the times."""
+    """metrics.jsonl without what a clock measured."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in m.items() if name != "seconds"} for m in lines]
+    return [{name: m[name] for name in m.keys() - TIMES} for m in lines]
+
+
+def test_killed_three_times_at_random_steps_the_losses_are_those_of_one_run(mcr, workdir, finished):
+    unfinished(workdir, "train", "sample")
+    steps = sorted(random.Random(0).sample(range(2, TINY["train.steps"]), 3))
+    for step in steps:
+        _killed(mcr, lambda n=step: _last(workdir) >= n, "train", f"--workdir={workdir}")
+        assert _step(workdir) <= TINY["train.steps"] - 1, "not killed in training"
+    out = mcr.ok("train", f"--workdir={workdir}")
+    assert f"train: step {TINY['train.steps']}, resumed from step" in out
+    assert _metrics(workdir) == _metrics(finished.path)
 
 
 def test_sigterm_in_training_loses_no_step_and_has_a_status_of_its_own(mcr, finished, tiny):

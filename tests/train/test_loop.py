@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -11,13 +12,15 @@ from flax import nnx
 
 from mcr_jax import config as configs
 from mcr_jax.cases import Case
-from mcr_jax.data.example import examples
 from mcr_jax.data.loader import Batches, fixed_batches
+from mcr_jax.data.tokens import fit, tokenize
 from mcr_jax.errors import McrError
 from mcr_jax.model import store
+from mcr_jax.model.config import LoraConfig
 from mcr_jax.prompts import Prompt
-from mcr_jax.train.loop import Trained, Trainer, train
+from mcr_jax.train.loop import Trained, train
 from mcr_jax.train.mesh import put
+from mcr_jax.train.trainer import Trainer
 from mcr_jax.workdir import Workdir
 
 PROMPT = Prompt("short", "{{case_prompt}}")
@@ -38,7 +41,9 @@ CASES = {
     "train": [case(n, "train") for n in range(60)],
     "val": [case(n, "val") for n in range(60, 67)],
 }
-CASES["train"].append(dataclasses.replace(CASES["train"][0], case_prompt="frost " * 300))
+LONG = dataclasses.replace(CASES["train"][0], case_prompt="frost " * 300)
+CASES["train"].append(LONG)
+TIMES = {"seconds", "tokens_per_second", "data_wait", "goodput"}
 
 
 def settings(**changes):
@@ -59,9 +64,9 @@ def shape(tiny_shape, clinic_tokenizer):
 def run(shape, clinic_tokenizer):
     """Trains in a folder; returns what happened and the workdir."""
 
-    def run(folder, cases=CASES, **changes):
-        workdir = Workdir(folder)
-        done = train(workdir, settings(**changes), shape, cases, clinic_tokenizer, PROMPT)
+    def run(folder, cases=CASES, shape=shape, profile=range(0), **changes):
+        workdir, config = Workdir(folder), settings(**changes)
+        done = train(workdir, config, shape, cases, clinic_tokenizer, PROMPT, profile=profile)
         return done, workdir
 
     return run
@@ -74,7 +79,7 @@ def straight(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trainer(shape):
-    return Trainer(settings(), shape)
+    return Trainer(settings(), shape, 6)
 
 
 def killed_after_step_3(straight, folder) -> Workdir:
@@ -89,7 +94,7 @@ def killed_after_step_3(straight, folder) -> Workdir:
 
 def metrics(workdir) -> list[dict]:
     found = [json.loads(line) for line in workdir.metrics.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in found]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
 
 
 def weights(workdir, shape):
@@ -100,7 +105,10 @@ def weights(workdir, shape):
 
 def test_a_run_leaves_checkpoints_and_a_line_per_step(straight):
     done, workdir = straight
-    assert done == Trained(step=6, resumed=0, too_long=1)  # the case that no row holds
+    assert (done.step, done.resumed, done.early) == (6, 0, False)
+    ((fingerprint, length),) = done.dropped  # the case that no row holds
+    assert fingerprint == LONG.fingerprint and length > 160
+    assert done.rates["tokens_per_second"] > 0 and 0 < done.rates["goodput"] < 1
     assert sorted(p.name for p in workdir.checkpoints.iterdir() if p.is_dir()) == ["3", "6"]
     losses = [line for line in metrics(workdir) if "loss" in line]
     assert [line["step"] for line in losses] == [1, 2, 3, 4, 5, 6]
@@ -112,7 +120,7 @@ def test_a_run_leaves_checkpoints_and_a_line_per_step(straight):
 def test_a_killed_run_ends_with_the_same_bits(straight, run, shape, tmp_path):
     left = killed_after_step_3(straight, tmp_path / "killed")
     done, _ = run(left.path)
-    assert done == Trained(step=6, resumed=3, too_long=1)
+    assert (done.step, done.resumed) == (6, 3)
     assert metrics(left) == metrics(straight[1])
     jax.tree.map(np.testing.assert_array_equal, weights(left, shape), weights(straight[1], shape))
 
@@ -142,27 +150,27 @@ def test_training_starts_from_the_weights_that_are_sampled_as_the_base_model(tra
 def test_ragged_batches_compile_the_step_once_and_move_nothing_by_themselves(
     trainer, clinic_tokenizer
 ):
-    fitting, _ = examples(CASES["train"], PROMPT, clinic_tokenizer, 160)
+    fitting = fit(tokenize(CASES["train"], PROMPT, clinic_tokenizer, None), 160, "drop").tokens
     batches = Batches(fitting, 8, 160, 0)
     state, seen = trainer.init(), set()
     for step in range(5):
         seen.add(int(batches[step]["weights"].sum()))
         with jax.transfer_guard("disallow"):
-            state, _ = trainer.step(state, put(batches[step], trainer.mesh))
+            state, _ = trainer.step(state, put(batches[step], trainer.mesh), {})
     assert len(seen) > 1
     assert trainer.step._cache_size() == 1
 
 
 def test_the_validation_loss_weighs_tokens_not_batches(trainer, clinic_tokenizer):
-    held_out, _ = examples(CASES["train"][:9], PROMPT, clinic_tokenizer, 160)
-    held_out.sort(key=lambda e: int(e.trained.sum()))
+    held_out = tokenize(CASES["train"][:9], PROMPT, clinic_tokenizer, None)
+    held_out = sorted(held_out, key=lambda e: int(e.trained.sum()))
     params = trainer.init().params
     cut = len(held_out) - 2
     parts = [fixed_batches(part, 8, 160) for part in (held_out[:cut], held_out[cut:])]
     assert [len(part) for part in parts] == [1, 1]
     tokens = [float(part[0]["weights"].sum()) for part in parts]
-    losses = [trainer.validate(params, part) for part in parts]
-    both = trainer.validate(params, parts[0] + parts[1])
+    losses = [trainer.validate(params, {}, part) for part in parts]
+    both = trainer.validate(params, {}, parts[0] + parts[1])
     assert both == pytest.approx(np.average(losses, weights=tokens), rel=1e-6)
     assert abs(both - np.mean(losses)) > 1e-4
 
@@ -181,7 +189,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(run, tmp_path):
         run(tmp_path / "nan", **{"optim.learning_rate": 1e30, "optim.warmup_steps": 0})
     message = str(stopped.value)
     assert "\n" not in message
-    assert "the loss at step 2 is nan" in message or "the gradient_norm at step" in message
+    assert "the loss at step 2 is" in message or "the gradient_norm at step" in message
+    told = json.loads((tmp_path / "nan" / "diverged.json").read_text())
+    known = {case.fingerprint for case in CASES["train"]}
+    assert len(told["cases"]) >= 8 and set(told["cases"]) <= known
+    assert told["cases"][0][:12] in message
     workdir = Workdir(tmp_path / "nan")
     assert all(np.isfinite(list(line.values())).all() for line in metrics(workdir))
     assert not [p for p in workdir.checkpoints.iterdir() if p.name.isdigit()]
@@ -196,3 +208,89 @@ def test_a_damaged_checkpoint_is_one_line(straight, run, tmp_path):
         run(left.path)
     assert str(left.checkpoints) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_finished_run_that_counts_epochs_does_nothing_either(run, tmp_path):
+    by_epochs = {"train.epochs": 1.0, "train.checkpoint_every": 100}
+    done, workdir = run(tmp_path / "epochs", **by_epochs)
+    losses = [line for line in metrics(workdir) if "loss" in line]
+    assert losses[-2]["epoch"] < 1 <= losses[-1]["epoch"]
+    assert done.step == losses[-1]["step"] == len(losses)
+    assert run(tmp_path / "epochs", **by_epochs)[0].resumed == done.step
+
+
+def test_training_ends_when_the_validation_loss_no_longer_falls(run, tmp_path):
+    flat = {"train.eval_every": 1, "train.patience": 2, "optim.learning_rate": 0.0}
+    done, workdir = run(tmp_path / "flat", **flat)
+    assert (done.step, done.early) == (3, True)  # one to compare with, and two no better
+    assert [line["step"] for line in metrics(workdir) if "val_loss" in line] == [1, 2, 3]
+    again, _ = run(tmp_path / "flat", **flat)
+    assert (again.step, again.resumed, again.early) == (3, 3, True)
+    more, _ = run(tmp_path / "flat", **{**flat, "train.patience": 0})
+    assert (more.step, more.resumed, more.early) == (6, 3, False)
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(run, shape, tmp_path):
+    # A rate that is far too high soon after the start: the first losses are the lowest.
+    rates = {"optim.learning_rate": 0.5, "optim.warmup_steps": 4, "train.steps": 8}
+    often = {"train.eval_every": 1, "train.checkpoint_every": 4, "train.keep": 1}
+    _, workdir = run(tmp_path / "best", **rates, **often, **{"train.keep_best": 1})
+    losses = {line["step"]: line["val_loss"] for line in metrics(workdir) if "val_loss" in line}
+    best = min(losses, key=losses.get)
+    assert best not in (4, 8)
+    kept = sorted(int(p.name) for p in workdir.checkpoints.iterdir() if p.name.isdecimal())
+    assert kept == [best, 8]
+    assert store.trained(workdir.checkpoints, shape, which="best")[1] == best
+    assert store.trained(workdir.checkpoints, shape)[1] == 8
+
+
+@pytest.fixture(scope="module")
+def adapted(shape):
+    return dataclasses.replace(shape, lora=LoraConfig(rank=2, alpha=8.0, dropout=0.1))
+
+
+def test_adapters_are_trained_resumed_and_loaded_and_nothing_else_moves(
+    run, shape, adapted, tmp_path
+):
+    fast = {"optim.learning_rate": 0.02, "train.checkpoint_every": 3}
+    done, straight = run(tmp_path / "lora", shape=adapted, **fast)
+    losses = [line["loss"] for line in metrics(straight) if "loss" in line]
+    assert done.step == 6 and losses[-1] < losses[0]
+    left = killed_after_step_3((done, straight), tmp_path / "killed")
+    assert run(left.path, shape=adapted, **fast)[0].resumed == 3
+    assert metrics(left) == metrics(straight)
+
+    base = nnx.to_pure_dict(nnx.state(store.untrained(adapted, 0), nnx.Param))
+    one, step = store.trained(straight.checkpoints, adapted, seed=0)
+    other, _ = store.trained(left.checkpoints, adapted, seed=0)
+    assert step == 6 and one.config == shape  # the adapters are merged
+    one, other = (nnx.to_pure_dict(nnx.state(m, nnx.Param)) for m in (one, other))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    moved = {
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(base), strict=True
+        )
+        if (np.asarray(a) != np.asarray(b)).any()
+    }
+    assert moved == {f"layers.{name}" for name in adapted.lora.targets}
+
+
+def test_steps_that_were_asked_for_are_traced(run, tmp_path):
+    _, workdir = run(tmp_path / "traced", profile=range(2, 4))
+    traces = list((workdir.path / "tb").rglob("*.xplane.pb"))
+    assert len(traces) == 1 and traces[0].stat().st_size > 1000
+
+
+def test_a_signal_starts_a_trace(run, tmp_path, monkeypatch):
+    from mcr_jax.train import loop
+
+    def write(log, step, **values):
+        if step == 1:
+            signal.raise_signal(signal.SIGUSR1)
+        before(log, step, **values)
+
+    before = loop.MetricsLog.write
+    monkeypatch.setattr(loop.MetricsLog, "write", write)
+    _, workdir = run(tmp_path / "signalled")
+    assert list((workdir.path / "tb").rglob("*.xplane.pb"))

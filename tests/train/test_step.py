@@ -10,9 +10,12 @@ import pytest
 
 from mcr_jax.data.example import Example
 from mcr_jax.data.loader import stack
-from mcr_jax.model.blueprint import blueprint, initial_params
+from mcr_jax.model.blueprint import blueprint, initial_params, parts
+from mcr_jax.model.config import PROJECTIONS, LoraConfig
+from mcr_jax.model.sharding import make_mesh, shardings
 from mcr_jax.train.loss import token_loss
-from mcr_jax.train.step import init_state, loss_sums, optimizer, train_step
+from mcr_jax.train.mesh import put
+from mcr_jax.train.step import _moved, init_state, loss_sums, optimizer, train_step
 
 OPTIM = {"learning_rate": 0.1, "warmup_steps": 4, "steps": 20, "weight_decay": 0.5}
 OPTIM |= {"clip_norm": 1.0, "b1": 0.9, "b2": 0.95}
@@ -211,3 +214,116 @@ def test_bfloat16_computes_about_the_same_and_keeps_float32_weights(after, batch
     np.testing.assert_allclose(told["loss"], told_rough["loss"], rtol=0.02)
     np.testing.assert_allclose(told["gradient_norm"], told_rough["gradient_norm"], rtol=0.05)
     assert {x.dtype.name for x in jax.tree.leaves(rough.params)} == {"float32"}
+
+
+def test_weights_in_bfloat16_move_by_less_than_their_spacing_on_average():
+    weights = {"w": jnp.full(20_000, 1.0, jnp.bfloat16), "v": jnp.full(20_000, -3.0, jnp.bfloat16)}
+    updates = {
+        "w": jnp.full(20_000, 2**-11, jnp.float32),
+        "v": jnp.full(20_000, 2**-9, jnp.float32),
+    }
+    moved = jax.jit(_moved)(weights, updates, jax.random.key(0))
+    for name, exact in (("w", 1 + 2**-11), ("v", -3 + 2**-9)):
+        assert moved[name].dtype == jnp.bfloat16
+        values, counts = np.unique(np.asarray(moved[name], np.float64), return_counts=True)
+        assert len(values) == 2 and values[0] < exact < values[1]  # the two neighbours, no other
+        assert np.average(values, weights=counts) == pytest.approx(exact, abs=2e-4)
+    still = jax.jit(_moved)(weights, jax.tree.map(jnp.zeros_like, updates), jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, still, weights)
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_shape):
+    """A decoder with adapters that are not zero: its shape, its adapters and the rest."""
+    shape = dataclasses.replace(tiny_shape, lora=LoraConfig(rank=2, alpha=4.0, dropout=0.5))
+    adapters, rest = jax.device_get(parts(initial_params(shape, 0)))
+    rng = np.random.default_rng(2)
+    layers = {n: x + 0.1 * rng.standard_normal(x.shape) for n, x in adapters["layers"].items()}
+    return shape, {"layers": {n: x.astype(np.float32) for n, x in layers.items()}}, rest
+
+
+def test_adapters_alone_are_trained_and_their_gradient_is_that_of_the_whole(adapted, batch):
+    shape, adapters, rest = adapted
+    graph = blueprint(shape)[0]
+
+    def loss(adapters, rest):
+        return loss_sums(graph, adapters, batch, frozen=rest)[0]
+
+    def loss_of_all(params):
+        return loss_sums(graph, params, batch)[0]
+
+    alone = jax.jit(jax.grad(loss))(adapters, rest)
+    whole = jax.jit(jax.grad(loss_of_all))(rest | {"layers": rest["layers"] | adapters["layers"]})
+    assert set(alone["layers"]) == {f"{p}_lora_{half}" for p in PROJECTIONS for half in "ab"}
+    for name, gradient in alone["layers"].items():
+        np.testing.assert_allclose(gradient, whole["layers"][name], atol=1e-5)
+        assert np.abs(gradient).max() > 0
+    tx, schedule = optimizer(**{**OPTIM, "warmup_steps": 0})
+    step = jax.jit(train_step(graph, tx, schedule))
+    state, _ = step(init_state(jax.tree.map(jnp.asarray, adapters), tx), batch, rest)
+    assert jax.tree.structure(state.params) == jax.tree.structure(adapters)
+    moments = optax.tree.get(state.opt_state, "mu")
+    assert jax.tree.structure(moments) == jax.tree.structure(adapters)
+
+
+def test_every_step_and_every_part_of_one_drops_something_else(adapted, batch):
+    shape, adapters, rest = adapted
+    tx, schedule = optimizer(**{**OPTIM, "learning_rate": 0.0})
+    step = jax.jit(train_step(blueprint(shape)[0], tx, schedule))
+    state, losses = init_state(jax.tree.map(jnp.asarray, adapters), tx), []
+    for _ in range(3):
+        state, told = step(state, batch, rest)
+        losses.append(float(told["loss"]))
+    again = step(init_state(jax.tree.map(jnp.asarray, adapters), tx), batch, rest)[1]
+    assert len(set(losses)) == 3  # the weights stand still: only what is dropped differs
+    assert float(again["loss"]) == losses[0]  # and is the same whenever that step is made
+    same = {name: np.concatenate([x[:1]] * 4) for name, x in batch.items()}
+    in_parts = jax.jit(train_step(blueprint(shape)[0], tx, schedule, accumulate=4))
+    whole = jax.jit(train_step(blueprint(shape)[0], tx, schedule))
+    fresh = init_state(jax.tree.map(jnp.asarray, adapters), tx)
+    four = float(in_parts(fresh, same, rest)[1]["loss"])
+    alone = float(whole(fresh, {n: x[:1] for n, x in same.items()}, rest)[1]["loss"])
+    assert four != pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+def test_the_named_schedule_follows_the_warm_up(kind):
+    _, schedule = optimizer(**OPTIM, schedule=kind)
+    rates = np.array([float(schedule(n)) for n in range(21)])
+    np.testing.assert_allclose(rates[:5], np.linspace(0, 0.1, 5), rtol=1e-6)
+    half = {"cosine": 0.055, "linear": 0.055, "constant": 0.1}[kind]
+    end = {"cosine": 0.01, "linear": 0.01, "constant": 0.1}[kind]
+    assert (rates[12], rates[20]) == (pytest.approx(half), pytest.approx(end))
+    if kind != "constant":  # a quarter of the way down: the cosine is still higher
+        expected = {"cosine": 0.01 + 0.09 * (1 + np.cos(np.pi / 4)) / 2, "linear": 0.0775}[kind]
+        assert rates[8] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("mu_dtype", ["float32", "bfloat16"])
+def test_moments_of_bfloat16_weights_are_as_told(params, mu_dtype):
+    rough = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    state = jax.jit(optimizer(**OPTIM, mu_dtype=mu_dtype)[0].init)(rough)
+    assert {x.dtype.name for x in jax.tree.leaves(optax.tree.get(state, "mu"))} == {mu_dtype}
+    assert {x.dtype.name for x in jax.tree.leaves(optax.tree.get(state, "nu"))} == {"float32"}
+
+
+def test_every_mesh_makes_the_same_step(params, tiny_shape):
+    e = examples(20)
+    batch = stack([e[:3], e[3:4], e[4:6], e[6:9], e[9:10], e[10:13], e[13:17], e[17:]], 64)
+    tx, schedule = optimizer(**{**OPTIM, "warmup_steps": 0})
+    made = []
+    for sizes in ((1, 1, 1), (1, 8, 1), (2, 2, 2)):
+        mesh = make_mesh(*sizes, jax.devices()[: np.prod(sizes)])
+        state = init_state(params, tx)
+        placed = jax.device_put(state, shardings(mesh, state))
+        with jax.set_mesh(mesh):
+            step = jax.jit(train_step(blueprint(tiny_shape)[0], tx, schedule))
+            state, told = step(placed, put(batch, mesh))
+        used = {d for x in jax.tree.leaves(state.opt_state) for d in x.sharding.device_set}
+        assert len(used) == mesh.size
+        made.append(jax.device_get((state.opt_state, told)))
+    for moments, told in made[1:]:
+        np.testing.assert_allclose(told["loss"], made[0][1]["loss"], rtol=1e-6)
+        np.testing.assert_allclose(told["gradient_norm"], made[0][1]["gradient_norm"], rtol=1e-5)
+        # The first moments are the clipped gradients, scaled.
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moments, made[0][0])

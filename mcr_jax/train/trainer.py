@@ -1,0 +1,76 @@
+"""The compiled parts of a training run, and how its state lies on the mesh."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from mcr_jax.data.loader import Batch
+from mcr_jax.model import lora
+from mcr_jax.model.blueprint import blueprint, parts
+from mcr_jax.model.config import DecoderConfig
+from mcr_jax.model.sharding import abstract, shardings
+from mcr_jax.model.store import starting_params
+from mcr_jax.train.mesh import batch_sharding, put, training_mesh
+from mcr_jax.train.step import Metrics, State, init_state, loss_sums, optimizer, train_step
+
+
+class Trainer:
+    """Makes states and moves them; holds none.
+
+    With adapters a state has these alone as its parameters, and the decoder's other weights are
+    `frozen`; else all weights are in the state and `frozen` is empty.
+
+    Attributes:
+      mesh: over all devices of all processes.
+      step: the compiled (state, batch, frozen) -> (state, metrics); the state given is used up.
+    """
+
+    def __init__(self, config: ConfigDict, shape: DecoderConfig, steps: int):
+        """Allocates nothing. Raises UsageError if config.mesh cannot be."""
+        c = config.train
+        self.mesh = training_mesh(**config.mesh, rows=c.rows, accumulate=c.accumulate)
+        tx, schedule = optimizer(steps=steps, **config.optim)
+        graph, params = blueprint(shape)
+        trained, frozen = parts(params) if shape.lora else (params, {})
+        self._shape, self._seed = shape, config.seed
+        self._shapes = jax.eval_shape(lambda params: init_state(params, tx), trained)
+        self._placed = shardings(self.mesh, self._shapes)
+        rows, still = batch_sharding(self.mesh), shardings(self.mesh, frozen)
+        self._with_optimizer = jax.jit(
+            lambda params: init_state(params, tx), donate_argnums=0, out_shardings=self._placed
+        )
+        self.step: Callable[[State, Any, Any], tuple[State, Metrics]] = jax.jit(
+            train_step(
+                graph, tx, schedule, accumulate=c.accumulate, compute=c.compute, seed=config.seed
+            ),
+            donate_argnums=0,
+            in_shardings=(self._placed, rows, still),
+            out_shardings=(self._placed, None),
+        )
+        self._sums = jax.jit(
+            lambda params, batch, frozen: loss_sums(graph, params, batch, c.compute, frozen),
+            in_shardings=(self._placed.params, rows, still),
+        )
+
+    def frozen(self) -> Any:
+        """The weights that training leaves alone. Raises McrError if they cannot be read."""
+        if self._shape.lora is None:
+            return {}
+        return starting_params(self._shape, self._seed, self.mesh)
+
+    def init(self) -> State:
+        """The state before the first step. Raises McrError if weights cannot be read."""
+        make = lora.initial if self._shape.lora else starting_params
+        return self._with_optimizer(make(self._shape, self._seed, self.mesh))
+
+    def like(self) -> State:
+        """The state's shapes, dtypes and shardings, without values: what restoring needs."""
+        return abstract(self._shapes, self._placed)
+
+    def validate(self, params: Any, frozen: Any, batches: Sequence[Batch]) -> float:
+        """Loss in nats per trained token over all batches."""
+        sums = [self._sums(params, put(batch, self.mesh), frozen) for batch in batches]
+        losses, tokens = zip(*sums, strict=True)
+        return float(sum(losses)) / float(sum(tokens))
