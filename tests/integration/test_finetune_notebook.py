@@ -61,7 +61,7 @@ def test_a_command_that_fails_stops_it(committed, mcr_env):
 
 def test_the_plan_says_what_a_step_needs_and_leaves_nothing_behind(executed):
     shown, _ = executed
-    assert "v5litepod-8" in shown["plan"] and "GiB" in shown["plan"]
+    assert "8 x v5e" in shown["plan"] and "GB" in shown["plan"]
 
 
 def test_the_loss_is_drawn_over_all_steps(executed):
