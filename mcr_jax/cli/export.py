@@ -35,7 +35,7 @@ def run(experiment: Experiment, out: Path, name: str) -> None:
     refuse_taken(out)
     e.refuse_other(e.origin())
     if name == "sft":
-        model, step = store.trained(e.workdir.checkpoints, e.shape, mesh)
+        model, step = store.trained(e.checkpoints, e.shape, mesh, e.config.sample.checkpoint)
         origin = f"the checkpoint of step {step}"
     else:
         model, origin = store.untrained(e.shape, e.config.seed, mesh), "what training starts from"

@@ -1,10 +1,9 @@
 """Arrays that are made once and kept in a file: mapped into memory, and whole or made anew.
 
-A file is the SHA-256 of its rest, the length of what follows in 8 bytes, JSON with each array's
-dtype and shape, and the arrays. Its name must tell all that decides what is in it.
+A file is the SHA-256 of its rest, the length of the JSON in 8 bytes, JSON with each array's dtype
+and shape, and the arrays. Its name must tell all that decides what is in it.
 """
 
-import contextlib
 import hashlib
 import json
 import math
@@ -43,10 +42,10 @@ def cached(
 
 
 def _read(path: Path) -> Mapping[str, np.ndarray] | None:
-    if not path.exists():
-        return None
     try:
         content = np.asarray(np.memmap(path, np.uint8, "r"))
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError) as error:  # ValueError: it is empty
         console.say(f"  {path}: cannot be read ({error}); it is made anew")
         return None
@@ -64,24 +63,23 @@ def _read(path: Path) -> Mapping[str, np.ndarray] | None:
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes aside and renames. What a failing machine makes of it, the digest tells."""
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            digest = hashlib.sha256()
-            file.write(bytes(_DIGEST))
-            for piece in _pieces(arrays):
-                digest.update(piece)
-                file.write(piece)
-            file.seek(0)
-            file.write(digest.digest())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                digest = hashlib.sha256()
+                file.write(bytes(_DIGEST))
+                for piece in _pieces(arrays):
+                    digest.update(piece)
+                    file.write(piece)
+                file.seek(0)
+                file.write(digest.digest())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:  # also when interrupted
+            Path(temporary).unlink(missing_ok=True)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         raise McrError(f"{path}: cannot write: {error.strerror}") from error
 
 

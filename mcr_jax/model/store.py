@@ -23,6 +23,7 @@ from mcr_jax.model.blueprint import blueprint, initial_params
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.decoder import Decoder
 from mcr_jax.model.sharding import abstract, one_device, shardings
+from mcr_jax.workdir import storage_path
 
 
 def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
@@ -47,25 +48,50 @@ def untrained(config: DecoderConfig, seed: int, mesh: Mesh | None = None) -> Dec
     return nnx.merge(blueprint(config)[0], starting_params(config, seed, mesh or one_device()))
 
 
-def trained(folder: Path, config: DecoderConfig, mesh: Mesh | None = None) -> tuple[Decoder, int]:
-    """The decoder of the newest checkpoint in `folder`, and its step, on `mesh` or one device.
+def trained(
+    folder: str | Path, config: DecoderConfig, mesh: Mesh | None = None, which: str = "newest"
+) -> tuple[Decoder, int]:
+    """The decoder of a checkpoint, and its step, on `mesh` or one device.
+
+    Args:
+      folder: of the checkpoints, or an address such as gs://BUCKET/RUN.
+      config: of the decoder.
+      mesh: to lay the parameters on.
+      which: "newest", or "best", that of the lowest validation loss.
 
     Raises:
       McrError: there is none, or it is damaged or of another shape.
     """
     graph, shapes = blueprint(config)
     like = abstract(shapes, shardings(mesh or one_device(), shapes))
+    options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
     with (
         storage_errors(folder, "read"),
-        ocp.CheckpointManager(
-            folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)
-        ) as manager,
+        ocp.CheckpointManager(storage_path(folder), options=options) as manager,
     ):
-        step = manager.latest_step()
-        if step is None:
+        steps = manager.all_steps()
+        if not steps:
             raise McrError(f"{folder}: no checkpoint here; run `mcr train` first")
+        if which == "best":
+            found = {step: manager.metrics(step) for step in steps}
+            losses = {step: metrics["val_loss"] for step, metrics in found.items() if metrics}
+            if not losses:
+                raise McrError(
+                    f"{folder}: no checkpoint here has a validation loss; train with a val split, "
+                    "or set config.sample.checkpoint to newest"
+                )
+            step = min(losses, key=lambda step: (losses[step], -step))
+        else:
+            step = max(steps)
         args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
-        params = manager.restore(step, args=args)["params"]
+        try:
+            with storage_errors(folder, "read"):
+                params = manager.restore(step, args=args)["params"]
+        except McrError as error:
+            raise McrError(
+                f"{error}; if it is damaged, rename the folder {step} there and run `mcr train` "
+                "again, which goes on from the checkpoint before"
+            ) from error
     return nnx.merge(graph, params), step
 
 

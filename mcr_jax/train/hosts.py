@@ -1,10 +1,10 @@
 """Several processes as one: how they join, who writes, and how all stop at the same step.
 
 What happens when one is missing or dies (jax 0.10, CPU with gloo): one that does not come within
-the time is told in one line by `join` and `meet`. One that dies in the middle ends all others
-through jax's coordination service with SIGABRT and a log that names it: at once if it was process
-0, else as soon as its heartbeats are missed. Nothing in Python can prevent that; what was saved
-stays, and the same command on all of them goes on from there.
+the time is told in one line by `join` and `meet`. One that dies in the middle fails the collective
+that the others are in, which `together` tells in one line; or jax's coordination service ends them
+with SIGABRT and a log that names it: at once if it was process 0, else when its heartbeats are
+missed. Python cannot prevent that. What was saved stays, and the same command on all goes on.
 """
 
 import atexit
@@ -27,6 +27,7 @@ ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PR
 TIMEOUT = "MCR_PEER_TIMEOUT"  # seconds that one process waits for the others; 300 unless set
 _HEARTBEATS = 100  # seconds without one after which a process counts as dead; jax's own default
 _GOODBYE = 30  # seconds between the first and the last to end
+_GONE = ("Gloo", "NCCL", "UNAVAILABLE", "Connection reset", "Socket closed")  # how jax says so
 
 
 class Place(NamedTuple):
@@ -82,6 +83,29 @@ def join() -> None:
         atexit.register(_leave)
         why = str(faults[0]).splitlines()[0] if faults else _missing(place)
         raise McrError(f"process {place.number} of {place.count} at {place.address}: {why}")
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Joins the others for the block, and leaves when all have come to its end.
+
+    Raises:
+      McrError: as `join`; or another process has gone in the middle.
+    """
+    join()
+    try:
+        yield
+        meet("end")
+    except jax.errors.JaxRuntimeError as error:
+        line = str(error).splitlines()[0]
+        if processes() == 1 or not any(sign in line for sign in _GONE):
+            raise
+        atexit.register(_leave)
+        raise McrError(
+            f"process {jax.process_index()} of {processes()}: another process has gone: see what "
+            "the others printed last; the same command on all of them goes on from the newest "
+            f"checkpoint ({line[:200]})"
+        ) from error
 
 
 def timeout() -> int:

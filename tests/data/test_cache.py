@@ -78,10 +78,11 @@ def test_a_file_cut_short_changed_or_foreign_is_made_anew_in_one_line(tmp_path, 
         check(cached(path, refuse))
 
 
-def test_processes_that_write_the_same_file_leave_it_whole(tmp_path):
+def test_processes_that_write_the_same_file_never_see_it_half_written(tmp_path):
     path = tmp_path / "file"
     writers = [writer(path, 50_000, 30) for _ in range(3)]
-    assert [w.communicate()[0].count("at work") for w in writers] == [30] * 3
+    said = [w.communicate()[0].splitlines() for w in writers]
+    assert said == [["at work"] * 30] * 3  # and none that a file is half there and made anew
     assert [w.returncode for w in writers] == [0] * 3
     np.testing.assert_array_equal(cached(path, refuse)["ids"], np.arange(50_000))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -90,6 +90,12 @@ def test_so_many_passes_take_the_steps_after_which_they_are_made_and_not_one_mor
     assert made.epoch(steps - 1) < passes <= made.epoch(steps)
 
 
+def test_a_share_of_an_epoch_that_no_float_tells_exactly_takes_no_step_more():
+    assert 0.07 * 100 > 7
+    hundred = [example(n, 1, 1) for n in range(100)]
+    assert Batches(hundred, 1, 2, 0).steps(0.07) == 7
+
+
 def test_the_share_of_filled_slots_is_that_of_the_first_epoch(examples):
     one = Batches(examples, 1, ROW_TOKENS, 5)
     segments = [one[step]["segment_ids"] for step in range(one.steps(1))]

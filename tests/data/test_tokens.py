@@ -1,21 +1,25 @@
 """Cases become tokens once, the same ones each time, and no case is cut or lost in silence."""
 
 import dataclasses
+import json
 import threading
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from chat_cases import tokenizer_json
+from chat_cases import CHATML, tokenizer_json
 
 from mcr_jax import completion
 from mcr_jax.cases import Case
 from mcr_jax.data import example as example_lib
+from mcr_jax.data import plain_chat
 from mcr_jax.data.example import example, training_texts
 from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.data.tokens import Tokens, fit, tokenize
 from mcr_jax.errors import McrError
 from mcr_jax.prompts import Prompt
+
+PROMPT = Prompt("short", "{{case_prompt}}")
 
 
 class Lazy(Sequence):
@@ -92,7 +96,7 @@ def test_what_is_kept_is_what_was_made_and_is_not_made_again(
 
 
 def test_a_changed_input_never_meets_what_was_kept(
-    cases, clinic_prompt, clinic_tokenizer, tmp_path, monkeypatch
+    cases, clinic_prompt, clinic_tokenizer, tmp_path
 ):
     other = dataclasses.replace(cases[0], final_diagnosis="Tallow gout")
     longer = Prompt(clinic_prompt.name, clinic_prompt.text + " Be brief.")
@@ -110,11 +114,38 @@ def test_a_changed_input_never_meets_what_was_kept(
     ):
         assert_same(tokenize(*changed, tmp_path), tokenize(*changed, None))
         assert len(list(tmp_path.iterdir())) == number
-    # The code that renders a target may change, too.
-    monkeypatch.setattr(completion, "render", lambda trace, answer: f"{trace}\n{answer}")
-    rendered = tokenize(cases, clinic_prompt, clinic_tokenizer, tmp_path)
-    assert_same(rendered, tokenize(cases, clinic_prompt, clinic_tokenizer, None))
-    assert "<answer>" not in clinic_tokenizer.decode(rendered[0].ids.tolist())
+
+
+def test_what_another_rendering_or_layout_made_is_not_met_either(
+    tokens, cases, clinic_prompt, clinic_tokenizer, tmp_path, monkeypatch
+):
+    tokenize(cases, clinic_prompt, clinic_tokenizer, tmp_path)
+    changes = (
+        (completion, "render", lambda trace, answer: f"{trace}\n{answer}"),
+        (plain_chat, "_header", lambda role: f"{plain_chat.MARKERS[role]}\n\n"),
+    )
+    for change in changes:  # of the code
+        with monkeypatch.context() as patch:
+            patch.setattr(*change)
+            made = tokenize(cases, clinic_prompt, clinic_tokenizer, tmp_path)
+            assert made.digest != tokens.digest
+            assert_same(made, tokenize(cases, clinic_prompt, clinic_tokenizer, None))
+
+
+def test_a_tokenizer_that_reads_only_the_last_case_otherwise_is_another(cases, tmp_path):
+    spelled = json.loads(tokenizer_json())
+    odd = dataclasses.replace(cases[0], case_prompt="A quagfever of old.")
+    made = []
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(spelled))
+        (tmp_path / name / "chat_template.jinja").write_text(CHATML)
+        tokenizer = Tokenizer.load(tmp_path / name)
+        made.append(tokenize([cases[0], odd], PROMPT, tokenizer, tmp_path / "kept"))
+        token = {**spelled["added_tokens"][-1], "id": tokenizer.vocab_size, "content": "quagfever"}
+        spelled["added_tokens"].append(token)
+    np.testing.assert_array_equal(made[0][0].ids, made[1][0].ids)
+    assert made[1].lengths[1] < made[0].lengths[1]
 
 
 def test_a_damaged_file_is_made_anew_in_one_line(
@@ -181,7 +212,7 @@ def test_the_digest_tells_any_difference_and_no_other(tokens):
 
 
 def test_what_does_not_fit_a_row_is_left_out_whole_and_told(tokens):
-    middle = int(np.median(tokens.lengths))
+    middle = sorted(tokens.lengths.tolist())[len(tokens) // 2]
     found = fit(tokens, middle, "drop")
     assert found.row_tokens == middle
     kept = [i for i in range(len(tokens)) if tokens.lengths[i] <= middle]
