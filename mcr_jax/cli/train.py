@@ -14,12 +14,13 @@ def main(argv: Sequence[str]) -> None:
     flags.experiment()
     flags.string("plan", "", "trains nothing: what it would take on devices such as '8 x v5e'")
     flags.string("profile", "", "steps to trace into WORKDIR/tb: FIRST[:COUNT]; also on SIGUSR1")
-    if not flags.parse(["--plan=here" if argument == "--plan" else argument for argument in argv]):
+    if not flags.parse(["--plan=?" if argument == "--plan" else argument for argument in argv]):
         return
     if wanted := flags.values["plan"].value:
         from mcr_jax.cli import _plan
 
-        _plan.run(flags.config(), wanted)
+        config = flags.config()
+        _plan.run(config, _plan.shape_of(config), wanted)
         return
     from mcr_jax.train import hosts
     from mcr_jax.train.profile import steps
