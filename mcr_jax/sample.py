@@ -87,7 +87,8 @@ def _model(
         return store.untrained(shape, config.seed), origin
     if name == TRAINED:
         checkpoints = config.train.checkpoints or workdir.checkpoints
-        model, step = store.trained(checkpoints, shape, which=config.sample.checkpoint)
+        which = config.sample.checkpoint
+        model, step = store.trained(checkpoints, shape, which=which, seed=config.seed)
         return model, f"checkpoint of step {step}"
     raise UsageError(f"config.sample.models names {name!r}; there are {UNTRAINED} and {TRAINED}")
 

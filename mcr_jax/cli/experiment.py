@@ -247,30 +247,15 @@ class Experiment:
 
 
 def run_stage(
-    command: str,
-    about: str,
-    argv: Sequence[str],
-    run: Callable[[Experiment], object],
-    several: bool = False,
+    command: str, about: str, argv: Sequence[str], run: Callable[[Experiment], object]
 ) -> None:
-    """The `main` of a command that works in a workdir and takes --config and --workdir only.
-
-    Where `several` processes may do it together, they are joined first and process 0 writes.
-    """
+    """The `main` of a command that works in a workdir and takes --config and --workdir only."""
     flags = Flags(command, about)
     flags.experiment()
-    if not flags.parse(argv):
-        return
-    with contextlib.ExitStack() as stack:
-        writes = True
-        if several:
-            from mcr_jax.train import hosts
-
-            stack.enter_context(hosts.together())
-            writes = hosts.writes()
-        experiment = Experiment.open(flags, writes=writes)
-        stack.enter_context(experiment.working())
-        run(experiment)
+    if flags.parse(argv):
+        experiment = Experiment.open(flags)
+        with experiment.working():
+            run(experiment)
 
 
 def devices() -> dict[str, Any]:
@@ -282,17 +267,20 @@ def devices() -> dict[str, Any]:
 
 
 def newest_step(checkpoints: str | Path) -> int | None:
-    """The step of the newest whole checkpoint, told from the names there alone.
+    """The step of the newest whole checkpoint, told from the names there alone."""
+    if "://" in str(checkpoints):
+        return _newest_stored(str(checkpoints))
+    steps = [int(path.name) for path in Path(checkpoints).glob("*") if path.name.isdecimal()]
+    return max(steps, default=None)
 
-    An object store cannot rename a whole checkpoint into its place; orbax puts a mark in it.
-    """
-    folder = storage_path(checkpoints)
-    marked = "://" in str(checkpoints)
-    steps = [
-        int(path.name)
-        for path in (folder.glob("*") if folder.exists() else ())
-        if path.name.isdecimal() and (not marked or (path / "commit_success.txt").exists())
-    ]
+
+def _newest_stored(address: str) -> int | None:
+    """As `newest_step`. A store cannot rename what is whole into its place: orbax marks it."""
+    from mcr_jax.model.store import storage_errors
+
+    with storage_errors(address, "look for"):
+        named = [path for path in storage_path(address).glob("*") if path.name.isdecimal()]
+        steps = [int(path.name) for path in named if (path / "commit_success.txt").exists()]
     return max(steps, default=None)
 
 

@@ -61,6 +61,7 @@ def join() -> None:
         return
     if place.number == 0:
         _check_free(place)
+    seconds = timeout()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     faults: list[Exception] = []
 
@@ -69,8 +70,8 @@ def join() -> None:
             jax.distributed.initialize(
                 *place,
                 cluster_detection_method="deactivate",  # all that it would find is in `place`
-                initialization_timeout=timeout() + 60,  # at this jax aborts the process
-                heartbeat_timeout_seconds=min(_HEARTBEATS, timeout()),
+                initialization_timeout=seconds + 60,  # at this jax aborts the process
+                heartbeat_timeout_seconds=min(_HEARTBEATS, seconds),
                 shutdown_timeout_seconds=_GOODBYE,
             )
         except (RuntimeError, ValueError) as error:
@@ -78,7 +79,7 @@ def join() -> None:
 
     waiting = threading.Thread(target=initialize, daemon=True)
     waiting.start()
-    waiting.join(timeout())
+    waiting.join(seconds)
     if waiting.is_alive() or faults:
         atexit.register(_leave)
         why = str(faults[0]).splitlines()[0] if faults else _missing(place)

@@ -19,7 +19,7 @@ from mcr_jax.model.sharding import abstract, shardings
 from mcr_jax.train import hosts
 from mcr_jax.train.checkpoint import Checkpoints
 from mcr_jax.train.mesh import batch_sharding, put, training_mesh
-from mcr_jax.train.step import init_state, optimizer, train_step
+from mcr_jax.train.step import State, init_state, optimizer, train_step
 
 SHAPE = DecoderConfig(
     vocab_size=8192,  # so large that each process's part of a checkpoint is a file of its own
@@ -90,18 +90,27 @@ def go_on(folder: str, until: str) -> None:
 
 
 def until_stopped(folder: str) -> None:
-    """Steps until SIGTERM, then saves as training does; prints "stepping" once that has begun."""
-    run, checkpoints = Run(), Checkpoints(folder, 9)
-    state = run.first()
+    """Adds up over all processes until SIGTERM, then saves; prints "stepping" once it does so."""
+    checkpoints, mesh = Checkpoints(folder, 9), training_mesh(1, 8, 1, rows=8)
+    rows = put({"ones": np.ones((8, 2), np.float32)}, mesh)["ones"]
+    add = jax.jit(lambda total, rows: total + rows.sum(), out_shardings=batch_sharding(mesh))
     with hosts.listening() as stop:
+        total = rows
         for number in range(1, 1_000_000):
-            state, _ = run.step(state, number)
+            total = add(total, rows)
+            total.block_until_ready()
             if number == 1:
                 print("stepping", flush=True)
             if stop(number):
+                state = State(step=np.int32(number), params={"total": total}, opt_state={})
                 checkpoints.save(number, state)
                 checkpoints.close()
                 raise Stopped(f"stopped by SIGTERM; step {number} is saved")
+
+
+def apart(folder: str) -> None:
+    """Opens checkpoints in a folder of this process alone."""
+    Checkpoints(f"{folder}/{jax.process_index()}", 2)
 
 
 def start(deed: str, *arguments: object, count: int = 2, **env: str) -> list[subprocess.Popen[str]]:
@@ -126,7 +135,8 @@ def start_one(
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
         hosts.TIMEOUT: "60",
         "TF_CPP_MIN_LOG_LEVEL": "2",
-        "PYTHONUNBUFFERED": "1",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     return subprocess.Popen(
         [sys.executable, __file__, deed, *map(str, arguments)],
@@ -139,9 +149,10 @@ def start_one(
 
 def main(deed: str, *arguments: str) -> int:
     """Joins the others and does the deed; returns the exit status that `mcr` would."""
+    deeds = {made.__name__: made for made in (go_on, until_stopped, apart)}
     try:
-        hosts.join()
-        {"go_on": go_on, "until_stopped": until_stopped}[deed](*arguments)
+        with hosts.together():
+            deeds[deed](*arguments)
     except McrError as error:
         print(error, file=sys.stderr)
         return 75 if isinstance(error, Stopped) else 1
