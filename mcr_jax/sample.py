@@ -86,7 +86,9 @@ def _model(
         origin = shape.folder or f"drawn from seed {config.seed}"
         return store.untrained(shape, config.seed), origin
     if name == TRAINED:
-        model, step = store.trained(workdir.checkpoints, shape)
+        checkpoints = config.train.checkpoints or workdir.checkpoints
+        which = config.sample.checkpoint
+        model, step = store.trained(checkpoints, shape, which=which, seed=config.seed)
         return model, f"checkpoint of step {step}"
     raise UsageError(f"config.sample.models names {name!r}; there are {UNTRAINED} and {TRAINED}")
 

@@ -11,9 +11,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mcr_jax.errors import McrError
+
+if TYPE_CHECKING:
+    from etils import epath
 
 _RECORDED_PACKAGES = (
     *("mcr-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets"),
@@ -22,11 +25,17 @@ _RECORDED_PACKAGES = (
 
 
 class Workdir:
-    """Names the artifacts of one experiment and writes the small ones whole or not at all."""
+    """Names the artifacts of one experiment and writes the small ones whole or not at all.
 
-    def __init__(self, path: str | Path):
+    Attributes:
+      path: of the folder.
+      writes: False for all but one of several processes that work in it together, or each in one of
+        its host: these read what is there, and what they would write is left out.
+    """
+
+    def __init__(self, path: str | Path, writes: bool = True):
         """Opens `path`, creating it. Raises McrError where that cannot be."""
-        self.path = Path(path)
+        self.path, self.writes = Path(path), writes
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             os.listdir(self.path)
@@ -46,11 +55,13 @@ class Workdir:
 
     def write_text(self, path: Path, text: str) -> None:
         """Writes `path` atomically: readers see the old file or the whole new one."""
-        write_text(path, text)
+        if self.writes:
+            write_text(path, text)
 
     def write_json(self, path: Path, value: Any) -> None:
         """Writes `value` as indented JSON with sorted keys, atomically."""
-        write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+        self.write_text(path, text + "\n")
 
     def read_json(self, path: Path) -> Any:
         """Reads a JSON artifact. Raises McrError if it is missing or broken."""
@@ -58,6 +69,8 @@ class Workdir:
 
     def note(self, section: str, facts: Mapping[str, Any]) -> None:
         """Records `facts` under `section` of manifest.json, with versions and git state."""
+        if not self.writes:
+            return
         manifest = read_json(self.manifest) if self.manifest.exists() else {}
         manifest["environment"] = environment()
         if manifest.get(section) != dict(facts):
@@ -68,8 +81,13 @@ class Workdir:
     def locked(self) -> Iterator[None]:
         """Holds the workdir against a second `mcr` that would write it at the same time.
 
+        Processes that leave the writing to another leave that to it, too.
+
         Raises McrError if it is held already or cannot be written.
         """
+        if not self.writes:
+            yield
+            return
         try:
             lock = open(self.path / ".lock", "w")  # noqa: SIM115 - closed below
         except OSError as error:
@@ -80,6 +98,13 @@ class Workdir:
             except OSError as error:
                 raise McrError(f"{self.path}: another mcr is at work in this workdir") from error
             yield
+
+
+def storage_path(path: str | Path) -> "epath.Path":
+    """A local folder, made absolute, or an address such as gs://BUCKET/RUN as it is."""
+    from etils import epath
+
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).absolute()
 
 
 def write_text(path: Path, text: str) -> None:

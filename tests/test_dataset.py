@@ -2,6 +2,7 @@
 
 import shutil
 
+import grain
 import pytest
 import tensorflow_datasets as tfds
 from pyarrow import parquet
@@ -62,6 +63,23 @@ def test_a_split_that_is_none_and_one_without_cases_are_told_apart(built):
         dataset.load_cases(built, "test")
 
 
+def test_a_source_gives_each_case_when_it_is_asked_for(built):
+    source, loaded = dataset.CaseSource(built, "train"), dataset.load_cases(built, "train")
+    assert len(source) == len(loaded) == 130
+    assert [source[row] for row in (129, 0, 64, -1)] == [loaded[r] for r in (129, 0, 64, -1)]
+    assert source[5:9] == loaded[5:9]
+    assert list(source) == loaded
+    for beyond in (130, -131):
+        with pytest.raises(IndexError):
+            source[beyond]
+
+
+def test_threads_that_read_a_source_ahead_give_its_cases_in_order(built):
+    source = dataset.CaseSource(built, "train")
+    read = grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(4, 16))
+    assert list(read) == dataset.load_cases(built, "train")
+
+
 def test_a_missing_dataset_says_to_build_it(tmp_path):
     for read in (dataset.dataset_fingerprint, lambda where: dataset.load_cases(where, "train")):
         with pytest.raises(dataset.MissingDatasetError, match="run `mcr build"):
@@ -103,6 +121,20 @@ def test_a_changed_example_is_found_out(copy):
         parquet.write_table(table.from_pylist(rows, table.schema), shard)
         with pytest.raises(errors.McrError, match=r"split val of .* cannot be read"):
             dataset.load_cases(data_dir, "val")
+
+
+def test_a_changed_row_is_named_when_it_is_read_and_the_others_are_not_touched(copy):
+    data_dir, files = copy
+    (shard,) = files.glob("*val*")
+    table = parquet.read_table(shard)
+    rows = table.to_pylist()
+    rows[1] = {"data": rows[1]["data"].replace(b"Patient", b"PATIENT")}
+    parquet.write_table(table.from_pylist(rows, table.schema), shard)
+    source = dataset.CaseSource(data_dir, "val")
+    with pytest.raises(errors.McrError, match=r"^split val of .*, row 2, cannot be read") as caught:
+        source[1]
+    assert len(str(caught.value).splitlines()) == 1
+    assert {source[0].split, source[2].split} == {"val"}
 
 
 def test_a_dataset_of_the_name_that_is_not_ours_is_refused(copy):

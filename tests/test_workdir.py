@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcr_jax.errors import McrError
-from mcr_jax.workdir import Workdir, digest, read_json
+from mcr_jax.workdir import Workdir, digest, read_json, storage_path
 
 plain = st.recursive(
     st.none()
@@ -92,6 +93,25 @@ def test_notes_of_all_sections_are_kept_and_the_newest_of_a_section_counts(workd
     assert manifest["data"] == {"cases": 4}
     assert manifest["train"] == {"step": 6}
     assert {"jax", "numpy"} <= manifest["environment"]["packages"].keys()
+
+
+def test_one_that_does_not_write_leaves_nothing_reads_and_holds_nothing_up(workdir):
+    workdir.note("train", {"step": 6})
+    other = Workdir(workdir.path, writes=False)
+    before = {path: path.read_bytes() for path in workdir.path.iterdir()}
+    with workdir.locked(), other.locked():
+        other.note("train", {"step": 7})
+        other.write_text(other.report, "<p>")
+        other.write_json(other.manifest, {})
+        assert other.read_json(other.manifest)["train"] == {"step": 6}
+    assert {p: p.read_bytes() for p in workdir.path.iterdir() if p.name != ".lock"} == before
+
+
+def test_a_storage_path_is_an_absolute_folder_or_the_address_as_it_is(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for local in ("runs/one", pathlib.Path("runs/one"), tmp_path / "runs" / "one"):
+        assert str(storage_path(local)) == str(tmp_path / "runs" / "one")
+    assert str(storage_path("gs://bucket/run/one") / "3") == "gs://bucket/run/one/3"
 
 
 def test_a_second_holder_of_the_lock_is_refused_until_the_first_lets_go(workdir):

@@ -17,7 +17,7 @@ from mcr_jax import console, prompts
 from mcr_jax.cases import SPLITS, Case
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import UsageError
-from mcr_jax.workdir import Workdir, digest
+from mcr_jax.workdir import Workdir, digest, storage_path
 
 if TYPE_CHECKING:
     from mcr_jax.data.tokenizer import Tokenizer
@@ -62,8 +62,11 @@ class Experiment:
             yield
 
     @classmethod
-    def open(cls, flags: Flags, judge: str = "") -> "Experiment":
-        """From --config and --workdir; `judge` replaces config.judge.name unless empty."""
+    def open(cls, flags: Flags, judge: str = "", writes: bool = True) -> "Experiment":
+        """From --config and --workdir; `judge` replaces config.judge.name unless empty.
+
+        Of several processes that work together one `writes`.
+        """
         console.show_log()
         path = flags.values["workdir"].value
         if not path:
@@ -74,7 +77,12 @@ class Experiment:
         if judge:
             with config.unlocked():
                 config.judge.name = judge
-        return cls(config, Workdir(path))
+        return cls(config, Workdir(path, writes))
+
+    @property
+    def checkpoints(self) -> str | Path:
+        """The folder or the address of the checkpoints."""
+        return self.config.train.checkpoints or self.workdir.checkpoints
 
     @property
     def data_dir(self) -> Path | str | None:
@@ -99,6 +107,8 @@ class Experiment:
         if not (self.workdir.tokenizer / FILE).exists():
             texts = training_texts(self.cases("train"), self.prompt)
             made = Tokenizer.train(texts, self.config.tokenizer.vocab_size)
+            if not self.workdir.writes:  # the process that does learns the same
+                return made
             made.save(self.workdir.tokenizer)
             console.say(f"tokenizer: {made.vocab_size} pieces learned from the train split")
         return Tokenizer.load(self.workdir.tokenizer)
@@ -107,7 +117,7 @@ class Experiment:
     def shape(self) -> "DecoderConfig":
         """The decoder's shape. Raises UsageError if config.model cannot be."""
         from mcr_jax.model import hf_config
-        from mcr_jax.model.config import DecoderConfig, Rope
+        from mcr_jax.model.config import DecoderConfig, LoraConfig, Rope
 
         tokenizer, sizes = self.tokenizer, self.config.model.to_dict()
         folder, dtype, ignore = (sizes.pop(name) for name in ("folder", "dtype", "ignore"))
@@ -115,16 +125,13 @@ class Experiment:
         # What no folder decides.
         ours = {"attention": self.config.attention, "remat": self.config.train.remat}
         ours["dtype"] = dtype
-        if folder:
-            shape = dataclasses.replace(hf_config.read(folder, ignore), **ours)
-            # Tokenizers may know more ids than the model, for what is no text, but not these:
-            if beyond := [i for i in tokenizer.eos_ids if i >= shape.vocab_size]:
-                raise UsageError(
-                    f"the tokenizer ends an answer with id {beyond[0]}, and the model in {folder} "
-                    f"has {shape.vocab_size} ids"
-                )
-            return shape
         try:
+            lora = self.config.lora.to_dict()
+            ours["lora"] = LoraConfig(**lora) if lora["rank"] else None
+            if folder:
+                shape = dataclasses.replace(hf_config.read(folder, ignore), **ours)
+                self._refuse_beyond(shape)
+                return shape
             rope = Rope(theta=sizes.pop("rope_theta"))
             scale = sizes["width"] ** 0.5  # a table drawn at width^-0.5 gives vectors of unit size
             return DecoderConfig(
@@ -132,6 +139,14 @@ class Experiment:
             )
         except ValueError as error:
             raise UsageError(f"config: {error}") from error
+
+    def _refuse_beyond(self, shape: "DecoderConfig") -> None:
+        """Tokenizers may know more ids than the model, for what is no text, but not all may be."""
+        if beyond := [i for i in self.tokenizer.eos_ids if i >= shape.vocab_size]:
+            raise UsageError(
+                f"the tokenizer ends an answer with id {beyond[0]}, and the model in "
+                f"{self.config.model.folder} has {shape.vocab_size} ids"
+            )
 
     @functools.cache  # noqa: B019 - one experiment per process
     def cases(self, split: str) -> Sequence[Case]:
@@ -222,7 +237,7 @@ class Experiment:
             "prompts": {name: self._prompt_digest(name) for name in prompts.names()},
             "dataset": dataset,
             "model.folder": self.config.model.folder and self._folder_digest(),
-            "step": newest_step(self.workdir.checkpoints),
+            "step": newest_step(self.checkpoints),
             "ledger_rows": rows,
             **{path.name: _file_digest(path) for path in outputs},
         }
@@ -251,9 +266,21 @@ def devices() -> dict[str, Any]:
     return {"devices": f"{len(kinds)} x {kinds[0]}", "platform": jax.default_backend()}
 
 
-def newest_step(checkpoints: Path) -> int | None:
-    """The step of the newest whole checkpoint, told from the folder alone."""
-    steps = [int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()]
+def newest_step(checkpoints: str | Path) -> int | None:
+    """The step of the newest whole checkpoint, told from the names there alone."""
+    if "://" in str(checkpoints):
+        return _newest_stored(str(checkpoints))
+    steps = [int(path.name) for path in Path(checkpoints).glob("*") if path.name.isdecimal()]
+    return max(steps, default=None)
+
+
+def _newest_stored(address: str) -> int | None:
+    """As `newest_step`. A store cannot rename what is whole into its place: orbax marks it."""
+    from mcr_jax.model.store import storage_errors
+
+    with storage_errors(address, "look for"):
+        named = [path for path in storage_path(address).glob("*") if path.name.isdecimal()]
+        steps = [int(path.name) for path in named if (path / "commit_success.txt").exists()]
     return max(steps, default=None)
 
 

@@ -4,28 +4,62 @@ from collections.abc import Sequence
 from typing import Any
 
 from mcr_jax import console
-from mcr_jax.cli.experiment import Experiment, devices, run_stage
+from mcr_jax.cli.experiment import Experiment, devices
+from mcr_jax.cli.flags import Flags
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr train --config=FILE.py --workdir=DIR`."""
-    run_stage("train", __doc__, argv, run)
+    """`mcr train --config=FILE.py --workdir=DIR`, on all hosts of a job alike."""
+    flags = Flags("train", __doc__)
+    flags.experiment()
+    flags.string("plan", "", "trains nothing: what it would take on devices such as '8 x v5e'")
+    flags.string("profile", "", "steps to trace into WORKDIR/tb: FIRST[:COUNT]; also on SIGUSR1")
+    if not flags.parse(["--plan=?" if argument == "--plan" else argument for argument in argv]):
+        return
+    if wanted := flags.values["plan"].value:
+        from mcr_jax.cli import _plan
+
+        config = flags.config()
+        _plan.run(config, _plan.shape_of(config), wanted)
+        return
+    from mcr_jax.train import hosts
+    from mcr_jax.train.profile import steps
+
+    profile = steps(text) if (text := flags.values["profile"].value) else range(0)
+    with hosts.together():
+        experiment = Experiment.open(flags, writes=hosts.writes())
+        with experiment.working():
+            run(experiment, profile)
 
 
-def run(experiment: Experiment) -> None:
-    """Trains, or says that nothing is left to train."""
+def run(experiment: Experiment, profile: range = range(0)) -> None:
+    """Trains, or says that nothing is left to train; traces the steps of `profile`."""
     from mcr_jax.train.loop import train
 
     e = experiment
     made_from = _inputs(e)
     cases = {"train": e.cases("train"), "val": e.cases("val") if e.has_split("val") else ()}
-    trained = train(e.workdir, e.config, e.shape, cases, e.tokenizer, e.prompt)
-    e.workdir.note("train", {**made_from, "step": trained.step, **devices()})
+    trained = train(e.workdir, e.config, e.shape, cases, e.tokenizer, e.prompt, profile=profile)
+    done = {"step": trained.step, "dropped": [name for name, _ in trained.dropped]}
+    e.workdir.note("train", {**made_from, **done, **devices()})
+    ended = ", where the validation loss no longer fell" if trained.early else ""
     if trained.resumed == trained.step:
-        console.say(f"train: nothing to do, the checkpoint stands at step {trained.step}")
-    else:
-        since = f", resumed from step {trained.resumed}" if trained.resumed else ""
-        console.say(f"train: step {trained.step}{since}")
+        console.say(f"train: nothing to do, the checkpoint stands at step {trained.step}{ended}")
+        return
+    since = f", resumed from step {trained.resumed}" if trained.resumed else ""
+    console.say(f"train: step {trained.step}{since}{ended}")
+    if trained.rates:
+        console.say(f"  {_told(trained.rates)}")
+
+
+def _told(rates: dict[str, float]) -> str:
+    from mcr_jax.train.flops import CONVENTION
+
+    told = [f"{rates['tokens_per_second']:,.0f} tokens/s"]
+    if "mfu" in rates:
+        told.append(f"MFU {rates['mfu']:.3f} ({CONVENTION})")
+    told.append(f"goodput {rates['goodput']:.2f}")
+    return ", ".join([*told, f"waited for data {rates['data_wait']:.1%}"])
 
 
 def _inputs(e: Experiment) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """The prepared TFDS dataset, read back as cases.
 
-In: a data_dir that `mcr build` has filled. Out: `Case` objects, or the fingerprint of the source.
+In: a data_dir that `mcr build` has filled. Out: `Case` objects, all at once or as they are asked
+for, or the fingerprint of the source.
 TensorFlow is not needed and not imported.
 """
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
 
 import pyarrow as pa
 import tensorflow_datasets as tfds
@@ -57,39 +59,65 @@ def open_builder(data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder
         ) from error
 
 
-def load_cases(data_dir: str | os.PathLike | None, split: str) -> list[cases_lib.Case]:
-    """Reads the cases of one split, in the order of the dataset: the same on every machine.
+class CaseSource(Sequence[cases_lib.Case]):
+    """The cases of one split in the order of the dataset, the same on every machine.
 
-    Args:
-      data_dir: Folder that `mcr build` wrote to; None for TFDS's default.
-      split: "train", "val" or "test".
+    Each is made, and checked against its fingerprint, when it is asked for.
+    """
+
+    def __init__(self, data_dir: str | os.PathLike | None, split: str):
+        """Opens a split.
+
+        Args:
+          data_dir: Folder that `mcr build` wrote to; None for TFDS's default.
+          split: "train", "val" or "test".
+
+        Raises:
+          UsageError: `split` is none of these.
+          MissingDatasetError: The dataset is missing, or a file of it is missing or damaged.
+          McrError: The dataset cannot be read, or holds no cases of the split.
+        """
+        if split not in cases_lib.SPLITS:
+            raise errors.UsageError(f"split {split!r} is not one of {', '.join(cases_lib.SPLITS)}")
+        builder = open_builder(data_dir)
+        _fingerprint_of(builder)  # raises for a dataset of this name that is not ours
+        if split not in builder.info.splits:
+            raise errors.McrError(f"split {split} of {builder.data_dir} holds no cases")
+        if damaged := damaged_files(builder):
+            raise MissingDatasetError(f"{damaged[0]} is missing or damaged: {_HOW}")
+        self._name = f"split {split} of {builder.data_dir}"
+        with _reading(self._name):
+            self._source = builder.as_data_source(split)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @overload
+    def __getitem__(self, row: int) -> cases_lib.Case: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[cases_lib.Case]: ...
+
+    def __getitem__(self, row):
+        """One case, or those of a slice.
+
+        Raises:
+          McrError: A row cannot be read, or differs from its fingerprint; rows count from 1.
+        """
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        index = range(len(self))[row]
+        with _reading(f"{self._name}, row {index + 1},"):
+            return _as_case(self._source[index])
+
+
+def load_cases(data_dir: str | os.PathLike | None, split: str) -> list[cases_lib.Case]:
+    """All cases of one split, read now: `CaseSource` says of which, in what order, and what fails.
 
     Raises:
-      UsageError: `split` is none of these.
-      MissingDatasetError: The dataset is missing, or a file of it is missing or damaged.
-      McrError: The dataset cannot be read, or holds no cases of the split.
+      UsageError, McrError: As `CaseSource` and its rows.
     """
-    if split not in cases_lib.SPLITS:
-        raise errors.UsageError(f"split {split!r} is not one of {', '.join(cases_lib.SPLITS)}")
-    builder = open_builder(data_dir)
-    _fingerprint_of(builder)  # raises for a dataset of this name that is not ours
-    if split not in builder.info.splits:
-        raise errors.McrError(f"split {split} of {builder.data_dir} holds no cases")
-    if damaged := damaged_files(builder):
-        raise MissingDatasetError(f"{damaged[0]} is missing or damaged: {_HOW}")
-    try:
-        return [_as_case(example) for example in builder.as_data_source(split)]
-    except (
-        errors.McrError,  # of a Case
-        message.DecodeError,
-        pa.ArrowException,
-        ValueError,
-        OSError,
-    ) as error:
-        raise errors.McrError(
-            f"split {split} of {builder.data_dir} cannot be read ({_first_line(error)}): "
-            f"{_HOW} --overwrite"
-        ) from error
+    return list(CaseSource(data_dir, split))
 
 
 def dataset_fingerprint(data_dir: str | os.PathLike | None) -> str:
@@ -135,6 +163,23 @@ def _as_case(example: Mapping[str, Any]) -> cases_lib.Case:
     if case.fingerprint != example["fingerprint"].decode():
         raise ValueError(f"case {case.pmcid} differs from its fingerprint")
     return case
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turns what a damaged dataset raises into one line that begins with `what`."""
+    try:
+        yield
+    except (
+        errors.McrError,  # of a Case
+        message.DecodeError,
+        pa.ArrowException,
+        ValueError,
+        OSError,
+    ) as error:
+        raise errors.McrError(
+            f"{what} cannot be read ({_first_line(error)}): {_HOW} --overwrite"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 from mcr_jax import completion
 from mcr_jax.cases import Case
 from mcr_jax.data.tokenizer import Tokenizer
-from mcr_jax.errors import McrError
 from mcr_jax.prompts import Prompt
 
 
@@ -32,6 +31,11 @@ def prompt_messages(case: Case, prompt: Prompt) -> tuple[Mapping[str, str], ...]
     return ({"role": "user", "content": prompt.render(case_prompt=case.case_prompt)},)
 
 
+def conversation(case: Case, prompt: Prompt) -> tuple[Mapping[str, str], ...]:
+    """The question and the answer that is to be learned."""
+    return (*prompt_messages(case, prompt), {"role": "assistant", "content": _target(case)})
+
+
 def enumerated_trace(case: Case) -> str:
     """The clinician's statements as published, one a line: the target while nothing is stitched."""
     return "\n".join(case.statements)
@@ -40,40 +44,18 @@ def enumerated_trace(case: Case) -> str:
 def training_texts(cases: Sequence[Case], prompt: Prompt) -> Iterator[str]:
     """Everything a model reads or writes in training: what a tokenizer is fitted on."""
     for case in cases:
-        yield prompt_messages(case, prompt)[0]["content"]
-        yield _target(case)
+        for turn in conversation(case, prompt):
+            yield turn["content"]
 
 
 def example(case: Case, prompt: Prompt, tokenizer: Tokenizer) -> Example:
     """Tokenizes prompt and target together, once."""
-    turn = {"role": "assistant", "content": _target(case)}
-    encoded = tokenizer.encode_conversation((*prompt_messages(case, prompt), turn))
+    encoded = tokenizer.encode_conversation(conversation(case, prompt))
     return Example(
         fingerprint=case.fingerprint,
         ids=np.asarray(encoded.ids, np.int32),
         trained=np.asarray(encoded.trained, bool),
     )
-
-
-def examples(
-    cases: Sequence[Case], prompt: Prompt, tokenizer: Tokenizer, row_tokens: int
-) -> tuple[list[Example], int]:
-    """Tokenizes `cases` and sets aside those that do not fit a row whole.
-
-    Returns:
-      The examples of at most `row_tokens` tokens, and how many were longer.
-
-    Raises:
-      McrError: none fits.
-    """
-    made = [example(case, prompt, tokenizer) for case in cases]
-    fitting = [e for e in made if len(e.ids) <= row_tokens]
-    if not fitting:
-        shortest = min((len(e.ids) for e in made), default=0)
-        raise McrError(
-            f"no example fits train.row_tokens={row_tokens}; the shortest has {shortest} tokens"
-        )
-    return fitting, len(made) - len(fitting)
 
 
 def _target(case: Case) -> str:

@@ -1,10 +1,12 @@
 """The device mesh and how parameters lie on it: one short table of name rules."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -29,8 +31,12 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) -> Mesh:
     """Lays `devices` (default: all) out as (data, fsdp, tensor); one size may be -1 for the rest.
 
+    CPUs and GPUs keep their order, which is that of the processes. TPUs that are neighbours in the
+    mesh are neighbours in the machine, and its slices are along data, or else along fsdp.
+
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or TPU slices do not divide
+        them.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -42,7 +48,9 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) ->
             f"config.mesh {data} x {fsdp} x {tensor} (data, fsdp, tensor) does not fit "
             f"{len(devices)} devices; use -1 for one of them"
         )
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    tpus = devices[0].platform == "tpu" and len(devices) > 1
+    laid_out = _by_topology(devices, sizes) if tpus else np.asarray(devices).reshape(sizes)
+    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def one_device() -> Mesh:
@@ -70,6 +78,25 @@ def abstract(tree: Any, placed: Any) -> Any:
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
         placed,
+    )
+
+
+def _by_topology(devices: Sequence[jax.Device], sizes: Sequence[int]) -> np.ndarray:
+    """TPUs as an array of shape `sizes`, with the slowest network between the slices."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    data, fsdp, tensor = sizes
+    if data % slices == 0:
+        inside, between = (data // slices, fsdp, tensor), (slices, 1, 1)
+    elif fsdp % slices == 0:
+        inside, between = (data, fsdp // slices, tensor), (1, slices, 1)
+    else:
+        raise ValueError(
+            f"config.mesh: neither data={data} nor fsdp={fsdp} is a multiple of the {slices} slices"
+        )
+    if slices == 1:
+        return mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, between, devices, allow_split_physical_axes=True
     )
 
 

@@ -1,7 +1,7 @@
 """The decoders of an experiment: the one it starts from, and the one of its newest checkpoint.
 
-A checkpoint has two items: `params`, the decoder's parameters as a nested dict, and `rest`, what
-only training needs.
+A checkpoint has two items: `params`, the decoder's parameters as a nested dict or its adapters
+where these alone were trained, and `rest`, what only training needs.
 """
 
 import contextlib
@@ -18,11 +18,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mcr_jax.errors import McrError
-from mcr_jax.model import hf
-from mcr_jax.model.blueprint import blueprint, initial_params
+from mcr_jax.model import hf, lora
+from mcr_jax.model.blueprint import blueprint, initial_params, parts
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.decoder import Decoder
 from mcr_jax.model.sharding import abstract, one_device, shardings
+from mcr_jax.workdir import storage_path
 
 
 def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
@@ -47,26 +48,83 @@ def untrained(config: DecoderConfig, seed: int, mesh: Mesh | None = None) -> Dec
     return nnx.merge(blueprint(config)[0], starting_params(config, seed, mesh or one_device()))
 
 
-def trained(folder: Path, config: DecoderConfig, mesh: Mesh | None = None) -> tuple[Decoder, int]:
-    """The decoder of the newest checkpoint in `folder`, and its step, on `mesh` or one device.
+def trained(
+    folder: str | Path,
+    config: DecoderConfig,
+    mesh: Mesh | None = None,
+    which: str = "newest",
+    seed: int = 0,
+) -> tuple[Decoder, int]:
+    """The decoder of a checkpoint, and its step, on `mesh` or one device.
+
+    Where adapters were trained they are merged into the weights.
+
+    Args:
+      folder: of the checkpoints, or an address such as gs://BUCKET/RUN.
+      config: of the decoder that was trained.
+      mesh: to lay the parameters on.
+      which: "newest", or "best", that of the lowest validation loss.
+      seed: of the run; what adapters stand on follows from it where config.folder is "".
 
     Raises:
       McrError: there is none, or it is damaged or of another shape.
     """
+    if config.lora:
+        model, step = adapted(folder, config, mesh, which, seed)
+        return lora.merge(model), step
     graph, shapes = blueprint(config)
-    like = abstract(shapes, shardings(mesh or one_device(), shapes))
+    params, step = _restored(folder, shapes, mesh or one_device(), which)
+    return nnx.merge(graph, params), step
+
+
+def adapted(
+    folder: str | Path,
+    config: DecoderConfig,
+    mesh: Mesh | None = None,
+    which: str = "newest",
+    seed: int = 0,
+) -> tuple[Decoder, int]:
+    """As `trained`, where adapters were trained, with them beside the weights."""
+    mesh = mesh or one_device()
+    graph, shapes = blueprint(config)
+    adapters, step = _restored(folder, parts(shapes)[0], mesh, which)
+    return nnx.merge(graph, starting_params(config, seed, mesh), adapters), step
+
+
+def _restored(folder: str | Path, shapes: Any, mesh: Mesh, which: str) -> tuple[Any, int]:
+    """The parameters in a checkpoint, and its step."""
+    like = abstract(shapes, shardings(mesh, shapes))
+    options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
     with (
         storage_errors(folder, "read"),
-        ocp.CheckpointManager(
-            folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)
-        ) as manager,
+        ocp.CheckpointManager(storage_path(folder), options=options) as manager,
     ):
-        step = manager.latest_step()
-        if step is None:
-            raise McrError(f"{folder}: no checkpoint here; run `mcr train` first")
+        step = _step(manager, folder, which)
         args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
-        params = manager.restore(step, args=args)["params"]
-    return nnx.merge(graph, params), step
+        try:
+            with storage_errors(folder, "read"):
+                return manager.restore(step, args=args)["params"], step
+        except McrError as error:
+            raise McrError(
+                f"{error}; if it is damaged, rename the folder {step} there and run `mcr train` "
+                "again, which goes on from the checkpoint before"
+            ) from error
+
+
+def _step(manager: ocp.CheckpointManager, folder: str | Path, which: str) -> int:
+    steps = manager.all_steps()
+    if not steps:
+        raise McrError(f"{folder}: no checkpoint here; run `mcr train` first")
+    if which == "newest":
+        return max(steps)
+    found = {step: manager.metrics(step) for step in steps}
+    losses = {step: metrics["val_loss"] for step, metrics in found.items() if metrics}
+    if not losses:
+        raise McrError(
+            f"{folder}: no checkpoint here has a validation loss; train with a val split, "
+            "or set config.sample.checkpoint to newest"
+        )
+    return min(losses, key=lambda step: (losses[step], -step))
 
 
 @contextlib.contextmanager

@@ -95,8 +95,8 @@ def train(
         if not c.epochs and latest >= c.steps:
             return Trained(step=latest, resumed=latest)
         data = _data(workdir, config, shape, cases, tokenizer, prompt)
-        writes = hosts.writes()
-        log = MetricsLog(*((workdir.metrics, workdir.path / "tb") if writes else (None, None)))
+        tb = workdir.path / "tb"
+        log = MetricsLog(workdir.metrics, tb) if workdir.writes else MetricsLog(None)
         early = bool(hosts.agreed(_stale(log.history("val_loss", latest), c.patience)))
         if latest >= data.steps or early:
             return Trained(step=latest, resumed=latest, early=early, dropped=data.dropped)
@@ -104,7 +104,7 @@ def train(
         found, resumed = checkpoints.restore_newest(trainer.like())
         state, frozen = trainer.init() if found is None else found, trainer.frozen()
         log.go_on(resumed)
-        profiler = Profiler(workdir.path / "tb", profile)
+        profiler = Profiler(tb, profile)
         run = _Run(config, data, trainer, checkpoints, log, meter, Watch(workdir, shape.vocab_size))
         # Kernels that XLA cannot partition ask for the mesh.
         with jax.set_mesh(trainer.mesh), profiler.listening():

@@ -1,6 +1,7 @@
 """Decoders come from a seed or from a checkpoint, and faults of storage are one line."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -59,6 +60,34 @@ def test_a_checkpoint_gives_the_decoder_back(saved, tiny_shape):
     jax.tree.map(np.testing.assert_array_equal, params_of(restored), params_of(model))
     tokens = np.arange(6)[None]
     np.testing.assert_array_equal(restored(tokens), model(tokens))
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(tiny_shape, tmp_path):
+    checkpoints = Checkpoints(tmp_path, 1, keep_best=1)
+    for step, loss in ((1, 0.7), (2, 0.5), (3, 0.6)):
+        params = params_of(store.untrained(tiny_shape, step))
+        checkpoints.save(step, State(jax.numpy.int32(step), params, opt_state={}), loss)
+    checkpoints.close()
+    for which, step in (("newest", 3), ("best", 2)):
+        found, at = store.trained(tmp_path, tiny_shape, which=which)
+        assert at == step
+        expected = params_of(store.untrained(tiny_shape, step))
+        jax.tree.map(np.testing.assert_array_equal, params_of(found), expected)
+
+
+def test_without_a_validation_loss_no_checkpoint_is_the_best(saved, tiny_shape):
+    with pytest.raises(McrError, match="no checkpoint here has a validation loss") as refused:
+        store.trained(saved[0], tiny_shape, which="best")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_damaged_checkpoint_says_how_to_go_on(saved, tiny_shape, tmp_path):
+    folder = shutil.copytree(saved[0], tmp_path / "damaged")
+    for file in (folder / "4" / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(McrError, match="rename the folder 4 there and run `mcr train` again"):
+        store.trained(folder, tiny_shape)
 
 
 def test_no_checkpoint_is_one_line(tiny_shape, tmp_path):

@@ -142,6 +142,70 @@ def test_a_checkpoint_of_another_shape_is_one_line(saved):
     checkpoints.close()
 
 
+def kept(folder) -> list[int]:
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Checkpoints 1 to 7, the newest and the best two of them kept; 2, 3, 5 and 6 were measured."""
+    folder = tmp_path_factory.mktemp("measured") / "checkpoints"
+    checkpoints = Checkpoints(folder, 1, keep_best=2)
+    assert checkpoints.best is None
+    losses = {2: 0.5, 3: 0.9, 5: 0.7, 6: float("nan")}
+    for step in range(1, 8):
+        checkpoints.save(step, state(step, size=4), losses.get(step))
+        checkpoints.wait()
+        assert checkpoints.best == (2 if step >= 2 else None)
+    checkpoints.close()
+    return folder
+
+
+def test_the_newest_and_the_best_are_kept(measured):
+    assert kept(measured) == [2, 5, 7]
+
+
+def test_the_best_are_known_and_kept_when_opened_again(measured, tmp_path):
+    folder = shutil.copytree(measured, tmp_path / "again")
+    checkpoints = Checkpoints(folder, 1, keep_best=2)
+    assert (checkpoints.latest, checkpoints.best) == (7, 2)
+    checkpoints.save(8, state(8, size=4), 0.6)
+    checkpoints.close()
+    assert kept(folder) == [2, 8]  # the newest is among the best two
+    assert same(checkpoints.restore(2, like(state(2, size=4))), state(2, size=4))
+
+
+def test_of_equal_losses_the_newest_is_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 1, keep_best=1)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(step, size=4), 0.5 if step < 3 else None)
+    checkpoints.close()
+    assert checkpoints.best == 2 and kept(tmp_path) == [2, 3]
+
+
+def test_an_unreadable_loss_costs_only_that_it_is_known(measured, tmp_path, capsys):
+    folder = shutil.copytree(measured, tmp_path / "damaged")
+    for file in (folder / "2" / "metrics").iterdir():
+        file.write_bytes(file.read_bytes()[:5])
+    checkpoints = Checkpoints(folder, 1, keep_best=2)
+    assert "the val_loss of step 2 counts as not measured" in capsys.readouterr().out
+    assert (checkpoints.latest, checkpoints.best) == (7, 5)
+    assert same(checkpoints.restore(2, like(state(2, size=4))), state(2, size=4))
+    checkpoints.close()
+
+
+def test_parameters_may_be_any_tree_such_as_adapters_alone(tmp_path):
+    adapters = {"layers": {"q_lora_a": jnp.ones((2, 16, 4)), "q_lora_b": jnp.zeros((2, 4, 8))}}
+    made = State(step=jnp.int32(1), params=adapters, opt_state=({"mu": adapters}, ()))
+    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints.save(1, made)
+    checkpoints.wait()
+    found, step = checkpoints.restore_newest(like(made))
+    checkpoints.close()
+    assert step == 1 and same(found, made)
+    assert jax.tree.structure(found) == jax.tree.structure(made)
+
+
 def test_a_step_that_is_not_there_is_one_line(saved):
     checkpoints = Checkpoints(saved, 2)
     assert str(saved) in refusal(lambda: checkpoints.restore(7, like(state(3))))

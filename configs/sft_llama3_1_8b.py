@@ -1,0 +1,29 @@
+"""Fine-tunes Llama-3.1-8B-Instruct on MedCaseReasoning.
+
+    mcr build --source=MedCaseReasoning
+    mcr train --config=configs/sft_llama3_1_8b.py --config.model.folder=DIR --workdir=runs/l8b
+    mcr eval --workdir=runs/l8b
+
+With `:lora` after `.py` adapters of rank 32 are trained beside frozen weights. DIR is a snapshot of
+the model's repository, meta-llama/Llama-3.1-8B-Instruct, and MedCaseReasoning one of the data's:
+nothing is downloaded. The judge is Gemini and wants GEMINI_API_KEY.
+
+Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
+
+    full   8 x H100       27.6 GB of 80
+    full   16 x v6e       15.8 GB of 32
+    lora   8 x v5e        11.4 GB of 16
+    lora   1 x A100-40GB  21.6 GB of 40   --config.train.accumulate=16
+
+No result is known yet.
+"""
+
+from ml_collections import ConfigDict
+
+from mcr_jax.configs._sft import sft
+
+
+def get_config(arg: str = "full") -> ConfigDict:
+    """Returns the config; `arg` is "full" or "lora"."""
+    name = "SFT of Llama-3.1-8B-Instruct"
+    return sft(arg, name=name, shape="llama3_1_8b", rate=1e-5, lora_rate=2e-4)

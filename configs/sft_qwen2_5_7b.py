@@ -1,0 +1,29 @@
+"""Fine-tunes Qwen2.5-7B-Instruct on MedCaseReasoning.
+
+    mcr build --source=MedCaseReasoning
+    mcr train --config=configs/sft_qwen2_5_7b.py --config.model.folder=DIR --workdir=runs/q7b
+    mcr eval --workdir=runs/q7b
+
+With `:lora` after `.py` adapters of rank 32 are trained beside frozen weights. DIR is a snapshot of
+the model's repository, Qwen/Qwen2.5-7B-Instruct, and MedCaseReasoning one of the data's: nothing is
+downloaded. The judge is Gemini and wants GEMINI_API_KEY.
+
+Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
+
+    full   8 x H100       26.6 GB of 80
+    full   16 x v6e       15.4 GB of 32
+    lora   8 x v5e        11.3 GB of 16
+    lora   1 x A100-40GB  20.7 GB of 40   --config.train.accumulate=16
+
+No result is known yet.
+"""
+
+from ml_collections import ConfigDict
+
+from mcr_jax.configs._sft import sft
+
+
+def get_config(arg: str = "full") -> ConfigDict:
+    """Returns the config; `arg` is "full" or "lora"."""
+    name = "SFT of Qwen2.5-7B-Instruct"
+    return sft(arg, name=name, shape="qwen2_5_7b", rate=1e-5, lora_rate=2e-4)

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The working tree as a tar: tracked and new files, nothing that git ignores. Where there is no git,
+# all but environments, builds and runs.
+#
+#   launch/pack.sh OUT.tar.gz
+set -euo pipefail
+# shellcheck source=lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+case ${1-} in
+  --help | -h) usage && exit ;;
+  -* | '') wrong "which file to write? --help tells the rest" ;;
+esac
+mkdir -p "$(dirname "$1")"
+out=$(cd "$(dirname "$1")" && pwd)/${1##*/}
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# Two launches may pack at once: each writes its own file, and the rename is atomic.
+new=$(mktemp "$out.XXXXXX")
+trap 'rm -f "$new"' EXIT
+if [[ $(git rev-parse --show-toplevel 2>/dev/null) -ef . ]]; then
+  git ls-files -z --cached --others --exclude-standard |
+    while IFS= read -rd '' file; do
+      [[ ! -e $file && ! -L $file ]] || printf '%s\0' "$file" # deleted, but not yet committed
+    done |
+    tar -czf "$new" --no-recursion --null -T -
+else
+  tar -czf "$new" --exclude='./.venv*' --exclude=./build --exclude=./runs --exclude=__pycache__ .
+fi
+mv "$new" "$out"

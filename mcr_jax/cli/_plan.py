@@ -1,0 +1,174 @@
+"""`mcr train --plan="8 x v5e"`: what a run would need there, as tables; nothing is loaded."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
+
+from mcr_jax.errors import McrError, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mcr_jax.model.config import DecoderConfig
+    from mcr_jax.train.memory import Parameter
+    from mcr_jax.train.plan import Plan
+
+
+def run(config: ConfigDict, shape: "DecoderConfig", text: str) -> None:
+    """Prints the plan of `config` for the devices that `text` names.
+
+    Raises:
+      UsageError: `text` names none that are known, or config.mesh does not fit them.
+      McrError: the run does not fit; the line says what would help.
+    """
+    from rich.console import Console
+
+    from mcr_jax.train.devices import devices
+    from mcr_jax.train.plan import plan
+
+    made = plan(config, shape, devices(text))
+    console = Console()
+    for part in (_heading(config, made), _sharding(made), _memory(config, made), _time(made)):
+        console.print(part, highlight=False)
+        console.print()
+    if made.problem:
+        raise McrError(made.problem)
+
+
+def shape_of(config: ConfigDict) -> "DecoderConfig":
+    """The decoder of config.model: its folder's config.json, a published shape, or the sizes.
+
+    Raises:
+      McrError: the folder cannot be read.
+      UsageError: the shape is unknown, or the sizes cannot be.
+    """
+    from mcr_jax.model import hf_config, published
+    from mcr_jax.model.config import DecoderConfig, Rope
+
+    c = config.model
+    if c.folder:
+        return hf_config.read(c.folder, c.ignore)
+    if c.shape:
+        return published.shape(c.shape)
+    names = ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width", "norm_eps")
+    sizes = {name: c[name] for name in (*names, "qk_norm", "tied")}
+    try:
+        return DecoderConfig(
+            vocab_size=config.tokenizer.vocab_size, rope=Rope(theta=c.rope_theta), **sizes
+        )
+    except ValueError as error:
+        raise UsageError(f"config: {error}") from error
+
+
+def _heading(config: ConfigDict, made: "Plan") -> str:
+    from mcr_jax.train.plan import count
+
+    model = config.model.folder or config.model.shape or "the model of config.model"
+    trained = count(tuple(p for p in made.parameters if p.trained))
+    weights = f"{_large(trained)} parameters, all trained"
+    if frozen := count(made.parameters) - trained:
+        weights = f"{_large(frozen)} parameters, frozen; {_large(trained)} in adapters, trained"
+    mesh = ", ".join(f"{axis} {size}" for axis, size in made.mesh.items())
+    return (
+        f"{config.name or 'plan'}\n"
+        f"{model}: {weights}\n"
+        f"{made.devices}: {made.devices.bytes / 1e9:.0f} GB each; mesh {mesh}"
+    )
+
+
+def _sharding(made: "Plan") -> "Table":
+    table = _table("Parameters by how they are cut", "parameters", "cut over", "a device holds")
+    table.add_column("GB", justify="right", no_wrap=True)
+    for group in _groups(made.parameters):
+        first = group[0]
+        held = sum(_held(one) for one in group)
+        axes = [axis for axis in first.spec if axis and made.mesh[axis] > 1]
+        cut = " ".join(axes) or "whole on each"
+        shards = dict.fromkeys(" x ".join(map(str, one.shard)) for one in group)
+        table.add_row(_names(group), cut, "\n".join(shards), f"{held / 1e9:.3f}")
+    return table
+
+
+def _memory(config: ConfigDict, made: "Plan") -> "Table":
+    from mcr_jax.train.plan import PARTS, USABLE
+
+    c = config.train
+    notes = {
+        "parameters": config.model.dtype,
+        "optimizer": f"means {config.optim.mu_dtype}, squares float32",
+        "gradients": "with float32 sums of the parts" if c.accumulate > 1 else "",
+        "copies": c.compute,
+        "activations": f"remat {c.remat}, {_rows(made.rows)} of {made.row_tokens:,} at a time",
+        "work": "fused attention" if made.fused else "attention with scores in memory",
+    }
+    table = _table("Memory of each device", "what", "how")
+    table.add_column("GB", justify="right", no_wrap=True)
+    for name, label in PARTS.items():
+        value = getattr(made.memory, name)
+        if value >= 1e6:
+            table.add_row(label, notes.get(name, ""), f"{value / 1e9:.2f}")
+    table.add_section()
+    table.add_row("needed", "", f"{made.memory.total / 1e9:.2f}")
+    table.add_row("usable", f"{100 * USABLE:.0f} % of it", f"{made.usable / 1e9:.2f}")
+    return table
+
+
+def _time(made: "Plan") -> "Table":
+    from mcr_jax.train.plan import CASE_TOKENS, CASES, MFU
+
+    table = _table("Time", "what", "how")
+    table.add_column("", justify="right", no_wrap=True)
+    counted = "config.train.steps"
+    if made.epochs:
+        counted = f"{made.epochs:g} epochs of {CASES:,} cases of {CASE_TOKENS} tokens"
+    table.add_row("tokens per step", "places, padding included", f"{made.step_tokens:,}")
+    table.add_row("steps", counted, f"{made.steps:,}")
+    table.add_row("operations per step", "forward and backward", f"{made.flops / 1e15:,.2f} P")
+    if made.hours is None:
+        table.add_row("hours", "no bfloat16 peak is known here", "–")
+    else:
+        low, high = made.hours
+        assumed = f"assuming {100 * MFU[1]:.0f} to {100 * MFU[0]:.0f} % of peak; not measured"
+        table.add_row("hours", assumed, f"{low:.1f} to {high:.1f}")
+    return table
+
+
+def _table(title: str, *columns: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False
+    )
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _groups(parameters: Iterable["Parameter"]) -> Iterator[list["Parameter"]]:
+    """Those that lie alike, in the order of the first of each."""
+    groups: dict[tuple, list[Parameter]] = {}
+    for one in parameters:
+        cut = tuple(one.spec) if any(one.spec) else ()
+        groups.setdefault((cut, one.trained), []).append(one)
+    yield from groups.values()
+
+
+def _names(group: list["Parameter"]) -> str:
+    return ", ".join(one.name.removeprefix("layers.") for one in group)
+
+
+def _held(one: "Parameter") -> int:
+    import numpy as np
+
+    return math.prod(one.shard) * np.dtype(one.dtype).itemsize
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
+
+
+def _large(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"

@@ -1,0 +1,93 @@
+"""The accelerators that a run can be planned for: memory, arithmetic, fast attention."""
+
+import dataclasses
+import os
+import re
+
+from mcr_jax.errors import UsageError
+from mcr_jax.train import flops
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Devices:
+    """What a run is planned for.
+
+    Attributes:
+      kind: as the maker spells it.
+      count: devices as jax counts them; a TPU chip is one.
+      bytes: memory of one device.
+      flops: dense bfloat16 operations per second of one device; None where it has no bfloat16, or
+        nobody promises any.
+      fused_head_dim: the largest head that attention without scores in memory takes there, as in
+        `model.attention`; 0 where there is none.
+      fused_float32: whether that takes float32, too.
+    """
+
+    kind: str
+    count: int
+    bytes: int
+    flops: float | None
+    fused_head_dim: int
+    fused_float32: bool
+
+    def __str__(self) -> str:
+        return f"{self.count} x {self.kind}"
+
+
+_ANY = 1 << 30
+
+# Gigabytes of memory, the name in flops.PEAKS and the largest head of fused attention. Memory is
+# what cloud.google.com/tpu/docs/system-architecture-tpu-vm and NVIDIA's data sheets promise, taken
+# as 10^9 bytes; some devices have the 2^30 that others call a gigabyte, none has less.
+_KINDS = {
+    "v4": (32, "TPU v4", _ANY),
+    "v5e": (16, "TPU v5e", _ANY),
+    "v5p": (95, "TPU v5p", _ANY),
+    "v6e": (32, "TPU v6e", _ANY),
+    "T4": (16, "", 0),
+    "L4": (24, "NVIDIA L4", 128),
+    "L40S": (48, "NVIDIA L40S", 128),
+    "A100-40GB": (40, "NVIDIA A100", 128),
+    "A100-80GB": (80, "NVIDIA A100", 128),
+    "H100": (80, "NVIDIA H100", 256),
+    "H200": (141, "NVIDIA H200", 256),
+    "B200": (192, "NVIDIA B200", 256),
+}
+CPU = "cpu"  # this machine's, its memory shared out among them
+KNOWN = (*_KINDS, CPU)
+
+
+def devices(text: str) -> Devices:
+    """Reads "8 x v5e", "1 x H200", "8xH100" or "4 x A100-80GB".
+
+    Raises:
+      UsageError: it is not of that form, or the kind is unknown.
+    """
+    parts = re.fullmatch(r"\s*(\d+)\s*[x×]\s*(\S.*?)\s*", text, re.IGNORECASE)
+    if not parts or int(parts[1]) < 1:
+        raise UsageError(f"--plan={text!r} is not COUNT x KIND, such as '8 x v5e' or '1 x H200'")
+    count = int(parts[1])
+    kind = {_plain(name): name for name in KNOWN}.get(_plain(parts[2]))
+    if kind is None:
+        raise UsageError(f"--plan={text!r}: {parts[2]!r} is none of {', '.join(KNOWN)}")
+    if kind == CPU:
+        memory, peak, head = _machine() // count, None, 0
+    else:
+        gigabytes, name, head = _KINDS[kind]
+        memory, peak = gigabytes * 10**9, flops.peak(name)
+    return Devices(
+        kind=kind,
+        count=count,
+        bytes=memory,
+        flops=peak,
+        fused_head_dim=head,
+        fused_float32=head == _ANY,
+    )
+
+
+def _plain(kind: str) -> str:
+    return re.sub(r"[\s_-]|gb$", "", kind.lower())
+
+
+def _machine() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,149 @@
+"""Two processes of four devices do what one of eight does, and end together."""
+
+import re
+import shutil
+import signal
+
+import jax
+import numpy as np
+import peers
+import pytest
+
+from mcr_jax.train.checkpoint import Checkpoints
+
+
+def finished(processes) -> list[tuple[int, str, str]]:
+    """Exit status, stdout and stderr of each; no traceback may be seen."""
+    try:
+        ended = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for out, err, _ in ended:
+        assert "Traceback" not in out + err, err
+    return [(status, out, err) for out, err, status in ended]
+
+
+def steps(stdout: str) -> dict[int, dict[str, float]]:
+    """The metrics of each step that a process printed."""
+    lines = re.findall(r"^step (\d+) (.*)$", stdout, re.MULTILINE)
+    return {
+        int(number): {k: float(v) for k, v in (pair.split("=") for pair in values.split())}
+        for number, values in lines
+    }
+
+
+def close(state, other) -> None:
+    """Asserts that two states after steps of Adam differ by rounding only."""
+    gradients, expected = state.opt_state[1], other.opt_state[1]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
+        *(jax.device_get(gradients), jax.device_get(expected)),
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3),
+        *(jax.device_get(state.params), jax.device_get(other.params)),
+    )
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts two processes; what one has compiled the next need not."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+
+    def start(deed, *arguments, **env):
+        return peers.start(deed, *arguments, JAX_COMPILATION_CACHE_DIR=cache, **env)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def one():
+    """What one process of eight devices does: the run, and state and metrics after each step."""
+    run, after = peers.Run(), {}
+    state = run.first()
+    for number in (1, 2, 3):
+        state, metrics = run.step(state, number)
+        after[number] = state, metrics
+    return run, after
+
+
+@pytest.fixture(scope="module")
+def two(start, tmp_path_factory):
+    """The checkpoints of two processes after steps 1 and 2, and what each printed."""
+    folder = tmp_path_factory.mktemp("two")
+    ended = finished(start("go_on", folder, 2))
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    return folder, [out for _, out, _ in ended]
+
+
+def test_two_processes_have_the_loss_and_the_gradients_of_one(one, two):
+    _, after = one
+    _, printed = two
+    assert steps(printed[0]) == steps(printed[1])
+    for number, metrics in steps(printed[0]).items():
+        assert metrics == pytest.approx(after[number][1], rel=1e-5)
+    assert steps(printed[0]).keys() == {1, 2}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_checkpoint_of_two_processes_is_read_by_one(one, two, number):
+    run, after = one
+    checkpoints = Checkpoints(two[0], 9)
+    found = checkpoints.restore(number, run.like)
+    checkpoints.close()
+    close(found, after[number][0])
+
+
+def test_what_one_process_saved_and_only_one_of_two_can_read_costs_both_one_interval(
+    start, one, two, tmp_path
+):
+    _, after = one
+    checkpoints = Checkpoints(tmp_path, 9)
+    checkpoints.save(1, after[1][0])
+    checkpoints.close()
+    shutil.copytree(two[0] / "2", tmp_path / "2")
+    own = tmp_path / "2" / "params" / "ocdbt.process_1" / "d"  # that process 0 does not read
+    for file in own.iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+
+    ended = finished(start("go_on", tmp_path, 3))
+    for status, out, err in ended:
+        assert status == 0, err
+        assert "it is set aside, training goes on from step 1" in out and "from 1 to 3" in out
+        for number, metrics in steps(out).items():
+            assert metrics == pytest.approx(after[number][1], rel=1e-4)
+        assert steps(out).keys() == {2, 3}
+    assert sum("another process cannot read step 2" in out for _, out, _ in ended) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "2.damaged", "3"]
+
+
+def test_sigterm_to_one_of_two_stops_both_at_the_same_step(start, tmp_path):
+    processes = start("until_stopped", tmp_path)
+    for process in processes:
+        while process.stdout.readline() not in ("stepping\n", ""):
+            pass
+    processes[1].send_signal(signal.SIGTERM)
+    ended = finished(processes)
+    assert [status for status, _, _ in ended] == [75, 75], ended
+    (saved,) = (path.name for path in tmp_path.iterdir())
+    for _, _, err in ended:
+        assert err == f"stopped by SIGTERM; step {saved} is saved\n"
+
+
+def test_the_death_of_one_ends_the_other_without_a_traceback(start, tmp_path):
+    processes = start("until_stopped", tmp_path, MCR_PEER_TIMEOUT="15")
+    for process in processes:
+        while process.stdout.readline() not in ("stepping\n", ""):
+            pass
+    processes[1].kill()
+    (status, _, err), _ = finished(processes)
+    assert status in (1, -signal.SIGABRT)
+    assert "another process has gone" in err or "another task died" in err
+
+
+def test_folders_that_are_not_shared_are_one_line_on_both(start, tmp_path):
+    for status, _, err in finished(start("apart", tmp_path)):
+        assert status == 1
+        assert "not all processes see it: set config.train.checkpoints" in err
+        assert err.count("\n") == 1
