@@ -265,30 +265,38 @@ def block(
     return x + (norm(out, "mlp_post_norm") if c.sandwich_norm else out).astype(x.dtype), leaves
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def project(x: jax.Array, weight: jax.Array, axes: int) -> jax.Array:
     """x [..., *in] times weight [*in, *out], `in` being so many axes: [..., *out].
 
     The gradients are what JAX makes itself, but that of the weight is asked for as [*in, *out]:
     JAX would ask for it transposed, and turning the activations round for that is slow on a CPU.
     """
+    dtype = jnp.result_type(x, weight)
+    return _project(x.astype(dtype), weight.astype(dtype), axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _project(x, weight, axes):
     return jnp.tensordot(x, weight, axes)
 
 
-def _project(x, weight, axes):
-    return jnp.tensordot(x, weight, axes), (x, weight)
+def _project_forward(x, weight, axes):
+    kept = x.value if weight.perturbed else None, weight.value if x.perturbed else None
+    return jnp.tensordot(x.value, weight.value, axes), kept
 
 
 def _project_backward(axes, kept, d_y):
-    x, weight = kept
-    outs = tuple(range(axes - weight.ndim, 0))
-    d_x = jnp.tensordot(d_y, weight, (outs, outs))
-    rows = x.reshape(-1, *weight.shape[:axes]), d_y.reshape(-1, *weight.shape[axes:])
-    d_weight = jnp.tensordot(*rows, (0, 0))
-    return d_x.astype(x.dtype), d_weight.astype(weight.dtype)
+    (x, weight), d_x, d_weight = kept, None, None
+    if weight is not None:
+        outs = tuple(range(axes - weight.ndim, 0))
+        d_x = jnp.tensordot(d_y, weight, (outs, outs))
+    if x is not None:
+        inputs, outputs = x.shape[x.ndim - axes :], d_y.shape[x.ndim - axes :]
+        d_weight = jnp.tensordot(x.reshape(-1, *inputs), d_y.reshape(-1, *outputs), (0, 0))
+    return d_x, d_weight
 
 
-project.defvjp(_project, _project_backward)
+_project.defvjp(_project_forward, _project_backward, symbolic_zeros=True)
 
 
 def low_rank(
