@@ -19,8 +19,14 @@ OPTIM = {"learning_rate": 1e-2, "warmup_steps": 0, "steps": 8, "weight_decay": 0
 OPTIM |= {"clip_norm": 1.0, "b1": 0.9, "b2": 0.95}
 # Large enough that what a step computes outweighs what the compiler adds to any program.
 SHAPE = DecoderConfig(
-    **{"vocab_size": 1024, "layers": 6, "width": 256, "heads": 8, "kv_heads": 4, "head_dim": 32},
-    **{"mlp_width": 1024, "tied": False},
+    vocab_size=1024,
+    layers=6,
+    width=256,
+    heads=8,
+    kv_heads=4,
+    head_dim=32,
+    mlp_width=1024,
+    tied=False,
 )
 TINY = dataclasses.replace(SHAPE, vocab_size=48, layers=2, width=16, mlp_width=32, tied=True)
 ADAPTERS = LoraConfig(rank=4, alpha=8)
@@ -67,8 +73,12 @@ def compiled(shape, axes, rows, row_tokens, accumulate=1, mu_dtype="float32"):
 def told(shape, axes, rows, row_tokens, accumulate=1, mu_dtype="float32"):
     return memory(
         *(shape, AbstractMesh(axes, AXES)),
-        **{"rows": rows, "row_tokens": row_tokens, "accumulate": accumulate},
-        **{"compute": "float32", "mu_dtype": mu_dtype, "fused": False},
+        rows=rows,
+        row_tokens=row_tokens,
+        accumulate=accumulate,
+        compute="float32",
+        mu_dtype=mu_dtype,
+        fused=False,
     )
 
 
