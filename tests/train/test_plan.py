@@ -109,7 +109,7 @@ def test_what_cannot_fit_names_the_largest_part_and_changes_that_make_it_fit(con
     assert plan(config, SMALL, there).problem == ""
 
 
-def test_attention_keeps_scores_where_no_kernel_takes_the_head(config):
+def test_attention_is_in_plain_xla_where_no_kernel_takes_the_head(config):
     def fused(kind, shape=SMALL):
         return plan(config, shape, devices(f"1 x {kind}")).fused
 
