@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from mcr_jax.model._blockwise import BLOCKS
 from mcr_jax.model.blueprint import blueprint
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.sharding import shardings
@@ -26,6 +25,7 @@ from mcr_jax.train.step import optimizer
 
 _BATCH = 5 * 4  # bytes a place: token, target, position, segment id and weight
 _COUNTER = 4  # the step
+_BLOCK = 128  # queries, and keys, that attention in plain XLA has scores of at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def memory(
       accumulate: parts that the rows go through the devices in.
       compute: dtype of the forward pass.
       mu_dtype: of the optimizer's mean of gradients.
-      fused: whether attention is a kernel that keeps no scores in memory.
+      fused: whether attention runs in a kernel of the device, not in plain XLA.
     """
     tree = _shapes(shape)
     trained, computed = _trained(shape, tree), _cast(tree, compute)
@@ -174,9 +174,8 @@ def _work(local: DecoderConfig, rows: int, row_tokens: int, compute: str, fused:
     places, size = rows * row_tokens, jnp.dtype(compute).itemsize
     streams = (8 * local.width + 4 * local.heads * local.head_dim) * 4  # norms and rotary: float32
     inside = places * (6 * local.mlp_width * size + streams)
-    if not fused:  # scores, weights and the gradients of both, of one block of queries
-        block = -(-row_tokens // BLOCKS)
-        inside += 4 * rows * local.heads * block * row_tokens * 4
+    if not fused:  # scores, weights and the gradients of both, of one block of queries and keys
+        inside += 4 * rows * local.heads * min(_BLOCK, row_tokens) ** 2 * 4
     if local.lora:
         inside += inside // 2  # what the adapters add beside the products
     logits = min(CHUNK, places) * local.vocab_size * 4

@@ -51,7 +51,7 @@ class Plan:
       parameters: how each lies on the mesh.
       memory: bytes on one device.
       usable: bytes that one device has for them.
-      fused: whether attention keeps no scores in memory.
+      fused: whether attention runs in a kernel of the device, not in plain XLA.
       rows: of one part of a step, on one device.
       row_tokens: places of a row.
       steps: of the run; from the numbers of MedCaseReasoning where the config counts epochs.
@@ -189,7 +189,7 @@ def _mesh(config: ConfigDict, devices: int) -> AbstractMesh:
 
 
 def _fused(config: ConfigDict, shape: DecoderConfig, devices: Devices) -> bool:
-    """Whether `model.attention` would take a kernel there that keeps no scores."""
+    """Whether `model.attention` would take a kernel of the device there."""
     if config.attention == "xla" or shape.head_dim > devices.fused_head_dim:
         return False
     return devices.fused_float32 or config.train.compute == "bfloat16"
