@@ -30,9 +30,11 @@ class Track:
     """Progress of one piece of work; made by `track`."""
 
     def __init__(self, description: str, total: int, done: int, live: object | None, task: object):
-        self.description, self.total, self.done, self._before = description, total, done, done
+        self.description, self.total, self.done = description, total, done
         self._live, self._task = live, task
-        self._started = self._spoken = time.monotonic()
+        self._spoken = time.monotonic()
+        # Where and when the first unit was done: it takes longer than the others, it compiles.
+        self._steady: tuple[int, float] | None = None
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Adds `count` finished units and shows `note` beside them."""
@@ -40,13 +42,18 @@ class Track:
 
     def update(self, done: int, note: str = "") -> None:
         """Sets the finished units to `done`."""
+        now = time.monotonic()
+        if self._steady is None and done > self.done:
+            self._steady = (done, now)
         self.done = done
         if self._live is not None:
             self._live.update(self._task, completed=done, note=note)
-        elif (now := time.monotonic()) - self._spoken >= 10 and done < self.total:
+        elif now - self._spoken >= 10 and done < self.total:
             self._spoken = now
-            rate = (done - self._before) / (now - self._started)
-            left = f", {(self.total - done) / rate:.0f} s left" if rate else ""
+            left = ""
+            if self._steady and done > self._steady[0]:
+                seconds = (now - self._steady[1]) / (done - self._steady[0])
+                left = f", {(self.total - done) * seconds:.0f} s left"
             say(f"  {self.description}: {done}/{self.total}{left}  {note}".rstrip())
 
 

@@ -37,7 +37,8 @@ def attention(
     Args:
       q: [B, T, H, D].
       k, v: [B, T, K, D].
-      segment_ids: int [B, T]; a token sees its own segment only. None is one segment.
+      segment_ids: int [B, T]; a token sees its own segment only, which stands in one piece. None
+        is one segment.
       window: a token sees its `window` newest keys, its own included; None is all of them. Static.
       scale: multiplies the scores; None is D**-0.5. Static.
       backend: one of `BACKENDS`.
@@ -133,7 +134,8 @@ def _library(q, k, v, segment_ids, window, scale, implementation: str) -> jax.Ar
     cuDNN's sliding window is for calls without a bias."""
     mask, local = None, None
     if segment_ids is not None:
-        mask = _blockwise.visible(0, 0, q.shape[1], window, segment_ids)[:, 0]
+        places = jnp.arange(q.shape[1])
+        mask = _blockwise.visible(places, places, window, segment_ids, segment_ids)[:, None]
     elif window is not None:
         local = (window - 1, 0)  # keys to the left of the query's own, and to its right
     return jax.nn.dot_product_attention(

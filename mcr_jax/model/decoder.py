@@ -8,6 +8,7 @@ prefill and decoding differ in the `attend` they hand to it.
 Dimensions: B batch, T tokens, V vocabulary, E width, H heads, K key heads, D head size, F MLP.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ _REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+_cheap = functools.partial(jax.checkpoint, prevent_cse=False)
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
 
 
@@ -201,8 +203,12 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., E] -> float32 [..., V]."""
-        head = self.embedding if self.config.tied else self.head
-        return jnp.einsum("...e,ve->...v", hidden, head[...], preferred_element_type=jnp.float32)
+        head = self.unembedding()
+        return jnp.einsum("...e,ve->...v", hidden, head, preferred_element_type=jnp.float32)
+
+    def unembedding(self) -> jax.Array:
+        """The matrix that makes logits, [V, E]: the embedding's own where they are tied."""
+        return (self.embedding if self.config.tied else self.head)[...]
 
     def stacked(self) -> Layer:
         """The blocks' parameters by name, axis 0 the layer."""
@@ -222,28 +228,67 @@ def block(
     def norm(x: jax.Array, name: str) -> jax.Array:
         return rms_norm(x, layer[name], c.norm_eps, c.norm_offset)
 
-    def adapted(y: jax.Array, h: jax.Array, name: str) -> jax.Array:
+    def linear(h: jax.Array, name: str) -> jax.Array:
+        y = project(h, layer[name], len(c.projection(name)[0]))
         if c.lora is None or name not in c.lora.targets:
             return y
         return (y + low_rank(c, layer, h, name, dropout_key)).astype(y.dtype)
 
     def heads(h: jax.Array, name: str) -> jax.Array:
-        y = adapted(jnp.einsum("...e,ehd->...hd", h, layer[name]), h, name)
-        return (y + layer[f"{name}_bias"] if c.qkv_bias else y).astype(x.dtype)
+        y = linear(h, name)
+        return (y + layer[f"{name}_bias"] if c.qkv_bias else y).astype(h.dtype)
 
-    h = norm(x, "attention_norm")
-    q, k, v = heads(h, "q"), heads(h, "k"), heads(h, "v")
+    # What follows from x, and from gate and up, by a few operations per number is not kept for the
+    # backward pass but made again there: to store it would take longer.
+    @_cheap
+    def queries_keys_values(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        h = norm(x, "attention_norm")
+        return heads(h, "q"), heads(h, "k"), heads(h, "v")
+
+    @_cheap
+    def gate_and_up(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h = norm(x, "mlp_norm")
+        return linear(h, "gate"), linear(h, "up")
+
+    @_cheap
+    def down(gate: jax.Array, up: jax.Array) -> jax.Array:
+        return linear(_ACTIVATIONS[c.activation](gate) * up, "down")
+
+    q, k, v = queries_keys_values(x)
     if c.qk_norm:
         q, k = norm(q, "q_norm"), norm(k, "k_norm")
     attended, leaves = attend(rope(q, turned), rope(k, turned), v)
-    out = adapted(jnp.einsum("...hd,hde->...e", attended, layer["o"]), attended, "o")
+    out = linear(attended, "o")
     # Files may mix dtypes; the residual keeps the embedding's.
     x = x + (norm(out, "attention_post_norm") if c.sandwich_norm else out).astype(x.dtype)
-    h = norm(x, "mlp_norm")
-    gated = _ACTIVATIONS[c.activation](adapted(h @ layer["gate"], h, "gate"))
-    gated = gated * adapted(h @ layer["up"], h, "up")
-    out = adapted(gated @ layer["down"], gated, "down")
+    out = down(*gate_and_up(x))
     return x + (norm(out, "mlp_post_norm") if c.sandwich_norm else out).astype(x.dtype), leaves
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def project(x: jax.Array, weight: jax.Array, axes: int) -> jax.Array:
+    """x [..., *in] times weight [*in, *out], `in` being so many axes: [..., *out].
+
+    The gradients are what JAX makes itself, but that of the weight is asked for as [*in, *out]:
+    JAX would ask for it transposed, and turning the activations round for that is slow on a CPU.
+    """
+    return jnp.tensordot(x, weight, axes)
+
+
+def _project(x, weight, axes):
+    return jnp.tensordot(x, weight, axes), (x, weight)
+
+
+def _project_backward(axes, kept, d_y):
+    x, weight = kept
+    outs = tuple(range(axes - weight.ndim, 0))
+    d_x = jnp.tensordot(d_y, weight, (outs, outs))
+    rows = x.reshape(-1, *weight.shape[:axes]), d_y.reshape(-1, *weight.shape[axes:])
+    d_weight = jnp.tensordot(*rows, (0, 0))
+    return d_x.astype(x.dtype), d_weight.astype(weight.dtype)
+
+
+project.defvjp(_project, _project_backward)
 
 
 def low_rank(

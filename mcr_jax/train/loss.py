@@ -1,15 +1,20 @@
 """Cross-entropy on the tokens that are trained, as a sum and a count.
 
 Sums, not means: microbatches, hosts and packed rows of unequal length then add up exactly.
+
+Dimensions: B rows, T tokens of a row, N places of one shard, V vocabulary, E width.
 """
 
-from collections.abc import Callable
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType, PartitionSpec
 
-CHUNK = 64  # places of each row that the head reads at a time
+CHUNK = 512  # trained tokens that the head reads at a time
+ROWS = ("data", "fsdp")  # the mesh axes that rows of a batch lie over
 
 Batch = dict[str, jax.Array]  # tokens, targets, positions, segment_ids: int; weights: float [B, T]
 
@@ -30,43 +35,111 @@ def token_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array):
 
 
 def trained_loss(
-    head: Callable[[jax.Array], jax.Array],
-    hidden: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
+    head: jax.Array, hidden: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`token_loss` of head(hidden) without the logits that nothing is trained on.
+    """`token_loss` of hidden @ head.T without the logits that nothing is trained on.
 
-    The trained places of each row are brought to its front and go through the head in chunks; a
-    chunk in which no row has any left is skipped, forwards and backwards. Logits exist for one
-    chunk at a time.
+    The trained places go through the head in chunks, and no others do. Logits exist for one chunk
+    at a time and are computed once: where a gradient is asked for, it is made beside the loss, and
+    the backward pass only scales it. Only what is differentiated costs anything: not `head` where
+    it is frozen, and neither in validation.
+
+    Under a mesh (`jax.set_mesh`) with axes "data" and "fsdp" every shard brings its own rows'
+    places together, and the gradient of the head is summed over the shards once.
 
     Args:
-      head: [..., E] -> float32 logits [..., V].
+      head: [V, E].
       hidden: [B, T, E].
       targets, weights: [B, T].
     """
-    B, T = weights.shape
-    size = min(CHUNK, T)
-    order = jnp.argsort(weights == 0, axis=1, stable=True)
-    order = jnp.pad(order, ((0, 0), (0, -T % size)), constant_values=T)  # T: nowhere
+    return _sum(head, hidden, targets, weights), jnp.sum(weights)
 
-    def chunked(x: jax.Array) -> jax.Array:
-        index = order.reshape(B, -1, size, *(1 for _ in x.shape[2:]))
-        x = jnp.expand_dims(x, 1)
-        taken = jnp.take_along_axis(x, index, axis=2, mode="fill", fill_value=0)
-        return jnp.moveaxis(taken, 1, 0)
 
-    @jax.checkpoint
-    def losses(hidden, targets, weights):
-        return token_loss(head(hidden), targets, weights)
+@jax.custom_vjp
+def _sum(head, hidden, targets, weights) -> jax.Array:
+    return _with_gradients(head, hidden, targets, weights, ())[0]
 
-    def nothing(*_):
-        return jnp.float32(0), jnp.float32(0)
 
-    def add(sums, chunk):
-        more = jax.lax.cond(jnp.any(chunk[2] != 0), losses, nothing, *chunk)
-        return jax.tree.map(jnp.add, sums, more), None
+def _forward(head, hidden, targets, weights):
+    asked = tuple(
+        name for name, x in (("head", head), ("hidden", hidden)) if x.perturbed
+    )
+    loss, gradients = _with_gradients(*(x.value for x in (head, hidden, targets, weights)), asked)
+    return loss, gradients
 
-    chunks = (chunked(hidden), chunked(targets), chunked(weights))
-    return jax.lax.scan(add, nothing(), chunks)[0]
+
+def _backward(gradients, d_loss):
+    def scaled(name: str):
+        g = gradients.get(name)
+        return None if g is None else (g * d_loss).astype(g.dtype)
+
+    return scaled("head"), scaled("hidden"), None, None
+
+
+_sum.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _with_gradients(head, hidden, targets, weights, asked: tuple[str, ...]):
+    """The summed loss, and a dict of its gradients by those of "head" and "hidden" in `asked`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    axes = tuple(a for a in ROWS if kinds.get(a, AxisType.Manual) != AxisType.Manual)
+    one_shard = functools.partial(_one_shard, asked=asked)
+    if not axes or weights.shape[0] % math.prod(mesh.shape[a] for a in axes):
+        return one_shard(head, hidden, targets, weights)
+    rows, whole = PartitionSpec(axes), PartitionSpec()
+    places = {"head": whole, "hidden": rows}
+    return jax.shard_map(
+        functools.partial(one_shard, axes=axes),
+        in_specs=(whole, rows, rows, rows),
+        out_specs=(whole, {name: places[name] for name in asked}),
+        axis_names=set(axes),
+        check_vma=False,  # the loop's sums start as constants and then differ between shards
+    )(head, hidden, targets, weights)
+
+
+def _one_shard(head, hidden, targets, weights, *, asked, axes=()):
+    V, E = head.shape
+    N = weights.size
+    size = min(CHUNK, N)
+    hidden_NxE, targets, weights = hidden.reshape(N, E), targets.reshape(N), weights.reshape(N)
+    order = jnp.argsort(weights == 0, stable=True)  # the trained places first
+    order = jnp.pad(order, (0, -N % size), constant_values=N)  # N: nowhere
+    chunks = -(-jnp.count_nonzero(weights) // size)
+    if axes:  # as many turns on every shard, so that they stay in step
+        chunks = jax.lax.pmax(chunks, axes)
+
+    def add(chunk, sums):
+        loss, gradients = sums
+        places = jax.lax.dynamic_slice(order, (chunk * size,), (size,))
+        x, target, weight = (
+            a.at[places].get(mode="fill", fill_value=0) for a in (hidden_NxE, targets, weights)
+        )
+        logits = jnp.einsum("ne,ve->nv", x, head, preferred_element_type=jnp.float32)
+        top = logits.max(axis=-1, keepdims=True)
+        total = jnp.exp(logits - top).sum(axis=-1, keepdims=True)
+        of_target = jnp.take_along_axis(logits, target[:, None], axis=-1)
+        loss += jnp.sum((jnp.log(total) + top - of_target)[:, 0] * weight)
+        if asked:
+            softmax = jnp.exp(logits - top) * (weight[:, None] / total)
+            d_logits = jnp.where(jnp.arange(V) == target[:, None], softmax - weight[:, None], softmax)
+            d_logits = d_logits.astype(head.dtype)
+        if "hidden" in asked:
+            d_x = (d_logits @ head).astype(hidden.dtype)
+            gradients |= {"hidden": gradients["hidden"].at[places].set(d_x, mode="drop")}
+        if "head" in asked:
+            d_head = jnp.einsum("nv,ne->ve", d_logits, x, preferred_element_type=jnp.float32)
+            gradients |= {"head": gradients["head"] + d_head}
+        return loss, gradients
+
+    start = {"hidden": jnp.zeros_like(hidden_NxE), "head": jnp.zeros((V, E), jnp.float32)}
+    nothing = jnp.float32(0), {name: start[name] for name in asked}
+    loss, gradients = jax.lax.fori_loop(0, chunks, add, nothing)
+    if axes:
+        loss = jax.lax.psum(loss, axes)
+    if "hidden" in asked:
+        gradients["hidden"] = gradients["hidden"].reshape(hidden.shape)
+    if "head" in asked:
+        d_head = jax.lax.psum(gradients["head"], axes) if axes else gradients["head"]
+        gradients["head"] = d_head.astype(head.dtype)
+    return loss, gradients

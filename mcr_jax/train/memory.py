@@ -163,24 +163,23 @@ def _activations(local: DecoderConfig, rows: int, row_tokens: int, compute: str)
     hidden = rows * row_tokens * local.width
     head = local.vocab_size * local.width if local.lora is None else 0
     of_loss = (hidden + head) * jnp.dtype(compute).itemsize
-    return rows * _kept(local, row_tokens, compute, everything=False) + of_loss
+    return rows * _kept(local, row_tokens, compute) + of_loss
 
 
 def _work(local: DecoderConfig, rows: int, row_tokens: int, compute: str, fused: bool) -> int:
     """The most that is computed at a time: a layer with all of its insides, or a chunk of logits.
 
-    The factors are what XLA was found to need on top of what it must (tests/train/test_memory.py).
+    The numbers of arrays are what XLA was found to have at once (tests/train/test_memory.py).
     """
-    none, full = (
-        rows * _kept(dataclasses.replace(local, remat=remat), row_tokens, compute, everything=True)
-        for remat in ("none", "full")
-    )
-    inside = (none - full) // local.layers
+    places, size = rows * row_tokens, jnp.dtype(compute).itemsize
+    streams = (8 * local.width + 4 * local.heads * local.head_dim) * 4  # norms and rotary: float32
+    inside = places * (6 * local.mlp_width * size + streams)
     if not fused:  # scores, weights and the gradients of both, of one block of queries
         block = -(-row_tokens // BLOCKS)
         inside += 4 * rows * local.heads * block * row_tokens * 4
-    inside = inside * 3 // 2 if local.lora else inside * 5 // 4
-    logits = min(CHUNK, rows * row_tokens) * local.vocab_size * 4
+    if local.lora:
+        inside += inside // 2  # what the adapters add beside the products
+    logits = min(CHUNK, places) * local.vocab_size * 4
     return max(inside, 2 * logits)
 
 
@@ -199,11 +198,10 @@ def _gathered(local: DecoderConfig, over_fsdp: bool, compute: str) -> tuple[int,
 
 
 @functools.cache
-def _kept(local: DecoderConfig, row_tokens: int, compute: str, everything: bool) -> int:
+def _kept(local: DecoderConfig, row_tokens: int, compute: str) -> int:
     """Bytes that the layers keep of the forward pass of one row for the backward pass.
 
-    The results of the traced forward pass that its transpose reads, other than the weights: for the
-    gradients of what is trained, or of `everything`.
+    These are the results of the traced forward pass that its transpose reads, but for the weights.
     """
     graph, tree = blueprint(local)[0], _cast(_shapes(local), compute)
     ids = jax.ShapeDtypeStruct((1, row_tokens), jnp.int32)
@@ -213,7 +211,7 @@ def _kept(local: DecoderConfig, row_tokens: int, compute: str, everything: bool)
             model = nnx.merge(graph, _merge(moved, params))
             return model.hidden(tokens, positions, segment_ids)[0]
 
-        return jax.vjp(forward, params if everything else _trained(local, params))[1]
+        return jax.vjp(forward, _trained(local, params))[1]
 
     traced = jax.make_jaxpr(backward)(tree, ids, ids, ids).jaxpr
     read = {v for v in traced.outvars if isinstance(v, jax.extend.core.Var)} - {*traced.invars}

@@ -108,7 +108,7 @@ def loss_sums(
     hidden, _ = model.hidden(
         batch["tokens"], batch["positions"], batch["segment_ids"], dropout_key=dropout_key
     )
-    return trained_loss(model.logits, hidden, batch["targets"], batch["weights"])
+    return trained_loss(model.unembedding(), hidden, batch["targets"], batch["weights"])
 
 
 def train_step(

@@ -74,7 +74,7 @@ def assert_alike(got, expected, atol=2e-5):
 @pytest.mark.parametrize("window", [None, 5, 70])
 @pytest.mark.parametrize("segmented", [False, True])
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
-@pytest.mark.parametrize("T", [7, 2 * _blockwise.MIN_BLOCK + 3])
+@pytest.mark.parametrize("T", [7, 2 * _blockwise.BLOCK + 3])
 def test_xla_is_the_softmax_over_what_a_token_may_see(T, heads, segmented, window):
     q, k, v = inputs(2, T, *heads, 6)
     asked = {"segment_ids": packed(2, T) if segmented else None, "window": window, "scale": 0.3}
@@ -110,7 +110,7 @@ def test_splash_and_its_gradients_are_those_of_xla(shape, segmented, window):
 @pytest.mark.parametrize("window", [None, 5, 70])
 @pytest.mark.parametrize("segmented", [False, True])
 def test_gradients_are_those_of_a_plain_softmax(segmented, window):
-    T = 2 * _blockwise.MIN_BLOCK + 3
+    T = 2 * _blockwise.BLOCK + 3
     q, k, v = inputs(1, T, 4, 2, 6)
     asked = {"segment_ids": packed(1, T) if segmented else None, "window": window}
     got = gradients(functools.partial(xla, **asked), q, k, v)
@@ -119,7 +119,7 @@ def test_gradients_are_those_of_a_plain_softmax(segmented, window):
 
 @pytest.mark.parametrize("attend", [xla, splash, library])
 def test_no_output_depends_on_a_later_token(attend):
-    T = _blockwise.MIN_BLOCK + 6
+    T = _blockwise.BLOCK + 6
     q, k, v = inputs(1, T, 2, 1, 4)
     for at in (0, 3, T - 2):
         _, dk, dv = jax.jit(jax.grad(lambda *x, at=at: attend(*x)[:, at].sum(), (0, 1, 2)))(q, k, v)
@@ -153,10 +153,17 @@ def test_a_window_as_long_as_the_row_is_no_window(window):
 
 
 def test_keys_before_every_window_of_a_block_are_not_read():
-    T, window = 8 * _blockwise.MIN_BLOCK, 10
-    for first, start, stop in _blockwise._blocks(T, window):
-        assert first <= max(0, start - window + 1)
-        assert stop - first <= 3 * _blockwise.MIN_BLOCK
+    S, window = _blockwise.BLOCK, 10
+    firsts = _blockwise.first_blocks(8 * S, window, None)
+    np.testing.assert_array_equal(firsts, [0, 0, 1, 2, 3, 4, 5, 6])
+
+
+def test_keys_before_the_segments_of_a_block_in_every_row_are_not_read():
+    S = _blockwise.BLOCK
+    rows = np.stack([np.repeat([5, 2, 0], n) for n in ([2 * S, S, S], [3 * S + 1, S - 2, 1])])
+    np.testing.assert_array_equal(_blockwise.first_blocks(4 * S, None, rows[:1]), [0, 0, 2, 3])
+    np.testing.assert_array_equal(_blockwise.first_blocks(4 * S, None, rows), [0, 0, 0, 0])
+    np.testing.assert_array_equal(_blockwise.first_blocks(4 * S, S, rows), [0, 0, 1, 2])
 
 
 @pytest.mark.parametrize("attend", [xla, splash])

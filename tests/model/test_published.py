@@ -22,7 +22,7 @@ TOTALS = {
     "llama3_2_3b": 3_212_749_824,
     "llama3_1_8b": 8_030_261_248,
     "gemma3_1b": 999_885_952,
-    "medgemma_4b": 4_300_079_472 - 416_866_032 - 2_950_272 + 2560 * 0,
+    "medgemma_4b": 4_300_079_472 - 416_866_032 - 2_950_272,  # less the vision tower, projector
     "medgemma_27b": 27_009_002_240,
 }
 
@@ -31,3 +31,17 @@ TOTALS = {
 def test_a_published_shape_has_as_many_parameters_as_the_published_weights(name):
     leaves = jax.tree.leaves(blueprint(published.shape(name))[1])
     assert sum(math.prod(leaf.shape) for leaf in leaves) == TOTALS[name]
+
+
+def test_gemma_has_five_local_layers_to_a_global_one_and_its_ropes():
+    shape = published.shape("medgemma_27b")
+    assert sum(shape.local_layers) == 62 - 62 // 6
+    assert (shape.window, shape.rope.factor, shape.local_rope.theta) == (1024, 8.0, 10_000.0)
+    assert published.shape("gemma3_1b").rope.scaling == "none"
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_or_all_that_are_known():
+    with pytest.raises(UsageError, match="did you mean qwen2_5_7b"):
+        published.shape("qwen25_7b")
+    with pytest.raises(UsageError, match=f"known are {', '.join(published.CONFIGS)}"):
+        published.shape("?")

@@ -24,6 +24,7 @@ SHAPE = DecoderConfig(
 )
 TINY = dataclasses.replace(SHAPE, vocab_size=48, layers=2, width=16, mlp_width=32, tied=True)
 ADAPTERS = LoraConfig(rank=4, alpha=8)
+REMATS = ("none", "dots", "full")
 
 
 def compiled(shape, axes, rows, row_tokens, accumulate=1, mu_dtype="float32"):
@@ -75,16 +76,77 @@ def between_steps(made):
     return made.parameters + made.optimizer + made.batch
 
 
-@pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)])
-@pytest.mark.parametrize("lora", [None, ADAPTERS])
+def added(analysis, made):
+    """What a step needs beyond what lies there between steps: as told, over XLA's."""
+    return (made.total - between_steps(made)) / analysis.temp_size_in_bytes
+
+
+@pytest.mark.parametrize(("axes", "lora"), [((2, 2, 2), None), ((1, 4, 2), ADAPTERS)])
 def test_what_lies_on_a_device_between_steps_is_exact_to_the_byte(axes, lora):
     shape = dataclasses.replace(TINY, lora=lora, qkv_bias=True, qk_norm=True)
     analysis = compiled(shape, axes, 8, 16)
     assert analysis.argument_size_in_bytes == between_steps(told(shape, axes, 8, 16))
 
 
-def test_weights_in_bfloat16_and_means_in_bfloat16_are_counted_as_such():
+def test_weights_and_means_in_bfloat16_are_counted_as_such():
     shape = dataclasses.replace(TINY, dtype="bfloat16")
     analysis = compiled(shape, (2, 4, 1), 8, 16, mu_dtype="bfloat16")
     made = told(shape, (2, 4, 1), 8, 16, mu_dtype="bfloat16")
     assert analysis.argument_size_in_bytes == between_steps(made)
+
+
+# (2, 1, 4) cuts rows and layers, (8, 1, 1) holds all gradients whole.
+@pytest.mark.parametrize(
+    ("axes", "remat"), [((8, 1, 1), "full"), ((2, 1, 4), "none"), ((2, 1, 4), "full")]
+)
+def test_what_a_step_adds_is_told_within_a_third_and_not_too_small(axes, remat):
+    shape = dataclasses.replace(SHAPE, remat=remat)
+    ratio = added(compiled(shape, axes, 16, 512), told(shape, axes, 16, 512))
+    assert 0.9 < ratio < 1.33
+
+
+def test_remat_keeps_less_and_accumulation_too():
+    policies = [told(dataclasses.replace(SHAPE, remat=r), (8, 1, 1), 16, 512) for r in REMATS]
+    none, dots, full = (made.activations for made in policies)
+    assert none > dots > full
+    whole, parts = (told(SHAPE, (1, 8, 1), 16, 512, accumulate=n) for n in (1, 2))
+    assert parts.activations < whole.activations
+    assert parts.gradients > whole.gradients  # the sums stand beside those of a part
+
+
+def test_adapters_alone_have_gradients_and_moments():
+    made = told(dataclasses.replace(SHAPE, lora=ADAPTERS), (1, 1, 1), 8, 16)
+    laid = parameters(dataclasses.replace(SHAPE, lora=ADAPTERS), AbstractMesh((1, 1, 1), AXES))
+    adapters = sum(one.size for one in laid if one.trained)
+    assert {one.name for one in laid if one.trained} == {
+        f"layers.{name}_lora_{half}" for name in ADAPTERS.targets for half in "ab"
+    }
+    assert made.gradients == 4 * adapters
+    counters = made.optimizer - 8 * adapters
+    assert 0 < counters <= 16
+
+
+def test_copies_for_the_forward_pass_are_of_weights_in_another_dtype_only():
+    def copies(dtype, compute):
+        shape = dataclasses.replace(TINY, dtype=dtype)
+        options = {"rows": 8, "row_tokens": 16, "accumulate": 1, "mu_dtype": "float32"}
+        mesh = AbstractMesh((1, 1, 1), AXES)
+        return memory(shape, mesh, **options, compute=compute, fused=True).copies
+
+    weights = sum(
+        one.size
+        for one in parameters(TINY, AbstractMesh((1, 1, 1), AXES))
+        if not one.name.endswith("norm")
+    )
+    assert copies("float32", "bfloat16") == 2 * weights
+    assert copies("bfloat16", "bfloat16") == 0
+
+
+def test_a_kernel_without_scores_in_memory_needs_less():
+    options = {"rows": 8, "row_tokens": 512, "accumulate": 1, "mu_dtype": "float32"}
+    fused, scores = (
+        memory(SHAPE, AbstractMesh((1, 8, 1), AXES), **options, compute="bfloat16", fused=fused)
+        for fused in (True, False)
+    )
+    assert fused.work < scores.work
+    assert fused.activations == scores.activations

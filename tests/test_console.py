@@ -1,0 +1,59 @@
+"""Progress in a log: sparse lines, and a rest that the first, slow unit does not stretch."""
+
+import pytest
+
+from mcr_jax import console
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that is moved by hand."""
+
+    class Clock:
+        now = 100.0
+
+        def monotonic(self):
+            return self.now
+
+    made = Clock()
+    monkeypatch.setattr(console, "time", made)
+    return made
+
+
+def lines(capsys) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_rest_is_told_from_the_pace_after_the_first_unit(clock, capsys):
+    with console.track("train", 10) as progress:
+        clock.now += 500
+        progress.update(1, "loss 3")
+        for done in (2, 3, 4):
+            clock.now += 12
+            progress.update(done)
+    assert lines(capsys) == [
+        "  train: 1/10  loss 3",
+        "  train: 2/10, 96 s left",
+        "  train: 3/10, 84 s left",
+        "  train: 4/10, 72 s left",
+    ]
+
+
+def test_what_was_done_before_a_resume_makes_no_pace(clock, capsys):
+    with console.track("train", 100, done=90) as progress:
+        progress.update(90, "compiling")
+        clock.now += 60
+        progress.update(91)
+        clock.now += 20
+        progress.update(93)
+    assert lines(capsys) == ["  train: 91/100", "  train: 93/100, 70 s left"]
+
+
+def test_at_most_a_line_in_ten_seconds_and_none_at_the_end(clock, capsys):
+    with console.track("x", 50) as progress:
+        for _ in range(50):
+            clock.now += 1
+            progress.advance()
+    assert [line.split()[1].rstrip(",") for line in lines(capsys)] == [
+        f"{done}/50" for done in (10, 20, 30, 40)
+    ]

@@ -1,0 +1,161 @@
+"""A plan is arithmetic that holds, refuses what cannot be, and says what would help."""
+
+import json
+
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mcr_jax import config as configs
+from mcr_jax.cli import _plan
+from mcr_jax.errors import McrError, UsageError
+from mcr_jax.model import published
+from mcr_jax.train.devices import KNOWN, devices
+from mcr_jax.train.plan import count, plan
+
+SMALL = published.shape("qwen2_5_0_5b")
+
+
+@pytest.fixture
+def config():
+    c = configs.default()
+    c.model.shape = "qwen2_5_0_5b"
+    c.train.rows, c.train.row_tokens, c.train.compute = 16, 512, "bfloat16"
+    return c
+
+
+@pytest.mark.parametrize("text", ["8 x v5e", "8xv5e", "8 X V5E", " 8 × v5e "])
+def test_devices_are_read_however_people_write_them(text):
+    made = devices(text)
+    assert (made.count, made.kind, made.bytes, made.flops) == (8, "v5e", 16 * 10**9, 197e12)
+
+
+@pytest.mark.parametrize("text", ["4 x A100-80GB", "4 x A100 80GB", "4xa100-80gb", "4 x A100-80"])
+def test_the_two_a100_are_told_apart(text):
+    assert devices(text).bytes == 80 * 10**9
+
+
+@pytest.mark.parametrize("text", ["", "8", "v5e", "0 x v5e", "eight x v5e", "x v5e"])
+def test_what_is_no_count_of_devices_is_refused_in_a_line(text):
+    with pytest.raises(UsageError, match="is not COUNT x KIND"):
+        devices(text)
+
+
+def test_an_unknown_kind_is_refused_with_those_known():
+    with pytest.raises(UsageError, match="'H900' is none of v4, v5e, .*H200, B200, cpu"):
+        devices("8 x H900")
+
+
+def test_every_kind_has_memory_and_all_but_two_a_peak():
+    made = {kind: devices(f"2 x {kind}") for kind in KNOWN}
+    assert all(one.bytes > 10**8 for one in made.values())
+    assert [kind for kind, one in made.items() if one.flops is None] == ["T4", "cpu"]
+
+
+def test_a_plan_places_every_parameter_by_the_rules(config):
+    made = plan(config, SMALL, devices("8 x v5e"))
+    placed = {one.name: one for one in made.parameters}
+    assert count(made.parameters) == 494_032_768
+    assert placed["embedding"].spec == P("tensor", "fsdp")
+    assert placed["embedding"].shard == (151_936, 896 // 8)
+    assert placed["layers.down"].shard == (24, 4864, 896 // 8)
+    assert placed["final_norm"].shard == (896,)
+    assert made.mesh == {"data": 1, "fsdp": 8, "tensor": 1}
+
+
+def test_the_config_decides_dtype_remat_and_adapters_not_the_shape(config):
+    config.model.dtype, config.lora.rank, config.train.remat = "bfloat16", 8, "full"
+    made = plan(config, SMALL, devices("1 x L4"))
+    adapters = [one for one in made.parameters if one.trained]
+    assert adapters and {one.dtype for one in adapters} == {"float32"}
+    assert {one.dtype for one in made.parameters if not one.trained} == {"bfloat16"}
+
+
+def test_hours_are_steps_times_operations_over_the_assumed_share_of_the_peak(config):
+    config.train.steps = 1000
+    made = plan(config, SMALL, devices("8 x v5e"))
+    low, high = made.hours
+    assert low == pytest.approx(1000 * made.flops / (8 * 197e12 * 0.55 * 3600))
+    assert high / low == pytest.approx(0.55 / 0.35)
+    assert plan(config, SMALL, devices("1 x T4")).hours is None
+
+
+def test_epochs_become_the_steps_that_pass_over_the_cases_so_often(config):
+    config.train.epochs = 2.0
+    made = plan(config, SMALL, devices("1 x H100"), cases=1000, case_tokens=256)
+    assert made.steps == pytest.approx(2 * 1000 * 256 / (16 * 512), rel=0.05)
+
+
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(config):
+    config.mesh.fsdp = 3
+    with pytest.raises(UsageError, match="1 x 3 x 1 .* does not fit 8 devices"):
+        plan(config, SMALL, devices("8 x v5e"))
+
+
+def test_rows_that_do_not_divide_are_refused(config):
+    config.train.rows = 12
+    with pytest.raises(UsageError, match=r"rows=12 is not a multiple of .* = 8 x 1"):
+        plan(config, SMALL, devices("8 x v5e"))
+
+
+def test_what_cannot_fit_names_the_largest_part_and_changes_that_make_it_fit(config):
+    config.train.row_tokens = 4096
+    there = devices("1 x T4")
+    made = plan(config, SMALL, there)
+    assert made.memory.total > made.usable
+    assert "the largest part is activations kept" in made.problem
+    assert "\n" not in made.problem
+    assert "config.train.remat=full" in made.problem
+    config.train.remat, config.train.accumulate = "full", 16
+    assert plan(config, SMALL, there).problem == ""
+
+
+def test_attention_keeps_scores_where_no_kernel_takes_the_head(config):
+    def fused(kind, shape=SMALL):
+        return plan(config, shape, devices(f"1 x {kind}")).fused
+
+    config.train.remat = "full"
+    gemma = published.shape("gemma3_1b")  # heads of 256
+    assert (fused("H100"), fused("A100-80GB"), fused("T4")) == (True, True, False)
+    assert (fused("H100", gemma), fused("A100-80GB", gemma), fused("v5e", gemma)) == (
+        *(True, False, True),
+    )
+    config.train.compute = "float32"
+    assert (fused("H100"), fused("v5e")) == (False, True)
+
+
+def test_a_plan_is_json(config):
+    told = json.loads(json.dumps(plan(config, SMALL, devices("8 x v5e")).to_json()))
+    assert told["memory_total"] == sum(told["memory"].values())
+    assert told["parameters"][0]["spec"] == ["tensor", "fsdp"]
+    assert told["mfu_assumed"] == [0.35, 0.55]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_tables_fit_the_terminal_and_say_what_is_assumed(config, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    config.train.remat = "full"
+    _plan.run(config, _plan.shape_of(config), "8 x v5e")
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= width
+    for words in ("494.03 M parameters", "151936 x 112", "needed", "assuming 55 to 35 % of peak"):
+        assert words in shown
+
+
+def test_a_plan_that_does_not_fit_is_shown_and_fails(config, capsys):
+    config.train.row_tokens = 4096
+    with pytest.raises(McrError, match="do not fit into") as failed:
+        _plan.run(config, _plan.shape_of(config), "1 x T4")
+    assert not isinstance(failed.value, UsageError)
+    assert "usable" in capsys.readouterr().out
+
+
+def test_the_shape_is_that_of_the_folder_or_the_published_one_or_the_sizes(config, tmp_path):
+    assert _plan.shape_of(config) == SMALL
+    (tmp_path / "config.json").write_text(json.dumps(published.CONFIGS["gemma3_1b"]))
+    config.model.folder = str(tmp_path)
+    assert _plan.shape_of(config) == published.shape("gemma3_1b")
+    config.model.folder = config.model.shape = ""
+    assert _plan.shape_of(config).width == config.model.width
+    config.model.heads = 3
+    with pytest.raises(UsageError, match="does not divide heads 3"):
+        _plan.shape_of(config)
