@@ -8,7 +8,6 @@ import numpy as np
 from mcr_jax import completion
 from mcr_jax.cases import Case
 from mcr_jax.data.tokenizer import Tokenizer
-from mcr_jax.errors import McrError
 from mcr_jax.prompts import Prompt
 
 
@@ -57,27 +56,6 @@ def example(case: Case, prompt: Prompt, tokenizer: Tokenizer) -> Example:
         ids=np.asarray(encoded.ids, np.int32),
         trained=np.asarray(encoded.trained, bool),
     )
-
-
-def examples(
-    cases: Sequence[Case], prompt: Prompt, tokenizer: Tokenizer, row_tokens: int
-) -> tuple[list[Example], int]:
-    """Tokenizes `cases` and sets aside those that do not fit a row whole.
-
-    Returns:
-      The examples of at most `row_tokens` tokens, and how many were longer.
-
-    Raises:
-      McrError: none fits.
-    """
-    made = [example(case, prompt, tokenizer) for case in cases]
-    fitting = [e for e in made if len(e.ids) <= row_tokens]
-    if not fitting:
-        shortest = min((len(e.ids) for e in made), default=0)
-        raise McrError(
-            f"no example fits train.row_tokens={row_tokens}; the shortest has {shortest} tokens"
-        )
-    return fitting, len(made) - len(fitting)
 
 
 def _target(case: Case) -> str:

@@ -5,7 +5,6 @@ import pytest
 
 from mcr_jax import completion
 from mcr_jax.data import example as example_lib
-from mcr_jax.errors import McrError
 
 
 @pytest.fixture(scope="module")
@@ -56,24 +55,3 @@ def test_a_tokenizer_is_fitted_on_what_the_model_reads_and_writes(
     texts = list(example_lib.training_texts(clinic_cases["train"], clinic_prompt))
     assert len(texts) == 2 * len(clinic_cases["train"])
     assert texts[1] == clinic_tokenizer.decode(made.ids[made.trained].tolist())
-
-
-def test_what_does_not_fit_a_row_is_left_out_whole_and_counted(
-    clinic_cases, clinic_prompt, clinic_tokenizer
-):
-    def fitted(row_tokens):
-        return example_lib.examples(
-            clinic_cases["train"], clinic_prompt, clinic_tokenizer, row_tokens
-        )
-
-    everything, none_left = fitted(10_000)
-    assert none_left == 0
-    lengths = sorted(len(e.ids) for e in everything)
-    middle = lengths[len(lengths) // 2]
-    short, long = fitted(middle)
-    assert [e.fingerprint for e in short] == [
-        e.fingerprint for e in everything if len(e.ids) <= middle
-    ]
-    assert len(short) + long == len(everything)
-    with pytest.raises(McrError, match=f"row_tokens=9; the shortest has {lengths[0]} tokens"):
-        fitted(9)
