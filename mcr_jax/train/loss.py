@@ -61,9 +61,7 @@ def _sum(head, hidden, targets, weights) -> jax.Array:
 
 
 def _forward(head, hidden, targets, weights):
-    asked = tuple(
-        name for name, x in (("head", head), ("hidden", hidden)) if x.perturbed
-    )
+    asked = tuple(name for name, x in (("head", head), ("hidden", hidden)) if x.perturbed)
     loss, gradients = _with_gradients(*(x.value for x in (head, hidden, targets, weights)), asked)
     return loss, gradients
 
@@ -122,7 +120,9 @@ def _one_shard(head, hidden, targets, weights, *, asked, axes=()):
         loss += jnp.sum((jnp.log(total) + top - of_target)[:, 0] * weight)
         if asked:
             softmax = jnp.exp(logits - top) * (weight[:, None] / total)
-            d_logits = jnp.where(jnp.arange(V) == target[:, None], softmax - weight[:, None], softmax)
+            d_logits = jnp.where(
+                jnp.arange(V) == target[:, None], softmax - weight[:, None], softmax
+            )
             d_logits = d_logits.astype(head.dtype)
         if "hidden" in asked:
             d_x = (d_logits @ head).astype(hidden.dtype)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from mcr_jax.model._blockwise import BLOCK
 from mcr_jax.model.blueprint import blueprint
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.sharding import shardings
@@ -25,7 +26,6 @@ from mcr_jax.train.step import optimizer
 
 _BATCH = 5 * 4  # bytes a place: token, target, position, segment id and weight
 _COUNTER = 4  # the step
-_BLOCK = 128  # queries, and keys, that attention in plain XLA has scores of at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Memory:
 
 def parameters(shape: DecoderConfig, mesh: AbstractMesh) -> tuple[Parameter, ...]:
     """Every parameter of a decoder and how it lies on `mesh`."""
-    tree = _shapes(shape)
+    tree = blueprint(shape)[1]
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     placed = jax.tree.leaves(shardings(mesh, tree))
     return tuple(
@@ -125,7 +125,7 @@ def memory(
       mu_dtype: of the optimizer's mean of gradients.
       fused: whether attention runs in a kernel of the device, not in plain XLA.
     """
-    tree = _shapes(shape)
+    tree = blueprint(shape)[1]
     trained, computed = _trained(shape, tree), _cast(tree, compute)
     tx = optimizer(
         learning_rate=1.0,
@@ -175,7 +175,7 @@ def _work(local: DecoderConfig, rows: int, row_tokens: int, compute: str, fused:
     streams = (8 * local.width + 4 * local.heads * local.head_dim) * 4  # norms and rotary: float32
     inside = places * (6 * local.mlp_width * size + streams)
     if not fused:  # scores, weights and the gradients of both, of one block of queries and keys
-        inside += 4 * rows * local.heads * min(_BLOCK, row_tokens) ** 2 * 4
+        inside += 4 * rows * local.heads * min(BLOCK, row_tokens) ** 2 * 4
     if local.lora:
         inside += inside // 2  # what the adapters add beside the products
     logits = min(CHUNK, places) * local.vocab_size * 4
@@ -188,7 +188,7 @@ def _gathered(local: DecoderConfig, over_fsdp: bool, compute: str) -> tuple[int,
     Without fsdp the tables are read where they lie.
     """
     sizes: dict[str, int] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(_cast(_shapes(local), compute)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_cast(blueprint(local)[1], compute)):
         copies = 1 + _is_trained(local, path)
         sizes[_name(path)] = copies * leaf.size * leaf.dtype.itemsize
     layer = sum(n for name, n in sizes.items() if name.startswith("layers.")) // local.layers
@@ -202,7 +202,8 @@ def _kept(local: DecoderConfig, row_tokens: int, compute: str) -> int:
 
     These are the results of the traced forward pass that its transpose reads, but for the weights.
     """
-    graph, tree = blueprint(local)[0], _cast(_shapes(local), compute)
+    graph, tree = blueprint(local)
+    tree = _cast(tree, compute)
     ids = jax.ShapeDtypeStruct((1, row_tokens), jnp.int32)
 
     def backward(params: Any, tokens: Any, positions: Any, segment_ids: Any) -> Any:
@@ -227,16 +228,6 @@ def _local(shape: DecoderConfig, tensor: int) -> DecoderConfig:
             cut[name] = getattr(shape, name) // tensor
     # Neither backend nor the dtype that weights are kept in changes what a layer keeps.
     return dataclasses.replace(shape, attention="xla", dtype="float32", **cut)
-
-
-def _shapes(shape: DecoderConfig) -> Any:
-    """The parameters' shapes, the adapters' in float32."""
-
-    def kept(path: Any, leaf: Any) -> Any:
-        dtype = "float32" if _is_adapter(path) else leaf.dtype
-        return jax.ShapeDtypeStruct(leaf.shape, dtype)
-
-    return jax.tree_util.tree_map_with_path(kept, blueprint(shape)[1])
 
 
 def _cast(tree: Any, dtype: str) -> Any:

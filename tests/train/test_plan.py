@@ -93,7 +93,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(config):
 
 def test_rows_that_do_not_divide_are_refused(config):
     config.train.rows = 12
-    with pytest.raises(UsageError, match=r"rows=12 is not a multiple of .* = 8 x 1"):
+    with pytest.raises(UsageError, match=r"rows=12 is not a multiple of .* = 8"):
         plan(config, SMALL, devices("8 x v5e"))
 
 
