@@ -3,14 +3,19 @@
     python -m bench.train_step                 # the CPU reference shape, float32: dense and ragged
     python -m bench.train_step --what=ragged --runs=3
 
-Dense: rows of equal length, every token trained. Ragged: examples as long as real cases, a prompt
-and a shorter answer of which only the answer is trained; here packed into rows, in transformers
-sorted by length and padded to the longest of each batch. Both make whole steps: loss, gradients,
-clipping, AdamW. Steps alternate; the median of each counts; the first losses are compared.
+Dense: 4 rows of 512, every token trained, one step. Ragged: 16 examples as long as real cases, a
+prompt and a shorter answer of which only the answer is trained. A run is one pass: every example
+once, in whole steps of loss, gradients, clipping and AdamW. Here they are packed, a row a step; in
+transformers they are sorted by length and padded to the longest of each batch, in batches of the
+size that is fastest. With rows of 4,096 and batches of 4 both make 4 steps. Passes alternate, and
+the median of each counts; the losses of the first are compared. GLIBC_TUNABLES, where set, is set
+for both.
 """
 
 import argparse
 import tempfile
+import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +26,7 @@ from flax import nnx
 
 from bench import alternate, line
 from bench.forward import SHAPES
-from mcr_jax.data.example import Example
-from mcr_jax.data.loader import fixed_batches
+from mcr_jax.data.packing import plan
 from mcr_jax.model import hf
 from mcr_jax.train.step import init_state, optimizer, train_step
 
@@ -34,14 +38,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", choices=("dense", "ragged", "both"), default="both")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--row-tokens", type=int, default=2048, help="of a packed row")
-    parser.add_argument("--examples", type=int, default=16, help="of the ragged batch")
+    parser.add_argument("--row-tokens", type=int, default=4096, help="of a packed row")
+    parser.add_argument("--examples", type=int, default=16, help="of the ragged pass")
+    parser.add_argument("--peer-rows", default="1,2,4", help="batch sizes to choose from")
     flags = parser.parse_args()
     config = transformers.Qwen2Config(**SHAPES["reference"], max_position_embeddings=8192)
     rng = np.random.default_rng(0)
     if flags.what in ("dense", "both"):
         full = [_example(rng, config.vocab_size, 0, 512) for _ in range(4)]
-        _compare("dense 4x512 float32", config, full, 512, 4, flags.runs)
+        _compare("dense 4x512 float32", config, full, 512, (4,), flags.runs)
     if flags.what in ("ragged", "both"):
         ragged = [
             _example(
@@ -50,12 +55,18 @@ def main() -> None:
             for _ in range(flags.examples)
         ]
         name = f"ragged {flags.examples} examples float32, rows of {flags.row_tokens}"
-        _compare(name, config, ragged, flags.row_tokens, 4, flags.runs)
+        peer_rows = tuple(map(int, flags.peer_rows.split(",")))
+        _compare(name, config, ragged, flags.row_tokens, peer_rows, flags.runs)
 
 
-def _example(rng: np.random.Generator, vocab: int, prompt: int, answer: int) -> Example:
+class _Example(NamedTuple):
+    ids: np.ndarray
+    trained: np.ndarray
+
+
+def _example(rng: np.random.Generator, vocab: int, prompt: int, answer: int) -> _Example:
     ids = rng.integers(0, vocab, prompt + answer).astype(np.int32)
-    return Example("", ids, np.arange(prompt + answer) >= prompt)
+    return _Example(ids, np.arange(prompt + answer) >= prompt)
 
 
 def _compare(name, config, examples, row_tokens, peer_rows, runs) -> None:
@@ -65,8 +76,8 @@ def _compare(name, config, examples, row_tokens, peer_rows, runs) -> None:
         peer.save_pretrained(folder)
         graph, params = nnx.split(hf.load(folder))
     ours = _Ours(graph, nnx.to_pure_dict(params), examples, row_tokens)
-    theirs = _Transformers(peer, examples, peer_rows)
-    losses = ours(), theirs()
+    theirs, first = _fastest([_Transformers(peer, examples, rows) for rows in peer_rows])
+    losses = ours(), first
     mine, other = alternate(ours, theirs, runs)
     trained = sum(int(e.trained[1:].sum()) for e in examples)
     line(
@@ -77,23 +88,57 @@ def _compare(name, config, examples, row_tokens, peer_rows, runs) -> None:
         shape=name,
         device=jax.devices()[0].device_kind,
         first_losses=[round(x, 4) for x in losses],
+        steps=[len(ours.batches), len(theirs.batches)],
     )
 
 
+def _fastest(passes: list["_Transformers"]) -> tuple["_Transformers", float]:
+    """Of passes in batches of different size, after one each; and the loss of the first of all."""
+    first, seconds = passes[-1](), []
+    for call in passes:
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return passes[seconds.index(min(seconds))], first
+
+
+def _stack(rows: list[list[_Example]], row_tokens: int) -> dict[str, np.ndarray]:
+    """What `train.step` takes; targets and weights look one token ahead in a segment."""
+    names = ("tokens", "targets", "positions", "segment_ids")
+    batch = {name: np.zeros((len(rows), row_tokens), np.int32) for name in names}
+    batch["weights"] = np.zeros((len(rows), row_tokens), np.float32)
+    for r, row in enumerate(rows):
+        start = 0
+        for segment, e in enumerate(row, 1):
+            stop = start + len(e.ids)
+            batch["tokens"][r, start:stop] = e.ids
+            batch["targets"][r, start : stop - 1] = e.ids[1:]
+            batch["weights"][r, start : stop - 1] = e.trained[1:]
+            batch["positions"][r, start:stop] = np.arange(len(e.ids))
+            batch["segment_ids"][r, start:stop] = segment
+            start = stop
+    return batch
+
+
 class _Ours:
-    """One pass over the examples, a step per packed row; returns the mean of the losses."""
+    """One pass over the examples, a step per packed row, or one for all if they fill their rows.
+
+    Returns the mean of the losses.
+    """
 
     def __init__(self, graph, params, examples, row_tokens):
         tx, schedule = optimizer(**OPTIM)
-        rows = sum(len(e.ids) for e in examples) // row_tokens or 1
-        rows = rows if all(len(e.ids) == row_tokens for e in examples) else 1
-        self._batches = fixed_batches(examples, rows, row_tokens)
+        lengths = [len(e.ids) for e in examples]
+        packed = [[examples[i] for i in row] for row in plan(lengths, row_tokens, 0, 0)]
+        full = all(length == row_tokens for length in lengths)
+        steps = [packed] if full else [[row] for row in packed]
+        self.batches = [_stack(rows, row_tokens) for rows in steps]
         self._state = init_state(params, tx)
         self._step = jax.jit(train_step(graph, tx, schedule), donate_argnums=0)
 
     def __call__(self) -> float:
         total = tokens = 0.0
-        for batch in self._batches:
+        for batch in self.batches:
             self._state, metrics = self._step(self._state, jax.tree.map(jnp.asarray, batch))
             total += float(metrics["loss"]) * float(metrics["trained_tokens"])
             tokens += float(metrics["trained_tokens"])
@@ -112,7 +157,7 @@ class _Transformers:
             betas=(OPTIM["b1"], OPTIM["b2"]),
         )
         ordered = sorted(examples, key=lambda e: -len(e.ids))
-        self._batches = [
+        self.batches = [
             self._pad(ordered[first : first + rows]) for first in range(0, len(ordered), rows)
         ]
 
@@ -129,7 +174,7 @@ class _Transformers:
 
     def __call__(self) -> float:
         total = tokens = 0.0
-        for batch in self._batches:
+        for batch in self.batches:
             loss = self._model(**batch, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), OPTIM["clip_norm"])

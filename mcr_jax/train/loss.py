@@ -81,7 +81,8 @@ def _with_gradients(head, hidden, targets, weights, asked: tuple[str, ...]):
     """The summed loss, and a dict of its gradients by those of "head" and "hidden" in `asked`."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    axes = tuple(a for a in ROWS if kinds.get(a, AxisType.Manual) != AxisType.Manual)
+    free = [a for a in ROWS if kinds.get(a, AxisType.Manual) != AxisType.Manual]
+    axes = tuple(a for a in free if mesh.shape[a] > 1)
     one_shard = functools.partial(_one_shard, asked=asked)
     if not axes or weights.shape[0] % math.prod(mesh.shape[a] for a in axes):
         return one_shard(head, hidden, targets, weights)
@@ -111,7 +112,8 @@ def _one_shard(head, hidden, targets, weights, *, asked, axes=()):
         loss, gradients = sums
         places = jax.lax.dynamic_slice(order, (chunk * size,), (size,))
         x, target, weight = (
-            a.at[places].get(mode="fill", fill_value=0) for a in (hidden_NxE, targets, weights)
+            jnp.take(a, places, axis=0, mode="fill", fill_value=0)
+            for a in (hidden_NxE, targets, weights)
         )
         logits = jnp.einsum("ne,ve->nv", x, head, preferred_element_type=jnp.float32)
         top = logits.max(axis=-1, keepdims=True)

@@ -174,12 +174,13 @@ def _work(local: DecoderConfig, rows: int, row_tokens: int, compute: str, fused:
     places, size = rows * row_tokens, jnp.dtype(compute).itemsize
     streams = (8 * local.width + 4 * local.heads * local.head_dim) * 4  # norms and rotary: float32
     inside = places * (6 * local.mlp_width * size + streams)
-    if not fused:  # scores, weights and the gradients of both, of one block of queries and keys
+    if not fused:  # scores, weights and the gradients of both, of a block of queries and of keys
         inside += 4 * rows * local.heads * min(BLOCK, row_tokens) ** 2 * 4
     if local.lora:
         inside += inside // 2  # what the adapters add beside the products
     logits = min(CHUNK, places) * local.vocab_size * 4
-    return max(inside, 2 * logits)
+    head = local.vocab_size * local.width * 4 if local.lora is None else 0
+    return max(inside, 2 * (logits + head))  # the head's gradient so far, and a chunk's
 
 
 def _gathered(local: DecoderConfig, over_fsdp: bool, compute: str) -> tuple[int, int]:
