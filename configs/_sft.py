@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from mcr_jax import config
+from mcr_jax.errors import UsageError
 
 ARGS = ("full", "lora")
 
@@ -18,10 +19,10 @@ def sft(arg: str, *, name: str, shape: str, rate: float, lora_rate: float) -> Co
       rate, lora_rate: the peak of the learning rate.
 
     Raises:
-      ValueError: another arg.
+      UsageError: another arg.
     """
     if arg not in ARGS:
-        raise ValueError(f"the config takes {' or '.join(ARGS)} after its colon, not {arg!r}")
+        raise UsageError(f"the config takes {' or '.join(ARGS)} after its colon, not {arg!r}")
     lora = arg == "lora"
     c = config.default()
     c.name = f"{name}, {'LoRA' if lora else 'all weights'}"

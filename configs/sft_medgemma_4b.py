@@ -13,7 +13,7 @@ Memory of each device, by `mcr train --plan="8 x H100"` and the like, which need
     full   16 x v5e       10.6 GB of 16
     full   1 x H200       81.1 GB of 141   --config.train.accumulate=16
     lora   8 x v5e         7.8 GB of 16
-    lora   1 x L4         11.8 GB of 24   --config.train.accumulate=16
+    lora   1 x L4         11.4 GB of 24   --config.train.accumulate=16
 
 No result is known yet.
 """

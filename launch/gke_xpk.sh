@@ -3,7 +3,8 @@
 #
 #   launch/gke_xpk.sh --name=NAME --cluster=CLUSTER --image=IMAGE --tpu-type=v5litepod-16 [FLAG...] -- COMMAND...
 #   launch/gke_xpk.sh --name=q7b --cluster=tpus --image=gcr.io/p/mcr-jax --tpu-type=v5litepod-16 -- \
-#     mcr train --config=/runs/q7b.py --workdir=runs/q7b --config.train.checkpoints=gs://bucket/q7b
+#     mcr train --config=configs/sft_qwen2_5_7b.py --config.model.folder=/mnt/qwen \
+#       --config.data.data_dir=/mnt/tfds --workdir=runs/q7b --config.train.checkpoints=gs://bucket/q7b
 #
 #   --device-type=TYPE    instead of --tpu-type, for GPUs: h100-80gb-8
 #   --num-slices=N        how many slices of that TPU type (1)
@@ -13,8 +14,8 @@
 #   --xpk-flag=FLAG       a further flag of `xpk workload create`, as --xpk-flag=--env=A=1; may be repeated
 #   --dry-run             prints the command, executes nothing
 #
-# The image holds mcr-jax, installed, and each machine runs the command in a fresh copy of it: config,
-# data and weights are in the image, mounted, or fetched by the command; checkpoints go to a bucket.
+# The image holds mcr-jax, installed, with gcsfs, and each machine runs the command in a fresh copy of it:
+# data and weights are in the image, mounted, or fetched by the command; checkpoints lie in a bucket.
 # An exit status of 75 (SIGTERM stopped the training, resumable) is restarted too, for which xpk must
 # know --restart-on-exit-codes; with --max-restarts=0 it need not.
 set -euo pipefail

@@ -2,8 +2,11 @@
 # Runs a command on every worker of a TPU slice from the queue, again after each preemption.
 #
 #   launch/tpu_pod.sh --name=NAME --zone=ZONE --type=v5litepod-64 [FLAG...] -- COMMAND...
-#   launch/tpu_pod.sh --name=pod --zone=us-west4-a --type=v5litepod-64 --spot --delete -- \
-#     mcr train --config=configs/q7b.py --workdir=runs/q7b --config.train.checkpoints=gs://bucket/q7b
+#   launch/tpu_pod.sh --name=pod --zone=us-west4-a --type=v5litepod-64 --spot --delete -- bash -c '
+#     gcloud storage cp -r gs://bucket/qwen gs://bucket/MedCaseReasoning . &&
+#     mcr build --source=MedCaseReasoning &&
+#     exec mcr train --config=configs/sft_qwen2_5_7b.py --config.model.folder=qwen --workdir=runs/q7b \
+#       --config.train.checkpoints=gs://bucket/q7b'
 #
 #   --project=P           the project, if not gcloud's default
 #   --version=RUNTIME     the TPU's software, if not the usual one of its type
@@ -19,8 +22,7 @@
 # The command runs in ~/mcr-jax on every worker (`-- env KEY=VALUE mcr ...` sets variables), detached:
 # when the connection or this script ends, it goes on, and the same call finds it again. It must go on
 # from what it has saved when it is started again, as `mcr train` does from its newest checkpoint. The
-# workers that replace others are empty: data and weights come with the command, as in
-# `-- bash -c 'gcloud storage cp -r gs://bucket/qwen . && exec mcr train ...'`, and checkpoints lie in a
+# workers that replace others are empty: data and weights come with the command, checkpoints lie in a
 # bucket, where all workers see them. A command that fails by itself is not started again. Exit status:
 # the command's; 75 if all attempts ended in preemption (the same call goes on); 1, 2 as everywhere.
 set -euo pipefail

@@ -2,8 +2,11 @@
 # Runs a command on a TPU VM, which is created if it is not there.
 #
 #   launch/tpu_vm.sh --name=NAME --zone=ZONE --type=v5litepod-8 [FLAG...] -- COMMAND...
-#   launch/tpu_vm.sh --name=tpu --zone=us-west4-a --type=v5litepod-8 --spot --delete -- \
-#     mcr train --config=configs/q7b.py --workdir=runs/q7b --config.train.checkpoints=gs://bucket/q7b
+#   launch/tpu_vm.sh --name=tpu --zone=us-west4-a --type=v5litepod-8 --spot --delete -- bash -c '
+#     gcloud storage cp -r gs://bucket/qwen gs://bucket/MedCaseReasoning . &&
+#     mcr build --source=MedCaseReasoning &&
+#     exec mcr train --config=configs/sft_qwen2_5_7b.py --config.model.folder=qwen --workdir=runs/q7b \
+#       --config.train.checkpoints=gs://bucket/q7b'
 #
 #   --project=P           the project, if not gcloud's default
 #   --version=RUNTIME     the TPU's software, if not the usual one of its type
@@ -16,11 +19,9 @@
 #
 # The command runs in ~/mcr-jax on the VM (`-- env KEY=VALUE mcr ...` sets variables), detached: when
 # the connection or this script ends, it goes on, and the same call finds it again. A VM that replaces
-# another is empty: data and weights come with the command, as in
-# `-- bash -c 'gcloud storage cp -r gs://bucket/qwen . && exec mcr train ...'`, and checkpoints lie in a
-# bucket. Exit status: the command's; 75 if the VM was preempted or SIGTERM stopped the command (the
-# same call goes on from the newest checkpoint, for preemption by itself use tpu_pod.sh); 1, 2 as
-# everywhere.
+# another is empty: data and weights come with the command, checkpoints lie in a bucket. Exit status: the
+# command's; 75 if the VM was preempted or SIGTERM stopped the command (the same call goes on from the
+# newest checkpoint, for preemption by itself use tpu_pod.sh); 1, 2 as everywhere.
 set -euo pipefail
 # shellcheck source=tpu.sh
 source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"

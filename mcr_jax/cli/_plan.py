@@ -101,7 +101,7 @@ def _memory(config: ConfigDict, made: "Plan") -> "Table":
         "gradients": "with float32 sums of the parts" if c.accumulate > 1 else "",
         "copies": c.compute,
         "activations": f"remat {c.remat}, {_rows(made.rows)} of {made.row_tokens:,} at a time",
-        "work": "fused attention" if made.fused else "attention with scores in memory",
+        "work": "attention in a kernel" if made.fused else "attention in plain XLA",
     }
     table = _table("Memory of each device", "what", "how")
     table.add_column("GB", justify="right", no_wrap=True)

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
 def run(experiment: Experiment) -> None:
     """Does what is not done yet and ends with the table."""
     workdir = experiment.workdir
-    trained = newest_step(workdir.checkpoints) == experiment.config.train.steps
+    trained = newest_step(experiment.checkpoints) == experiment.config.train.steps
     if trained and experiment.finished("eval"):
         console.say(f"demo: nothing to do, all of it is in {workdir.path}")
         score.show(workdir.read_json(workdir.results))

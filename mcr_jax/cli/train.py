@@ -65,6 +65,7 @@ def _told(rates: dict[str, float]) -> str:
 def _inputs(e: Experiment) -> dict[str, Any]:
     """What the weights follow from besides the config; a run goes on from the same only."""
     from mcr_jax.data.dataset import dataset_fingerprint
+    from mcr_jax.train import hosts
 
     inputs = {
         "dataset": dataset_fingerprint(e.data_dir),
@@ -72,5 +73,6 @@ def _inputs(e: Experiment) -> dict[str, Any]:
         "seed": e.config.seed,
         **e.origin(),
     }
+    hosts.same({name: str(value) for name, value in inputs.items()})
     e.workdir.note("train", {**e.refuse_other(inputs), **inputs})
     return inputs

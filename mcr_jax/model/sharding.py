@@ -1,5 +1,6 @@
 """The device mesh and how parameters lie on it: one short table of name rules."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -39,18 +40,28 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) ->
         them.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [data, fsdp, tensor]
-    given = int(np.prod([size for size in sizes if size != -1]))
-    if sizes.count(-1) == 1 and given > 0 and len(devices) % given == 0:
-        sizes[sizes.index(-1)] = len(devices) // given
-    if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
-        raise ValueError(
-            f"config.mesh {data} x {fsdp} x {tensor} (data, fsdp, tensor) does not fit "
-            f"{len(devices)} devices; use -1 for one of them"
-        )
+    sizes = mesh_sizes(data, fsdp, tensor, len(devices))
     tpus = devices[0].platform == "tpu" and len(devices) > 1
     laid_out = _by_topology(devices, sizes) if tpus else np.asarray(devices).reshape(sizes)
     return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
+    """The sizes of a mesh of so many devices, the one that is -1 worked out.
+
+    Raises:
+      ValueError: they do not multiply to the number of devices.
+    """
+    sizes = [data, fsdp, tensor]
+    given = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and given > 0 and devices % given == 0:
+        sizes[sizes.index(-1)] = devices // given
+    if min(sizes) < 1 or math.prod(sizes) != devices:
+        raise ValueError(
+            f"config.mesh {data} x {fsdp} x {tensor} (data, fsdp, tensor) does not fit "
+            f"{devices} devices; use -1 for one of them"
+        )
+    return tuple(sizes)
 
 
 def one_device() -> Mesh:

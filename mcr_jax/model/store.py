@@ -25,6 +25,8 @@ from mcr_jax.model.decoder import Decoder
 from mcr_jax.model.sharding import abstract, one_device, shardings
 from mcr_jax.workdir import storage_path
 
+_CLIENTS = ("tensorflow", "gcsfs", "fsspec", "google", "aiohttp")  # of addresses such as gs://
+
 
 def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
     """What training starts from: the weights in config.folder, or if it is "" drawn from `seed`.
@@ -128,7 +130,7 @@ def _step(manager: ocp.CheckpointManager, folder: str | Path, which: str) -> int
 
 
 @contextlib.contextmanager
-def storage_errors(folder: Path, what: str) -> Iterator[None]:
+def storage_errors(folder: str | Path, what: str) -> Iterator[None]:
     """Turns a fault of the storage below orbax into one McrError line."""
     # What these log as an error is raised, too; asyncio logs, whenever Python collects them, the
     # writes that failed beside the first one.
@@ -136,13 +138,15 @@ def storage_errors(folder: Path, what: str) -> Iterator[None]:
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     sys.unraisablehook = _told_once
     # Faults come as whatever the layer below raises: OSError from Python, ValueError from
-    # TensorStore (it wraps absl::Status), KeyError and RuntimeError from orbax's own checks. What
+    # TensorStore (it wraps absl::Status), KeyError and RuntimeError from orbax's own checks,
+    # ImportError where an address wants a client that is not installed, and that client's own. What
     # fails in reading an array, orbax wraps in a bare Exception.
     try:
         yield
     except Exception as raised:
         error = raised.__cause__ if type(raised) is Exception else raised
-        if not isinstance(error, (OSError, ValueError, KeyError, RuntimeError)):
+        known = (OSError, ValueError, KeyError, RuntimeError, ImportError)
+        if not isinstance(error, known) and type(error).__module__.split(".")[0] not in _CLIENTS:
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         full = any("No space left" in line for line in lines)

@@ -18,9 +18,9 @@ class Devices:
       bytes: memory of one device.
       flops: dense bfloat16 operations per second of one device; None where it has no bfloat16, or
         nobody promises any.
-      fused_head_dim: the largest head that attention without scores in memory takes there, as in
-        `model.attention`; 0 where there is none.
-      fused_float32: whether that takes float32, too.
+      fused_head_dim: the largest head that an attention kernel takes there, as `model.attention`
+        knows it; 0 where there is none.
+      fused_float32: whether it takes float32, too.
     """
 
     kind: str
@@ -36,9 +36,9 @@ class Devices:
 
 _ANY = 1 << 30
 
-# Gigabytes of memory, the name in flops.PEAKS and the largest head of fused attention. Memory is
-# what cloud.google.com/tpu/docs/system-architecture-tpu-vm and NVIDIA's data sheets promise, taken
-# as 10^9 bytes; some devices have the 2^30 that others call a gigabyte, none has less.
+# Gigabytes of memory, the name in flops.PEAKS and the largest head of the attention kernel. Memory
+# is what cloud.google.com/tpu/docs/system-architecture-tpu-vm and NVIDIA's data sheets promise,
+# taken as 10^9 bytes; some devices have the 2^30 that others call a gigabyte, none has less.
 _KINDS = {
     "v4": (32, "TPU v4", _ANY),
     "v5e": (16, "TPU v5e", _ANY),

@@ -9,6 +9,7 @@ missed. Python cannot prevent that. What was saved stays, and the same command o
 
 import atexit
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -180,7 +181,10 @@ def listening() -> Iterator[Callable[[int], bool]]:
     takes a second and a step or two.
     """
     if processes() > 1:  # jax's service took the signal over when they joined
-        yield multihost_utils.reached_preemption_sync_point
+        # Calls are counted, not steps: where the signal comes before the first call, the processes
+        # agree on number 1, which a resumed run's steps are beyond.
+        calls = itertools.count(1)
+        yield lambda step: multihost_utils.reached_preemption_sync_point(next(calls))
         return
     if threading.current_thread() is not threading.main_thread():  # which alone can listen
         yield lambda step: False

@@ -8,6 +8,7 @@ loop side by side; one of them writes what is written once.
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -187,17 +188,19 @@ class _Run:
                 state, metrics = self.trainer.step(state, put(batch, mesh), frozen)
                 self._record(under_way, progress, saved)
                 under_way.append((number, metrics, batch))
-                last, stopping, val_loss, early = number == steps, stop(number), None, False
+                last, stopping = number == steps, stop(number)
+                val_loss, best, early = None, False, False
                 with self.meter.apart():
                     if self.data.validation and (number % c.eval_every == 0 or last):
                         self._record(under_way, progress, saved)
                         val_loss = self.trainer.validate(state.params, frozen, self.data.validation)
                         self.log.write(number, val_loss=val_loss)
+                        # One process has the history of a resumed run, and speaks for all.
+                        best = bool(hosts.agreed(val_loss < min(losses, default=math.inf)))
                         losses.append(val_loss)
                         early = bool(hosts.agreed(_stale(losses, c.patience)))
-                    best = c.keep_best > 0 and val_loss is not None and val_loss <= min(losses)
                     due = number % c.checkpoint_every == 0
-                    if due or best or last or stopping or early:
+                    if due or (best and c.keep_best) or last or stopping or early:
                         self._record(under_way, progress, saved)  # a checkpoint vouches for it
                         self.checkpoints.save(number, state, val_loss)
                         saved = number

@@ -86,7 +86,7 @@ class Memory:
 
 def parameters(shape: DecoderConfig, mesh: AbstractMesh) -> tuple[Parameter, ...]:
     """Every parameter of a decoder and how it lies on `mesh`."""
-    tree = _shapes(shape)
+    tree = blueprint(shape)[1]
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     placed = jax.tree.leaves(shardings(mesh, tree))
     return tuple(
@@ -123,9 +123,9 @@ def memory(
       accumulate: parts that the rows go through the devices in.
       compute: dtype of the forward pass.
       mu_dtype: of the optimizer's mean of gradients.
-      fused: whether attention is a kernel that keeps no scores in memory.
+      fused: whether attention runs in a kernel of the device, not in plain XLA.
     """
-    tree = _shapes(shape)
+    tree = blueprint(shape)[1]
     trained, computed = _trained(shape, tree), _cast(tree, compute)
     tx = optimizer(
         learning_rate=1.0,
@@ -189,7 +189,7 @@ def _gathered(local: DecoderConfig, over_fsdp: bool, compute: str) -> tuple[int,
     Without fsdp the tables are read where they lie.
     """
     sizes: dict[str, int] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(_cast(_shapes(local), compute)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_cast(blueprint(local)[1], compute)):
         copies = 1 + _is_trained(local, path)
         sizes[_name(path)] = copies * leaf.size * leaf.dtype.itemsize
     layer = sum(n for name, n in sizes.items() if name.startswith("layers.")) // local.layers
@@ -203,7 +203,8 @@ def _kept(local: DecoderConfig, row_tokens: int, compute: str) -> int:
 
     These are the results of the traced forward pass that its transpose reads, but for the weights.
     """
-    graph, tree = blueprint(local)[0], _cast(_shapes(local), compute)
+    graph, tree = blueprint(local)
+    tree = _cast(tree, compute)
     ids = jax.ShapeDtypeStruct((1, row_tokens), jnp.int32)
 
     def backward(params: Any, tokens: Any, positions: Any, segment_ids: Any) -> Any:
@@ -228,16 +229,6 @@ def _local(shape: DecoderConfig, tensor: int) -> DecoderConfig:
             cut[name] = getattr(shape, name) // tensor
     # Neither backend nor the dtype that weights are kept in changes what a layer keeps.
     return dataclasses.replace(shape, attention="xla", dtype="float32", **cut)
-
-
-def _shapes(shape: DecoderConfig) -> Any:
-    """The parameters' shapes, the adapters' in float32."""
-
-    def kept(path: Any, leaf: Any) -> Any:
-        dtype = "float32" if _is_adapter(path) else leaf.dtype
-        return jax.ShapeDtypeStruct(leaf.shape, dtype)
-
-    return jax.tree_util.tree_map_with_path(kept, blueprint(shape)[1])
 
 
 def _cast(tree: Any, dtype: str) -> Any:

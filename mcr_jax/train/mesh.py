@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mcr_jax.errors import UsageError
 from mcr_jax.model.sharding import make_mesh
@@ -21,13 +21,23 @@ def training_mesh(data: int, fsdp: int, tensor: int, rows: int, accumulate: int 
         mesh = make_mesh(data, fsdp, tensor)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    rows_of_part(mesh, rows, accumulate)
+    return mesh
+
+
+def rows_of_part(mesh: Mesh | AbstractMesh, rows: int, accumulate: int) -> int:
+    """How many rows a device has of each of `accumulate` parts of a batch.
+
+    Raises:
+      UsageError: they cannot be split evenly.
+    """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % (shards * accumulate):
         parts = (
             f" x train.accumulate = {shards} x {accumulate}" if accumulate > 1 else f" = {shards}"
         )
         raise UsageError(f"config.train.rows={rows} is not a multiple of data x fsdp{parts}")
-    return mesh
+    return rows // (shards * accumulate)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -17,17 +17,18 @@ from ml_collections import ConfigDict
 from mcr_jax.config import fields
 from mcr_jax.errors import UsageError
 from mcr_jax.model.config import DecoderConfig, LoraConfig
-from mcr_jax.model.sharding import AXES
+from mcr_jax.model.sharding import AXES, mesh_sizes
 from mcr_jax.train.devices import Devices
 from mcr_jax.train.flops import step_flops
 from mcr_jax.train.memory import Memory, Parameter, memory, parameters
+from mcr_jax.train.mesh import rows_of_part
 
 USABLE = 0.92  # of a device's memory; the runtime, collectives and gaps take the rest
 MFU = (0.35, 0.55)  # assumed, of the peak in flops.PEAKS; what well-fed dense decoders reach
 # MedCaseReasoning's train split, for a number of epochs: cases, and tokens of one with its prompt.
 CASES, CASE_TOKENS = 13_092, 950
 FILL = 0.98  # of a packed row is no padding
-TRAINED = 0.6  # of a case's tokens are its answer, which the loss counts
+TRAINED = 0.4  # of a case's tokens are its answer, which the loss counts
 
 PARTS = {  # of `Memory`, as a person reads them
     "parameters": "parameters",
@@ -51,7 +52,7 @@ class Plan:
       parameters: how each lies on the mesh.
       memory: bytes on one device.
       usable: bytes that one device has for them.
-      fused: whether attention keeps no scores in memory.
+      fused: whether attention runs in a kernel of the device, not in plain XLA.
       rows: of one part of a step, on one device.
       row_tokens: places of a row.
       steps: of the run; from the numbers of MedCaseReasoning where the config counts epochs.
@@ -142,7 +143,7 @@ def _plan(
         ),
         usable=int(USABLE * devices.bytes),
         fused=fused,
-        rows=c.rows // (mesh.shape["data"] * mesh.shape["fsdp"] * c.accumulate),
+        rows=rows_of_part(mesh, c.rows, c.accumulate),
         row_tokens=c.row_tokens,
         step_tokens=c.rows * c.row_tokens,
         steps=steps,
@@ -164,32 +165,15 @@ def _as_configured(config: ConfigDict, shape: DecoderConfig) -> DecoderConfig:
 
 
 def _mesh(config: ConfigDict, devices: int) -> AbstractMesh:
-    """The mesh of config.mesh over so many devices, none of which need exist.
-
-    Raises:
-      UsageError: as `train.mesh.training_mesh` does for those that do.
-    """
-    c, asked = config.train, config.mesh
-    sizes = [asked.data, asked.fsdp, asked.tensor]
-    given = math.prod(size for size in sizes if size != -1)
-    if sizes.count(-1) == 1 and given > 0 and devices % given == 0:
-        sizes[sizes.index(-1)] = devices // given
-    if min(sizes) < 1 or math.prod(sizes) != devices:
-        raise UsageError(
-            f"config.mesh {asked.data} x {asked.fsdp} x {asked.tensor} (data, fsdp, tensor) does "
-            f"not fit {devices} devices; use -1 for one of them"
-        )
-    shards = sizes[0] * sizes[1]
-    if c.rows % (shards * c.accumulate):
-        raise UsageError(
-            f"config.train.rows={c.rows} is not a multiple of data x fsdp x train.accumulate = "
-            f"{shards} x {c.accumulate}"
-        )
-    return AbstractMesh(tuple(sizes), AXES)
+    """The mesh of config.mesh over so many devices, none of which need exist."""
+    try:
+        return AbstractMesh(mesh_sizes(**config.mesh, devices=devices), AXES)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _fused(config: ConfigDict, shape: DecoderConfig, devices: Devices) -> bool:
-    """Whether `model.attention` would take a kernel there that keeps no scores."""
+    """Whether `model.attention` would take a kernel of the device there."""
     if config.attention == "xla" or shape.head_dim > devices.fused_head_dim:
         return False
     return devices.fused_float32 or config.train.compute == "bfloat16"

@@ -133,7 +133,7 @@ def start_one(
         "JAX_PROCESS_ID": str(number),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-        hosts.TIMEOUT: "60",
+        hosts.TIMEOUT: "100",
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -150,6 +150,7 @@ def start_one(
 def main(deed: str, *arguments: str) -> int:
     """Joins the others and does the deed; returns the exit status that `mcr` would."""
     deeds = {made.__name__: made for made in (go_on, until_stopped, apart)}
+    hosts._HEARTBEATS = 20  # a death is to be noticed while a test waits for it
     try:
         with hosts.together():
             deeds[deed](*arguments)

@@ -132,7 +132,7 @@ def test_sigterm_to_one_of_two_stops_both_at_the_same_step(start, tmp_path):
 
 
 def test_the_death_of_one_ends_the_other_without_a_traceback(start, tmp_path):
-    processes = start("until_stopped", tmp_path, MCR_PEER_TIMEOUT="15")
+    processes = start("until_stopped", tmp_path)
     for process in processes:
         while process.stdout.readline() not in ("stepping\n", ""):
             pass

@@ -13,7 +13,12 @@ from mcr_jax.train.flops import PEAKS, peak, step_flops
 from mcr_jax.train.step import loss_sums
 
 SHAPE = DecoderConfig(
-    **{"vocab_size": 40, "layers": 3, "width": 8, "heads": 4, "kv_heads": 2, "head_dim": 6},
+    vocab_size=40,
+    layers=3,
+    width=8,
+    heads=4,
+    kv_heads=2,
+    head_dim=6,
     mlp_width=10,
 )
 
@@ -63,8 +68,8 @@ def test_operations_of_segments_add_up():
 def test_xla_counts_as_many_for_the_products_with_weights():
     """Of one layer without a loop; attention among few tokens is little beside wide layers."""
     shape = dataclasses.replace(
-        SHAPE, **{"layers": 1, "width": 128, "heads": 2, "kv_heads": 2, "head_dim": 64},
-        **{"mlp_width": 512, "vocab_size": 256},
+        SHAPE, layers=1, width=128, heads=2, kv_heads=2, head_dim=64,
+        mlp_width=512, vocab_size=256,
     )  # fmt: skip
     graph, params = blueprint(shape)
     ids = jax.ShapeDtypeStruct((1, 64), jnp.int32)

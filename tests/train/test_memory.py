@@ -4,23 +4,28 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
 from jax.sharding import AbstractMesh
 
-from mcr_jax.model.blueprint import blueprint
+from mcr_jax.model.blueprint import blueprint, parts
 from mcr_jax.model.config import DecoderConfig, LoraConfig
 from mcr_jax.model.sharding import AXES, abstract, make_mesh, shardings
 from mcr_jax.train.memory import memory, parameters
 from mcr_jax.train.mesh import batch_sharding
-from mcr_jax.train.step import init_state, loss_sums, optimizer, train_step
+from mcr_jax.train.step import init_state, optimizer, train_step
 
 OPTIM = {"learning_rate": 1e-2, "warmup_steps": 0, "steps": 8, "weight_decay": 0.1}
 OPTIM |= {"clip_norm": 1.0, "b1": 0.9, "b2": 0.95}
 # Large enough that what a step computes outweighs what the compiler adds to any program.
 SHAPE = DecoderConfig(
-    **{"vocab_size": 1024, "layers": 6, "width": 256, "heads": 8, "kv_heads": 4, "head_dim": 32},
-    **{"mlp_width": 1024, "tied": False},
+    vocab_size=1024,
+    layers=6,
+    width=256,
+    heads=8,
+    kv_heads=4,
+    head_dim=32,
+    mlp_width=1024,
+    tied=False,
 )
 TINY = dataclasses.replace(SHAPE, vocab_size=48, layers=2, width=16, mlp_width=32, tied=True)
 ADAPTERS = LoraConfig(rank=4, alpha=8)
@@ -35,40 +40,24 @@ def compiled(shape, axes, rows, row_tokens, accumulate=1, mu_dtype="float32"):
     ids = jax.ShapeDtypeStruct((rows, row_tokens), jnp.int32, sharding=batch_sharding(mesh))
     batch = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), ids)
     batch["weights"] = jax.ShapeDtypeStruct(ids.shape, jnp.float32, sharding=ids.sharding)
-    if shape.lora is None:
-        state = jax.eval_shape(lambda params: init_state(params, tx), params)
-        step = train_step(graph, tx, schedule, accumulate=accumulate)
-        given = (state, batch)
-    else:
-        trained = {n: x for n, x in params["layers"].items() if "_lora_" in n}
-        trained = {n: jax.ShapeDtypeStruct(x.shape, jnp.float32) for n, x in trained.items()}
-        trained = {"layers": trained}
-        frozen = {n: x for n, x in params["layers"].items() if "_lora_" not in n}
-        frozen = params | {"layers": frozen}
-        state = jax.eval_shape(lambda params: init_state(params, tx), trained)
-
-        def step(state, batch, frozen):
-            def loss(trained):
-                merged = frozen | {"layers": frozen["layers"] | trained["layers"]}
-                return loss_sums(graph, merged, batch)[0]
-
-            grads = jax.grad(loss)(state.params)
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            moved = optax.apply_updates(state.params, updates)
-            return state._replace(step=state.step + 1, params=moved, opt_state=opt_state)
-
-        given = (state, batch, abstract(frozen, shardings(mesh, frozen)))
-    placed = abstract(state, shardings(mesh, state))
+    trained, frozen = parts(params) if shape.lora else (params, {})
+    state = jax.eval_shape(lambda params: init_state(params, tx), trained)
+    state, frozen = (abstract(x, shardings(mesh, x)) for x in (state, frozen))
+    step = train_step(graph, tx, schedule, accumulate=accumulate)
     with jax.set_mesh(mesh):
-        lowered = jax.jit(step, donate_argnums=0).lower(placed, *given[1:])
+        lowered = jax.jit(step, donate_argnums=0).lower(state, batch, frozen)
         return lowered.compile().memory_analysis()
 
 
 def told(shape, axes, rows, row_tokens, accumulate=1, mu_dtype="float32"):
     return memory(
         *(shape, AbstractMesh(axes, AXES)),
-        **{"rows": rows, "row_tokens": row_tokens, "accumulate": accumulate},
-        **{"compute": "float32", "mu_dtype": mu_dtype, "fused": False},
+        rows=rows,
+        row_tokens=row_tokens,
+        accumulate=accumulate,
+        compute="float32",
+        mu_dtype=mu_dtype,
+        fused=False,
     )
 
 
@@ -97,12 +86,13 @@ def test_weights_and_means_in_bfloat16_are_counted_as_such():
 
 # (2, 1, 4) cuts rows and layers, (8, 1, 1) holds all gradients whole.
 @pytest.mark.parametrize(
-    ("axes", "remat"), [((8, 1, 1), "full"), ((2, 1, 4), "none"), ((2, 1, 4), "full")]
+    ("axes", "remat"),
+    [((8, 1, 1), "full"), ((2, 1, 4), "none"), ((2, 1, 4), "full"), ((1, 8, 1), "dots")],
 )
-def test_what_a_step_adds_is_told_within_a_third_and_not_too_small(axes, remat):
+def test_what_a_step_adds_is_told_within_a_half_and_hardly_too_small(axes, remat):
     shape = dataclasses.replace(SHAPE, remat=remat)
-    ratio = added(compiled(shape, axes, 16, 512), told(shape, axes, 16, 512))
-    assert 0.9 < ratio < 1.33
+    ratio = added(compiled(shape, axes, 32, 256), told(shape, axes, 32, 256))
+    assert 0.9 < ratio < 1.5
 
 
 def test_remat_keeps_less_and_accumulation_too():
@@ -142,7 +132,7 @@ def test_copies_for_the_forward_pass_are_of_weights_in_another_dtype_only():
     assert copies("bfloat16", "bfloat16") == 0
 
 
-def test_a_kernel_without_scores_in_memory_needs_less():
+def test_attention_in_a_kernel_needs_less():
     options = {"rows": 8, "row_tokens": 512, "accumulate": 1, "mu_dtype": "float32"}
     fused, scores = (
         memory(SHAPE, AbstractMesh((1, 8, 1), AXES), **options, compute="bfloat16", fused=fused)
