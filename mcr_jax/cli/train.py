@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mcr_jax import config as configs
 from mcr_jax import console
 from mcr_jax.cli.experiment import Experiment, devices
 from mcr_jax.cli.flags import Flags
@@ -12,24 +13,25 @@ def main(argv: Sequence[str]) -> None:
     """`mcr train --config=FILE.py --workdir=DIR`, on all hosts of a job alike."""
     flags = Flags("train", __doc__)
     flags.experiment()
-    flags.string("plan", "", "trains nothing: what it would take on devices such as '8 x v5e'")
-    flags.string("profile", "", "steps to trace into WORKDIR/tb: FIRST[:COUNT]; also on SIGUSR1")
-    if not flags.parse(["--plan=?" if argument == "--plan" else argument for argument in argv]):
+    flags.string("plan", None, "trains nothing: what it would take on devices such as '8 x v5e'")
+    flags.string("profile", None, "steps to trace into WORKDIR/tb: FIRST[:COUNT]; also on SIGUSR1")
+    if not flags.parse(argv):
         return
-    if wanted := flags.values["plan"].value:
+    plan, profile = flags.values["plan"].value, flags.values["profile"].value
+    if plan is not None:
         from mcr_jax.cli import _plan
 
         config = flags.config()
-        _plan.run(config, _plan.shape_of(config), wanted)
+        _plan.run(config, _plan.shape_of(config), plan)
         return
     from mcr_jax.train import hosts
     from mcr_jax.train.profile import steps
 
-    profile = steps(text) if (text := flags.values["profile"].value) else range(0)
+    traced = range(0) if profile is None else steps(profile)
     with hosts.together():
         experiment = Experiment.open(flags, writes=hosts.writes())
         with experiment.working():
-            run(experiment, profile)
+            run(experiment, traced)
 
 
 def run(experiment: Experiment, profile: range = range(0)) -> None:
@@ -37,17 +39,27 @@ def run(experiment: Experiment, profile: range = range(0)) -> None:
     from mcr_jax.train.loop import train
 
     e = experiment
-    made_from = _inputs(e)
+    inputs = _inputs(e)
     cases = {"train": e.cases("train"), "val": e.cases("val") if e.has_split("val") else ()}
-    trained = train(e.workdir, e.config, e.shape, cases, e.tokenizer, e.prompt, profile=profile)
-    done = {"step": trained.step, "dropped": [name for name, _ in trained.dropped]}
-    e.workdir.note("train", {**made_from, **done, **devices()})
+    # Names of files may change from machine to machine; digests stand for what is in them.
+    places = ("data.source", "data.data_dir", "tokenizer.path", "train.checkpoints")
+    frozen = configs.frozen(e.config).items()
+    identity = {name: value for name, value in frozen if name not in places} | inputs
+    trained = train(
+        *(e.workdir, e.config, e.shape, cases, e.tokenizer, e.prompt),
+        profile=profile,
+        run=identity,
+    )
     ended = ", where the validation loss no longer fell" if trained.early else ""
     if trained.resumed == trained.step:
         console.say(f"train: nothing to do, the checkpoint stands at step {trained.step}{ended}")
         return
+    done = {"step": trained.step, "dropped": [name for name, _ in trained.dropped]}
+    e.workdir.note("train", {**inputs, **done, **devices()})
     since = f", resumed from step {trained.resumed}" if trained.resumed else ""
     console.say(f"train: step {trained.step}{since}{ended}")
+    if trained.best:
+        console.say(f"  lowest val loss {trained.best[1]:.4f}, after step {trained.best[0]}")
     if trained.rates:
         console.say(f"  {_told(trained.rates)}")
 

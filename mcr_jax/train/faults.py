@@ -24,6 +24,14 @@ class Watch:
         self._workdir, self._guessing = workdir, math.log(vocab_size)
         self._lowest = math.inf
 
+    def check_validation(self, step: int, val_loss: float) -> None:
+        """Lets a finite loss pass. Raises McrError: the weights after `step` are no good."""
+        if not np.isfinite(val_loss):
+            raise McrError(
+                f"the validation loss after step {step} is {val_loss:.4g}; nothing after the "
+                "checkpoint before is kept; try a lower optim.learning_rate in another --workdir"
+            )
+
     def check(
         self,
         step: int,
@@ -34,10 +42,10 @@ class Watch:
         """Lets a sound step pass.
 
         Args:
-          step: that the metrics are of.
+          step: that the metrics are of. Its loss is that of the weights before it.
           metrics: its "loss" and "gradient_norm"; the gradient reaches the next weights.
           cases: returns the fingerprints of the cases in its batch.
-          saved: step of the newest checkpoint, which was made of sound steps alone.
+          saved: step of the newest checkpoint.
 
         Raises:
           McrError: naming the step, its cases and that checkpoint.
@@ -56,7 +64,12 @@ class Watch:
         self._workdir.write_json(told, facts)
         some = ", ".join(fingerprint[:12] for fingerprint in fingerprints[:3])
         more = f" and {len(fingerprints) - 3} more" if len(fingerprints) > 3 else ""
-        last = f"the last good checkpoint is step {saved}" if saved else "no checkpoint is kept"
+        if saved is None:
+            last = "no checkpoint is kept"
+        elif saved == step - 1:
+            last = f"the checkpoint of step {saved} holds the weights that failed"
+        else:
+            last = f"the last good checkpoint is step {saved}"
         raise McrError(
             f"the {unsound[0]} at step {step} is {value:.4g}, on cases {some}{more} ({told}); "
             f"{last}; try a lower optim.learning_rate in another --workdir"

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from mcr_jax import console
@@ -20,13 +21,13 @@ from mcr_jax.cases import Case
 from mcr_jax.data.loader import Batch, Batches, fixed_batches
 from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.data.tokens import Tokens, fit, tokenize
-from mcr_jax.errors import McrError, Stopped
+from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.prompts import Prompt
 from mcr_jax.train import hosts
 from mcr_jax.train.checkpoint import Checkpoints
 from mcr_jax.train.faults import Watch
-from mcr_jax.train.mesh import put
+from mcr_jax.train.mesh import put, training_mesh
 from mcr_jax.train.meter import Meter
 from mcr_jax.train.metrics import MetricsLog
 from mcr_jax.train.profile import Profiler
@@ -42,7 +43,8 @@ class Trained:
     Attributes:
       step: where the newest checkpoint stands.
       resumed: the step this call went on from; equal to `step` when nothing was left to do.
-      early: whether it ended because the validation loss no longer fell.
+      early: whether it ended before its last step because the validation loss no longer fell.
+      best: (step, validation loss) of the lowest that was measured; None where none was.
       dropped: (case fingerprint, tokens) of examples that no row holds whole.
       rates: of `Meter.rates`, when steps were made.
     """
@@ -50,6 +52,7 @@ class Trained:
     step: int
     resumed: int
     early: bool = False
+    best: tuple[int, float] | None = None
     dropped: Sequence[tuple[str, int]] = ()
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
 
@@ -71,6 +74,7 @@ def train(
     prompt: Prompt,
     *,
     profile: range = range(0),
+    run: Mapping[str, Any] | None = None,
 ) -> Trained:
     """Trains to config.train.steps or epochs, from the newest checkpoint if there is one.
 
@@ -82,40 +86,43 @@ def train(
       tokenizer: made the ids the model knows.
       prompt: the question each case is put in.
       profile: steps to trace.
+      run: what tells this run from others whose checkpoints may be in the same place.
 
     Raises:
       Stopped: SIGTERM came; the step under way then is saved.
       McrError: no example fits a row, the loss diverges, or nothing can be written.
-      UsageError: config.mesh does not fit the devices.
+      UsageError: config.mesh does not fit the devices, the device cannot do config.attention, or
+        the checkpoints are of another run.
     """
-    c, log = config.train, None
-    meter = Meter(shape)
-    checkpoints = Checkpoints(c.checkpoints or workdir.checkpoints, c.keep, c.keep_best)
+    c, meter = config.train, Meter(shape)
+    training_mesh(**config.mesh, rows=c.rows, accumulate=c.accumulate)  # refused before long work
+    checkpoints = Checkpoints(c.checkpoints or workdir.checkpoints, c.keep, c.keep_best, run)
+    log = MetricsLog(workdir.metrics, workdir.tensorboard) if workdir.writes else MetricsLog(None)
     try:
         latest = checkpoints.latest or 0
         if not c.epochs and latest >= c.steps:
             return Trained(step=latest, resumed=latest)
         data = _data(workdir, config, shape, cases, tokenizer, prompt)
-        tb = workdir.path / "tb"
-        log = MetricsLog(workdir.metrics, tb) if workdir.writes else MetricsLog(None)
-        early = bool(hosts.agreed(_stale(log.history("val_loss", latest), c.patience)))
-        if latest >= data.steps or early:
+        losses = checkpoints.history(latest) if latest else []
+        if latest >= data.steps or _stale(losses, c.patience):
+            early = latest < data.steps
             return Trained(step=latest, resumed=latest, early=early, dropped=data.dropped)
         trainer = Trainer(config, shape, data.steps)
         found, resumed = checkpoints.restore_newest(trainer.like())
         state, frozen = trainer.init() if found is None else found, trainer.frozen()
+        losses = checkpoints.history(resumed) if resumed else []
         log.go_on(resumed)
-        profiler = Profiler(tb, profile)
-        run = _Run(config, data, trainer, checkpoints, log, meter, Watch(workdir, shape.vocab_size))
+        profiler, watch = Profiler(workdir.tensorboard, profile), Watch(workdir, shape.vocab_size)
+        loop = _Loop(config, data, trainer, checkpoints, log, meter, watch, losses)
         # Kernels that XLA cannot partition ask for the mesh.
         with jax.set_mesh(trainer.mesh), profiler.listening():
-            step, early = run.run(state, frozen, resumed, profiler)
+            step, early = loop.run(state, frozen, resumed, profiler)
     finally:
         checkpoints.close()
-        if log is not None:
-            log.close()
-    done = {"step": step, "resumed": resumed, "early": early, "dropped": data.dropped}
-    return Trained(**done, rates=meter.rates())
+        log.close()
+    best = min(losses, key=lambda measured: measured[1], default=None)
+    done = {"step": step, "resumed": resumed, "early": early, "best": best}
+    return Trained(**done, dropped=data.dropped, rates=meter.rates())
 
 
 def _data(
@@ -127,7 +134,7 @@ def _data(
     prompt: Prompt,
 ) -> _Data:
     """Tokenizes and packs, or finds that done; says how it fits."""
-    c, folder = config.train, workdir.path / "tokens"
+    c, folder = config.train, workdir.tokens
 
     def tokens(split: str) -> Tokens:
         made = tokenize(cases[split], prompt, tokenizer, folder)
@@ -150,16 +157,32 @@ def _data(
             f"  {len(fitted.dropped)} longer than train.row_tokens={c.row_tokens} are left out, "
             f"the longest of {longest} tokens; train.too_long=keep keeps them"
         )
-    validation = []
-    if cases["val"]:
-        held_out = fit(tokens("val"), fitted.row_tokens, "drop")
-        validation = fixed_batches(held_out.tokens, c.rows, fitted.row_tokens)
+    validation = _validation(tokens("val"), c.rows, fitted.row_tokens) if cases["val"] else []
+    if not validation and (asked := [n for n in ("keep_best", "patience") if c[n]]):
+        names = " and ".join(f"config.train.{name}={c[name]}" for name in asked)
+        raise UsageError(
+            f"{names} need a validation loss, and there is no val case that a row holds: set 0, "
+            "and config.sample.checkpoint to newest"
+        )
     return _Data(batches=batches, validation=validation, dropped=fitted.dropped, steps=steps)
 
 
+def _validation(held_out: Tokens, rows: int, row_tokens: int) -> list[Batch]:
+    """Batches of those examples that a row holds; says how many it does not."""
+    fits = held_out.lengths <= row_tokens
+    if not fits.all():
+        console.say(
+            f"  {(~fits).sum()} of {len(held_out)} val cases are longer than a row of {row_tokens} "
+            "tokens and do not count in the validation loss"
+        )
+    if not fits.any():
+        return []
+    return fixed_batches(held_out.select(np.flatnonzero(fits)), rows, row_tokens)
+
+
 @dataclasses.dataclass(frozen=True)
-class _Run:
-    """The loop and what it works with."""
+class _Loop:
+    """The loop and what it works with; `losses` are (step, validation loss), in order."""
 
     config: ConfigDict
     data: _Data
@@ -168,11 +191,11 @@ class _Run:
     log: MetricsLog
     meter: Meter
     watch: Watch
+    losses: list[tuple[int, float]]
 
     def run(self, state: State, frozen: Any, done: int, profiler: Profiler) -> tuple[int, bool]:
         """Steps from `done` on; returns the last step and whether it came early."""
         c, steps, mesh = self.config.train, self.data.steps, self.trainer.mesh
-        losses = self.log.history("val_loss", done)
         under_way: list[tuple[int, Metrics, Batch]] = []  # read when the next one is, too
         saved = done or None
         with (
@@ -181,6 +204,10 @@ class _Run:
             hosts.listening() as stop,
         ):
             progress.update(done, "compiling")
+            if self._measures(done) and done not in dict(self.losses):  # it was stopped right there
+                self._measure(done, state.params, frozen)
+                if _stale(self.losses, c.patience):
+                    return done, True
             for number in range(done + 1, steps + 1):
                 with self.meter.waiting():
                     batch = next(reading)
@@ -188,28 +215,41 @@ class _Run:
                 state, metrics = self.trainer.step(state, put(batch, mesh), frozen)
                 self._record(under_way, progress, saved)
                 under_way.append((number, metrics, batch))
-                last, stopping = number == steps, stop(number)
-                val_loss, best, early = None, False, False
+                last = number == steps
+                stopping = stop(number) and not last
                 with self.meter.apart():
-                    if self.data.validation and (number % c.eval_every == 0 or last):
+                    val_loss, best, early = None, False, False
+                    # Who wants it to stop waits for the checkpoint only.
+                    if (self._measures(number) or (last and self.data.validation)) and not stopping:
                         self._record(under_way, progress, saved)
-                        val_loss = self.trainer.validate(state.params, frozen, self.data.validation)
-                        self.log.write(number, val_loss=val_loss)
-                        # One process has the history of a resumed run, and speaks for all.
-                        best = bool(hosts.agreed(val_loss < min(losses, default=math.inf)))
-                        losses.append(val_loss)
-                        early = bool(hosts.agreed(_stale(losses, c.patience)))
-                    due = number % c.checkpoint_every == 0
-                    if due or (best and c.keep_best) or last or stopping or early:
+                        val_loss, best = self._measure(number, state.params, frozen)
+                        early = not last and _stale(self.losses, c.patience)
+                    due = number % c.checkpoint_every == 0 or (best and c.keep_best)
+                    if due or last or stopping or early:
                         self._record(under_way, progress, saved)  # a checkpoint vouches for it
-                        self.checkpoints.save(number, state, val_loss)
+                        self.checkpoints.save(number, state, val_loss, self.losses)
                         saved = number
-                if (stopping and not last) or early:
+                if stopping or early:
                     break
-        self.checkpoints.wait()
-        if stopping and not last and not early:
+            self.checkpoints.wait()
+        if stopping:
             raise Stopped(f"stopped by SIGTERM; step {number} is saved, call again to go on")
         return number, early
+
+    def _measures(self, step: int) -> bool:
+        """Whether a validation loss belongs to `step`."""
+        return bool(self.data.validation and step and step % self.config.train.eval_every == 0)
+
+    def _measure(self, step: int, params: Any, frozen: Any) -> tuple[float, bool]:
+        """The validation loss after `step`, and whether it is the lowest so far."""
+        val_loss = self.trainer.validate(params, frozen, self.data.validation)
+        self.watch.check_validation(step, val_loss)
+        lowest = min((loss for _, loss in self.losses), default=math.inf)
+        self.log.write(step, val_loss=val_loss)
+        self.losses.append((step, val_loss))
+        word = ", the lowest so far" if val_loss < lowest else ""
+        console.say(f"  val loss {val_loss:.4f} after step {step}{word}")
+        return val_loss, val_loss < lowest
 
     def _record(
         self,
@@ -239,6 +279,7 @@ def _note(loss: float, epoch: float, timing: Mapping[str, float]) -> str:
     return ", ".join(told)
 
 
-def _stale(losses: Sequence[float], patience: int) -> bool:
+def _stale(losses: Sequence[tuple[int, float]], patience: int) -> bool:
     """Whether the last `patience` losses were no better than the best one before them."""
-    return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
+    values = [loss for _, loss in losses]
+    return 0 < patience < len(values) and min(values[-patience:]) >= min(values[:-patience])

@@ -17,22 +17,16 @@ from mcr_jax.workdir import write_text
 
 
 class MetricsLog:
-    """What a run has measured so far, and what it goes on to measure."""
+    """Appends lines to what a run has measured so far."""
 
     def __init__(self, path: Path | None, tensorboard: Path | None = None):
-        """Reads what there is; writes nothing yet.
+        """Opens nothing yet.
 
         Args:
-          path: of metrics.jsonl; None keeps the values in memory alone, for all processes of a run
-            but the one that writes.
+          path: of metrics.jsonl; None writes nothing, for all processes but the one that writes.
           tensorboard: folder of event files; None writes none.
         """
         self._path, self._tensorboard, self._events = path, tensorboard, None
-        self._lines = _lines(path) if path else []
-
-    def history(self, name: str, until: int) -> list[float]:
-        """The values of `name` up to step `until`, in order."""
-        return [line[name] for line in self._lines if name in line and line["step"] <= until]
 
     def go_on(self, step: int) -> None:
         """Drops what a killed run wrote beyond `step` and opens the files to go on after it.
@@ -40,9 +34,9 @@ class MetricsLog:
         Raises:
           McrError: they cannot be written.
         """
-        self._lines = [line for line in self._lines if line["step"] <= step]
         if self._path is not None:
-            write_text(self._path, "".join(f"{json.dumps(line)}\n" for line in self._lines))
+            kept = [line for line in _lines(self._path) if line["step"] <= step]
+            write_text(self._path, "".join(f"{json.dumps(line)}\n" for line in kept))
         if self._tensorboard is None:
             return
         try:
@@ -57,12 +51,11 @@ class MetricsLog:
 
     def write(self, step: int, **values: float) -> None:
         """Adds one line. Raises McrError if it cannot be written."""
-        line = {"step": step, **values}
-        self._lines.append(line)
+        line = json.dumps({"step": step, **values})
         try:
             if self._path is not None:
                 with open(self._path, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(line + "\n")
             if self._events is not None:
                 self._events.write_event(_event(step, values))
                 self._events.flush()
@@ -86,12 +79,18 @@ def _tag(name: str) -> str:
 
 
 def _lines(path: Path) -> list[dict[str, float]]:
-    if not path.exists():
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise McrError(f"{path}: cannot read metrics: {error.strerror}") from error
     whole = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text_line in text.splitlines():
         try:
-            whole.append(json.loads(line))
-        except ValueError:  # the last line of a killed run may be cut short
+            line = json.loads(text_line)
+            line["step"] + 0
+        except (ValueError, TypeError, KeyError):  # a killed run may have cut its last line short
             break
+        whole.append(line)
     return whole

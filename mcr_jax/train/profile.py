@@ -35,25 +35,33 @@ class Profiler:
     """
 
     def __init__(self, folder: Path, wanted: range = range(0)):
-        self._folder, self._wanted, self._tracing = folder, wanted, False
+        self._folder, self._wanted = folder, wanted
         self._asked = threading.Event()
+        self._tracing: range | None = None  # the steps that the open trace holds
+        self._made, self._step = False, 0
 
     def before(self, step: int) -> None:
         """To be called before `step` starts, the metrics of all steps but the last one read."""
-        if self._asked.is_set() and not self._tracing:
-            self._asked.clear()
-            self._wanted = range(step, step + STEPS)
+        self._step = step
         # The step before may be under way still when this one starts, so the trace has its end.
-        if self._tracing and step > self._wanted[-1] + 1:
-            self._stop()
-        elif step in self._wanted and not self._tracing:
-            jax.profiler.start_trace(self._folder)
-            self._tracing = True
+        if self._tracing and step > self._tracing[-1] + 1:
+            self._stop(step - 1)
+        if self._tracing:
+            return
+        if self._asked.is_set():
+            self._asked.clear()
+            self._start(range(step, step + STEPS))
+        elif step in self._wanted:
+            self._start(range(step, self._wanted[-1] + 1))
 
-    def _stop(self) -> None:
+    def _start(self, steps: range) -> None:
+        jax.profiler.start_trace(self._folder)
+        self._tracing, self._made = steps, True
+
+    def _stop(self, last: int) -> None:
         jax.profiler.stop_trace()
-        self._tracing = False
-        first, last = self._wanted[0], self._wanted[-1]
+        first, last = self._tracing[0], min(last, self._tracing[-1])
+        self._tracing = None
         console.say(f"  steps {first} to {last} are traced in {self._folder}")
 
     @contextlib.contextmanager
@@ -67,4 +75,7 @@ class Profiler:
             if main:
                 signal.signal(signal.SIGUSR1, before)
             if self._tracing:
-                self._stop()
+                self._stop(self._step)
+            elif self._wanted and not self._made:
+                first, last = self._wanted[0], self._wanted[-1]
+                console.say(f"  no step of {first} to {last} was made: there is no trace")

@@ -57,7 +57,7 @@ def optimizer(
     adamw = optax.adamw(
         rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed, mu_dtype=mu_dtype
     )
-    return optax.chain(optax.clip_by_global_norm(clip_norm), _in_float32(adamw)), rate
+    return _in_float32(optax.chain(optax.clip_by_global_norm(clip_norm), adamw)), rate
 
 
 def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -154,13 +154,13 @@ def train_step(
             loss, grads = jax.value_and_grad(share)(state.params, batch, dropping)
         else:
             zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
-            xs = _parts(batch, accumulate), jax.random.split(dropping, accumulate)
+            xs = microbatches(batch, accumulate), jax.random.split(dropping, accumulate)
             (loss, grads), _ = jax.lax.scan(add, (jnp.float32(0), zeros), xs)
             grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics = {
             "loss": loss,
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads)),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "trained_tokens": tokens,
         }
@@ -191,8 +191,8 @@ def _moved(params: Any, updates: Any, key: jax.Array) -> Any:
     return tree.unflatten(map(moved, leaves, jax.tree.leaves(updates), keys))
 
 
-def _parts(batch: Batch, count: int) -> Batch:
-    """Cuts [rows, ...] into [count, rows / count, ...], each part with rows of every device."""
+def microbatches(batch: Batch, count: int) -> Batch:
+    """Cuts [rows, ...] into [count, rows / count, ...], each with rows of every device."""
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 

@@ -13,7 +13,15 @@ from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.sharding import abstract, shardings
 from mcr_jax.model.store import starting_params
 from mcr_jax.train.mesh import batch_sharding, put, training_mesh
-from mcr_jax.train.step import Metrics, State, init_state, loss_sums, optimizer, train_step
+from mcr_jax.train.step import (
+    Metrics,
+    State,
+    init_state,
+    loss_sums,
+    microbatches,
+    optimizer,
+    train_step,
+)
 
 
 class Trainer:
@@ -49,10 +57,16 @@ class Trainer:
             in_shardings=(self._placed, rows, still),
             out_shardings=(self._placed, None),
         )
-        self._sums = jax.jit(
-            lambda params, batch, frozen: loss_sums(graph, params, batch, c.compute, frozen),
-            in_shardings=(self._placed.params, rows, still),
-        )
+
+        def sums(params: Any, batch: Any, frozen: Any) -> tuple[jax.Array, jax.Array]:
+            def of_part(part: Any) -> tuple[jax.Array, jax.Array]:
+                return loss_sums(graph, params, part, c.compute, frozen)
+
+            # In as many parts as a step, or validation would need more memory than training.
+            losses, tokens = jax.lax.map(of_part, microbatches(batch, c.accumulate))
+            return losses.sum(), tokens.sum()
+
+        self._sums = jax.jit(sums, in_shardings=(self._placed.params, rows, still))
 
     def frozen(self) -> Any:
         """The weights that training leaves alone. Raises McrError if they cannot be read."""

@@ -37,6 +37,19 @@ def test_what_is_not_finite_stops_with_step_cases_and_checkpoint(workdir, name, 
     assert told[name] == str(value)
 
 
+def test_a_checkpoint_of_the_step_before_is_not_called_good(workdir):
+    message = refused(Watch(workdir, 100), SOUND | {"loss": math.nan}, saved=6)
+    assert "the checkpoint of step 6 holds the weights that failed" in message
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_validation_loss_that_is_not_finite_stops(workdir, loss):
+    watch = Watch(workdir, 100)
+    watch.check_validation(3, 1.5)
+    with pytest.raises(McrError, match=f"the validation loss after step 3 is {loss}"):
+        watch.check_validation(3, loss)
+
+
 def test_without_a_checkpoint_it_says_so(workdir):
     assert "no checkpoint is kept" in refused(Watch(workdir, 100), SOUND | {"loss": math.nan})
 

@@ -1,11 +1,13 @@
 """Training goes on where it was killed, bit for bit, compiles once and says why it stops."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -14,10 +16,11 @@ from mcr_jax import config as configs
 from mcr_jax.cases import Case
 from mcr_jax.data.loader import Batches, fixed_batches
 from mcr_jax.data.tokens import fit, tokenize
-from mcr_jax.errors import McrError
+from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.model import store
 from mcr_jax.model.config import LoraConfig
 from mcr_jax.prompts import Prompt
+from mcr_jax.train import loop
 from mcr_jax.train.loop import Trained, train
 from mcr_jax.train.mesh import put
 from mcr_jax.train.trainer import Trainer
@@ -43,6 +46,7 @@ CASES = {
 }
 LONG = dataclasses.replace(CASES["train"][0], case_prompt="frost " * 300)
 CASES["train"].append(LONG)
+NAMES = ("tokens", "targets", "positions", "segment_ids")
 TIMES = {"seconds", "tokens_per_second", "data_wait", "goodput"}
 
 
@@ -276,15 +280,19 @@ def test_adapters_are_trained_resumed_and_loaded_and_nothing_else_moves(
     assert moved == {f"layers.{name}" for name in adapted.lora.targets}
 
 
-def test_steps_that_were_asked_for_are_traced(run, tmp_path):
+def test_steps_that_were_asked_for_are_traced(run, tmp_path, capsys):
     _, workdir = run(tmp_path / "traced", profile=range(2, 4))
     traces = list((workdir.path / "tb").rglob("*.xplane.pb"))
     assert len(traces) == 1 and traces[0].stat().st_size > 1000
+    assert "steps 2 to 3 are traced" in capsys.readouterr().out
+
+
+def test_a_trace_that_cannot_be_is_told(run, tmp_path, capsys):
+    run(tmp_path / "short", profile=range(50, 55))
+    assert "no step of 50 to 54 was made" in capsys.readouterr().out
 
 
 def test_a_signal_starts_a_trace(run, tmp_path, monkeypatch):
-    from mcr_jax.train import loop
-
     def write(log, step, **values):
         if step == 1:
             signal.raise_signal(signal.SIGUSR1)
@@ -294,3 +302,75 @@ def test_a_signal_starts_a_trace(run, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.MetricsLog, "write", write)
     _, workdir = run(tmp_path / "signalled")
     assert list((workdir.path / "tb").rglob("*.xplane.pb"))
+
+
+def test_validation_takes_no_more_memory_than_a_step(shape):
+    memory = {}
+    for parts in (1, 4):
+        settled = settings(**{"train.rows": 32, "train.accumulate": parts, "train.remat": "full"})
+        made = Trainer(settled, dataclasses.replace(shape, remat="full"), 6)
+        batch = jax.eval_shape(lambda: {n: jnp.zeros((32, 160), jnp.int32) for n in NAMES})
+        batch["weights"] = jax.ShapeDtypeStruct((32, 160), jnp.float32)
+        with jax.set_mesh(made.mesh):
+            lowered = made._sums.lower(made.like().params, batch, {})
+        memory[parts] = lowered.compile().memory_analysis().temp_size_in_bytes
+    assert memory[4] < 0.5 * memory[1]
+
+
+def test_val_cases_that_no_row_holds_are_told_and_do_not_count(run, tmp_path, capsys):
+    mixed = {"train": CASES["train"], "val": [*CASES["val"], LONG]}
+    _, workdir = run(tmp_path / "mixed", mixed, **{"train.steps": 2})
+    assert "1 of 8 val cases are longer than a row of 160 tokens" in capsys.readouterr().out
+    alone = run(tmp_path / "alone", **{"train.steps": 2})[1]
+    assert metrics(workdir) == metrics(alone)
+
+
+@pytest.mark.parametrize("val", [[], [LONG]])
+@pytest.mark.parametrize("wish", ["keep_best", "patience"])
+def test_what_needs_a_validation_loss_is_refused_where_there_is_none(run, tmp_path, val, wish):
+    cases = {"train": CASES["train"], "val": val}
+    with pytest.raises(UsageError, match=f"config.train.{wish}=1 need"):
+        run(tmp_path / "none", cases, **{f"train.{wish}": 1})
+
+
+def test_a_mesh_that_cannot_be_is_refused_before_anything_is_made(run, tmp_path):
+    with pytest.raises(UsageError, match="not a multiple of"):
+        run(tmp_path / "rows", **{"train.rows": 3})
+    assert not list((tmp_path / "rows").iterdir())
+
+
+def test_patience_that_runs_out_at_the_last_step_is_no_early_end(run, tmp_path):
+    flat = {"train.eval_every": 1, "train.patience": 2, "optim.learning_rate": 0.0}
+    done, _ = run(tmp_path / "last", **flat, **{"train.steps": 3})
+    assert (done.step, done.early) == (3, False)
+
+
+def test_stopped_where_a_validation_was_due_it_is_measured_on_the_way_on(
+    run, straight, tmp_path, monkeypatch
+):
+    before = loop.hosts.listening
+
+    @contextlib.contextmanager
+    def at_four():
+        yield lambda step: step == 4
+
+    monkeypatch.setattr(loop.hosts, "listening", at_four)
+    with pytest.raises(Stopped, match="step 4 is saved"):
+        run(tmp_path / "stopped")
+    monkeypatch.setattr(loop.hosts, "listening", before)
+    assert [m["step"] for m in metrics(Workdir(tmp_path / "stopped")) if "val_loss" in m] == [2]
+    assert run(tmp_path / "stopped")[0].resumed == 4
+    assert metrics(Workdir(tmp_path / "stopped")) == metrics(straight[1])
+
+
+def test_a_lost_workdir_does_not_undo_the_patience(run, tmp_path):
+    flat = {"train.eval_every": 1, "train.patience": 3, "optim.learning_rate": 0.0}
+    flat |= {"train.checkpoints": str(tmp_path / "shared"), "train.checkpoint_every": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            loop.hosts, "listening", lambda: contextlib.nullcontext(lambda step: step == 3)
+        )
+        with pytest.raises(Stopped):
+            run(tmp_path / "first", **flat)
+    done, _ = run(tmp_path / "second", **flat)  # the first one is lost with its machine
+    assert (done.resumed, done.step, done.early) == (3, 4, True)

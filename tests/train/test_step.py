@@ -327,3 +327,15 @@ def test_every_mesh_makes_the_same_step(params, tiny_shape):
         np.testing.assert_allclose(told["gradient_norm"], made[0][1]["gradient_norm"], rtol=1e-5)
         # The first moments are the clipped gradients, scaled.
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moments, made[0][0])
+
+
+def test_bfloat16_gradients_are_measured_and_clipped_in_float32():
+    grads = {f"w{n}": jnp.full(33, 1 + n / 64, jnp.bfloat16) for n in range(64)}
+    exact = np.sqrt(sum(float((np.asarray(g, np.float64) ** 2).sum()) for g in grads.values()))
+    weights = jax.tree.map(jnp.zeros_like, grads)
+    tx, _ = optimizer(**OPTIM)
+    _, state = jax.jit(tx.update)(grads, tx.init(weights), weights)
+    means = optax.tree.get(state, "mu").values()
+    clipped = np.sqrt(sum(float((np.asarray(m, np.float64) ** 2).sum()) for m in means)) / 0.1
+    assert clipped == pytest.approx(1.0, rel=1e-4)  # OPTIM's norm, of gradients of norm `exact`
+    assert exact > 50
