@@ -10,7 +10,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import AxisType, PartitionSpec
 
 CHUNK = 512  # trained tokens that the head reads at a time
@@ -19,25 +18,10 @@ ROWS = ("data", "fsdp")  # the mesh axes that rows of a batch lie over
 Batch = dict[str, jax.Array]  # tokens, targets, positions, segment_ids: int; weights: float [B, T]
 
 
-def token_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array):
-    """Summed weighted cross-entropy and summed weights.
-
-    Args:
-      logits: float32 [B, T, V].
-      targets: int [B, T], the token that should come next.
-      weights: float32 [B, T], 1 where the target is trained, else 0.
-
-    Returns:
-      (sum of losses in nats, number of trained tokens), both float32 scalars.
-    """
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return jnp.sum(losses * weights), jnp.sum(weights)
-
-
 def trained_loss(
     head: jax.Array, hidden: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`token_loss` of hidden @ head.T without the logits that nothing is trained on.
+    """Summed cross-entropy of hidden @ head.T, without the logits that nothing is trained on.
 
     The trained places go through the head in chunks, and no others do. Logits exist for one chunk
     at a time and are computed once: where a gradient is asked for, it is made beside the loss, and

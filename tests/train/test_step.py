@@ -13,7 +13,7 @@ from mcr_jax.data.loader import stack
 from mcr_jax.model.blueprint import blueprint, initial_params, parts
 from mcr_jax.model.config import PROJECTIONS, LoraConfig
 from mcr_jax.model.sharding import make_mesh, shardings
-from mcr_jax.train.loss import token_loss
+from mcr_jax.train.loss import trained_loss
 from mcr_jax.train.mesh import put
 from mcr_jax.train.step import _moved, init_state, loss_sums, optimizer, train_step
 
@@ -95,7 +95,8 @@ def test_the_loss_is_the_cross_entropy_of_the_softmax():
     weights = np.array([[1, 0, 1], [0, 0, 1]], np.float32)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     want = sum(-np.log(p[i][targets[i]]) for i in zip(*np.nonzero(weights), strict=True))
-    total, count = token_loss(logits.astype(np.float32), targets, weights)
+    same = jnp.eye(5, dtype=jnp.float32)
+    total, count = trained_loss(same, jnp.asarray(logits, jnp.float32), targets, weights)
     np.testing.assert_allclose([total, count], [want, 3], rtol=1e-5)
 
 
