@@ -6,10 +6,19 @@ import sys
 import time
 from collections.abc import Iterator
 
+_silent = False
+
+
+def silence(silent: bool) -> None:
+    """Whether all below is left out from here on: of several processes one speaks for all."""
+    global _silent
+    _silent = silent
+
 
 def say(message: str) -> None:
     """Prints one line, at once even into a pipe."""
-    print(message, flush=True)
+    if not _silent:
+        print(message, flush=True)
 
 
 class _Said(logging.Handler):
@@ -60,19 +69,22 @@ class Track:
 @contextlib.contextmanager
 def track(description: str, total: int, done: int = 0) -> Iterator[Track]:
     """Shows progress of `total` units, `done` of them finished before, while the block runs."""
-    if not sys.stdout.isatty():
+    if _silent or not sys.stdout.isatty():
         yield Track(description, total, done, None, None)
         return
     from rich import progress
+    from rich.console import Console
+    from rich.table import Column
 
+    # On a narrow terminal the note is cut; counts and times never are.
+    cut = Column(no_wrap=True, ratio=1, overflow="ellipsis")
     columns = (
         progress.TextColumn("  {task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.fields[note]}"),
+        progress.BarColumn(bar_width=12),
+        progress.MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        progress.TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        progress.TextColumn("{task.fields[note]}", table_column=cut),
     )
-    with progress.Progress(*columns, transient=True) as live:
+    with progress.Progress(*columns, console=Console(), transient=True, expand=True) as live:
         task = live.add_task(description, total=total, completed=done, note="")
         yield Track(description, total, done, live, task)

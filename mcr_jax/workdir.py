@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcr_jax.errors import McrError
+from mcr_jax.errors import McrError, UsageError
 
 if TYPE_CHECKING:
     from etils import epath
@@ -35,7 +36,7 @@ class Workdir:
 
     def __init__(self, path: str | Path, writes: bool = True):
         """Opens `path`, creating it. Raises McrError where that cannot be."""
-        self.path, self.writes = Path(path), writes
+        self.path, self.writes = local_folder(path), writes
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             os.listdir(self.path)
@@ -44,10 +45,12 @@ class Workdir:
         self.cases = self.path / "cases"  # the fictional clinic's source files
         self.data = self.path / "data"  # TFDS data_dir, where config.data.data_dir is "workdir"
         self.tokenizer = self.path / "tokenizer"
+        self.tokens = self.path / "tokens"  # tokenized cases and packed rows, made anew if missing
         self.checkpoints = self.path / "checkpoints"
         self.config = self.path / "config.json"
         self.manifest = self.path / "manifest.json"
         self.metrics = self.path / "metrics.jsonl"  # one line per logged training step
+        self.tensorboard = self.path / "tb"  # the same for TensorBoard, and traces of steps
         self.ledger = self.path / "ledger.sqlite"
         self.scores = self.path / "scores.json"  # per case, what results.json averages
         self.results = self.path / "results.json"
@@ -105,6 +108,20 @@ def storage_path(path: str | Path) -> "epath.Path":
     from etils import epath
 
     return epath.Path(path) if "://" in str(path) else epath.Path(path).absolute()
+
+
+def local_folder(path: str | Path) -> Path:
+    """`path`, of which Path would make a folder "gs:" if it were an address.
+
+    Raises:
+      UsageError: it is one, even after Path or normpath has taken one of its slashes.
+    """
+    if address := re.fullmatch(r"(\w{2,}):/+(.*)", str(path), re.DOTALL):
+        raise UsageError(
+            f"{address[1]}://{address[2]} is not a local folder: copy it to one, or name one; "
+            "config.train.checkpoints alone may be an address"
+        )
+    return Path(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,5 +1,8 @@
 """Progress in a log: sparse lines, and a rest that the first, slow unit does not stretch."""
 
+import io
+import re
+
 import pytest
 
 from mcr_jax import console
@@ -57,3 +60,32 @@ def test_at_most_a_line_in_ten_seconds_and_none_at_the_end(clock, capsys):
     assert [line.split()[1].rstrip(",") for line in lines(capsys)] == [
         f"{done}/50" for done in (10, 20, 30, 40)
     ]
+
+
+def test_a_silent_process_prints_nothing_until_it_is_to_speak_again(clock, capsys):
+    console.silence(True)
+    try:
+        console.say("twice")
+        with console.track("train", 10) as progress:
+            clock.now += 60
+            progress.update(3)
+    finally:
+        console.silence(False)
+    console.say("once")
+    assert lines(capsys) == ["once"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_narrow_terminal_cuts_the_note_and_no_count_or_time(width, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    note = "loss 1.234, epoch 0.52, 12,345 tokens/s, MFU 0.42"
+    with console.track("reasons of sft", 13_092) as progress:
+        progress.update(1200, note)
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", terminal.getvalue())
+    (line,) = {line.rstrip() for line in re.split(r"[\r\n]+", shown) if "1200/13092" in line}
+    assert len(line) <= width and " -:--:-- " in line
+    assert line.endswith(note) if width == 120 else line.endswith("…")

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcr_jax.errors import McrError
-from mcr_jax.workdir import Workdir, digest, read_json, storage_path
+from mcr_jax.errors import McrError, UsageError
+from mcr_jax.model.folder import refuse_taken
+from mcr_jax.workdir import Workdir, digest, local_folder, read_json, storage_path
 
 plain = st.recursive(
     st.none()
@@ -43,6 +44,16 @@ def test_a_path_that_cannot_be_a_workdir_is_one_line(tmp_path):
             Workdir(path)
         assert str(refused.value).startswith(f"{path}: cannot use this workdir: ")
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("path", ["gs://b/run", pathlib.Path("gs://b/run"), "gs:/b/run"])
+def test_an_address_makes_no_folder_of_its_name(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for use in (local_folder, Workdir, lambda out: refuse_taken(pathlib.Path(out))):
+        with pytest.raises(UsageError, match="gs://b/run is not a local folder"):
+            use(path)
+    assert not os.listdir(tmp_path)
+    assert local_folder("a:b/c") == pathlib.Path("a:b/c")
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_rubbish(small_disk):

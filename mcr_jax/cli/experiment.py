@@ -17,7 +17,7 @@ from mcr_jax import console, prompts
 from mcr_jax.cases import SPLITS, Case
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import UsageError
-from mcr_jax.workdir import Workdir, digest, storage_path
+from mcr_jax.workdir import Workdir, digest, local_folder, storage_path
 
 if TYPE_CHECKING:
     from mcr_jax.data.tokenizer import Tokenizer
@@ -36,20 +36,41 @@ class Experiment:
     """
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
-        """Raises UsageError if the workdir was made with another config."""
+        """Raises UsageError if something in the workdir rests on another config."""
         self.config, self.workdir = config, workdir
         self._check()
 
     def _check(self) -> None:
         if not self.workdir.config.exists():
             return
-        recorded = configs.frozen(configs.load(self.workdir.config))
+        recorded = configs.load(self.workdir.config)
+        before, settled = configs.frozen(recorded), None
         for field, value in configs.frozen(self.config).items():
-            if recorded[field] != value:
+            if before[field] == value:
+                continue
+            if settled is None:
+                settled = self._settled(recorded.train.checkpoints)
+            if field.startswith(settled):
                 raise UsageError(
-                    f"{self.workdir.path} was made with {field}={recorded[field]!r}, this call "
+                    f"{self.workdir.path} was made with {field}={before[field]!r}, this call "
                     f"says {value!r}: use another --workdir"
                 )
+
+    def _settled(self, checkpoints: str) -> tuple[str, ...]:
+        """What the frozen fields start with that something in the workdir rests on.
+
+        A first call that failed has left nothing but its config, and a better one replaces it.
+        """
+        if self._has_results(checkpoints):
+            return configs.FROZEN
+        cases = ("seed", "data.", "synthetic.")
+        if self.workdir.tokenizer.exists():
+            return (*cases, "prompt", "tokenizer.")
+        return cases if self.workdir.data.exists() or self.workdir.cases.exists() else ()
+
+    def _has_results(self, checkpoints: str) -> bool:
+        there = newest_step(checkpoints or self.workdir.checkpoints) is not None
+        return there or self.workdir.ledger.exists()
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -71,7 +92,7 @@ class Experiment:
         path = flags.values["workdir"].value
         if not path:
             raise UsageError("--workdir=DIR is missing")
-        if Path(path).exists():
+        if local_folder(path).exists():
             Workdir(path)  # one that cannot be used is told before anything that it should hold
         config = flags.config()
         if judge:
@@ -96,12 +117,45 @@ class Experiment:
         return prompts.load(self.config.prompt, self.config.prompts)
 
     @functools.cached_property
+    def model_folder(self) -> str:
+        """config.model.folder; "" for a model from nothing.
+
+        Raises:
+          UsageError: it is no folder here, or not of the model that config.model.shape names.
+        """
+        from mcr_jax.model import hf_config, published
+
+        folder, name = self.config.model.folder, self.config.model.shape
+        if name and not folder:  # or a toy would be trained under the name of that model
+            raise UsageError(
+                f"config.model.folder is empty, and this config is of {name}: name the folder of "
+                "its weights"
+            )
+        if folder and not local_folder(folder).is_dir():
+            raise UsageError(
+                f"config.model.folder={folder}: no such folder; download it first, e.g. "
+                "`hf download Qwen/Qwen2.5-7B-Instruct --local-dir DIR`"
+            )
+        if name:
+            wanted, found = published.shape(name), hf_config.read(folder, self.config.model.ignore)
+            for size in ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width"):
+                here, there = getattr(wanted, size), getattr(found, size)
+                if here != there:
+                    raise UsageError(
+                        f"config.model.folder={folder} is not of {name}, which this config is of: "
+                        f"its {size} is {there}, not {here}"
+                    )
+        return folder
+
+    @functools.cached_property
     def tokenizer(self) -> "Tokenizer":
         """That of config.tokenizer.path or config.model.folder, or one trained and kept."""
         from mcr_jax.data.example import training_texts
         from mcr_jax.data.tokenizer import FILE, Tokenizer
 
-        if given := self.config.tokenizer.path or self.config.model.folder:
+        folder = self.model_folder
+        if given := self.config.tokenizer.path or folder:
+            local_folder(given)
             today = datetime.datetime.fromisoformat(self.config.tokenizer.date)
             return Tokenizer.load(given, now=today)
         if not (self.workdir.tokenizer / FILE).exists():
@@ -193,12 +247,14 @@ class Experiment:
         """Returns what the manifest knows of training.
 
         Raises:
-          UsageError: training was with other `inputs`.
+          UsageError: training was with other `inputs`, and has saved a step or was sampled from.
         """
         manifest = self.workdir.manifest
         before = self.workdir.read_json(manifest).get("train", {}) if manifest.exists() else {}
         for name, value in inputs.items():
             if name in before and before[name] != value:
+                if not self._has_results(self.config.train.checkpoints):
+                    return {}
                 raise UsageError(
                     f"{self.workdir.path} was trained with another {name} "
                     f"({str(before[name])[:12]}, now {str(value)[:12]}): put it back or use "

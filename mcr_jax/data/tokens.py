@@ -25,7 +25,7 @@ from mcr_jax.prompts import Prompt
 from mcr_jax.workdir import digest
 
 _READING = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
-_VERSION = 1  # of the arrays in a file
+_VERSION = 1  # of the arrays in a file, and of what the code makes of a conversation
 _ROUNDED = 128  # what rows grow in multiples of: the width of a TPU's lanes
 
 
@@ -110,8 +110,9 @@ def tokenize(
 ) -> Tokens:
     """Tokenizes every case, or finds in `folder` that this was done before.
 
-    A file there is known by all that decides its content: what every case says to the model and is
-    to be answered with, the tokenizer, and how it lays out a conversation. It is written whole or
+    A file there is known by what decides its content: what every case says to the model and is to
+    be answered with, the prompt, and the tokenizer. Code that decides it too is known by the ids it
+    gives the first case, and by _VERSION where these would not tell. The file is written whole or
     not at all, by any number of processes; a damaged one is made anew.
 
     Args:
@@ -168,10 +169,10 @@ def fit(tokens: Tokens, row_tokens: int, too_long: Literal["drop", "keep"]) -> F
 
 
 def _key(cases: Sequence[Case], prompt: Prompt, tokenizer: Tokenizer) -> str:
-    """SHA-256 (hex) of everything that ids follow from.
+    """SHA-256 (hex) of what ids follow from.
 
-    The texts are hashed as they are rendered and the first case's ids as they are laid out, so that
-    a change in the code which does either is a change of the key.
+    The texts of all cases are hashed as they are rendered, but the ids of the first case only: a
+    change in the code that lays out others alone asks for another _VERSION.
     """
     texts = hashlib.sha256()
     with console.track("read cases", len(cases)) as progress:

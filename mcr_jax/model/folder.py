@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mcr_jax.errors import McrError
+from mcr_jax.workdir import local_folder
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names and ours
 
@@ -37,7 +38,8 @@ def write(tensors: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def refuse_taken(folder: Path) -> None:
-    """Raises McrError if something is in the way of a new folder of that name."""
+    """Raises McrError if no new folder can have that name: it is taken, or an address."""
+    local_folder(folder)
     if folder.exists() and (not folder.is_dir() or any(p.name != _ASIDE for p in folder.iterdir())):
         raise McrError(f"{folder}: already there; name a folder that is new or empty")
 
@@ -51,7 +53,7 @@ def new_folder(folder: Path, last: str) -> Iterator[Path]:
       last: name of the file without which readers take the folder for none; it comes last.
 
     Raises:
-      McrError: `folder` is taken, or something cannot be written.
+      McrError: `folder` is taken or an address, or something cannot be written.
     """
     refuse_taken(folder)
     place = Path(os.path.realpath(folder))

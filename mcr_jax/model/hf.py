@@ -158,15 +158,17 @@ def save(
     folder: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
+    dtype: str | None = None,
     file_bytes: int = FILE_BYTES,
 ) -> None:
     """Writes a folder that transformers and vLLM load; whole or not at all.
 
     Args:
-      model: its parameters keep their dtype.
+      model: whose parameters are written.
       folder: must not exist, or be empty.
       tokenizer: goes along, and its `eos_ids` are where generation is to stop; None copies the
         tokenizer files of the folder `model` was loaded from.
+      dtype: "float32", "bfloat16" or "float16" to cast to; None keeps each parameter's.
       file_bytes: a file of weights is cut before it would be larger.
 
     Raises:
@@ -182,7 +184,7 @@ def save(
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     table = _table(config, params, _PREFIXES[0], _HEAD)
     try:
-        told = hf_config.to_json(config, _dtype_name(params))
+        told = hf_config.to_json(config, dtype or _dtype_name(params))
     except ValueError as error:
         raise McrError(f"{folder}: cannot export: {error}") from error
     if tokenizer is not None:
@@ -195,7 +197,7 @@ def save(
         elif config.folder:
             _carry(Path(config.folder), aside)
         (aside / hf_config.FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        _write_tensors(aside, table, params, scale, file_bytes)
+        _write_tensors(aside, table, params, scale, dtype, file_bytes)
 
 
 def digest(folder: str | Path) -> str:
@@ -381,6 +383,7 @@ def _write_tensors(
     table: Mapping[tuple[str, ...], Placed],
     params: Any,
     scale: float,
+    dtype: str | None,
     file_bytes: int,
 ) -> None:
     """model.safetensors, or several and their index; at most one file's tensors are in memory."""
@@ -394,7 +397,8 @@ def _write_tensors(
     files: list[list[tuple[str, tuple[str, ...], int]]] = [[]]
     room, total = file_bytes, 0
     for entry in entries:
-        size = _leaf(params, entry[1]).dtype.itemsize * math.prod(table[entry[1]].in_file)
+        kept = jnp.dtype(dtype or _leaf(params, entry[1]).dtype)
+        size = kept.itemsize * math.prod(table[entry[1]].in_file)
         if files[-1] and size > room:
             files.append([])
             room = file_bytes
@@ -406,9 +410,10 @@ def _write_tensors(
         tensors = {}
         for name, path, row in members:
             placed, leaf = table[path], _leaf(params, path)
+            kept, leaf = jnp.dtype(dtype or leaf.dtype), leaf[row] if placed.stacked else leaf
             if path == ("embedding",) and scale != 1:
-                leaf = (leaf.astype(jnp.float32) * scale).astype(leaf.dtype)
-            tensors[name] = placed.to_file(np.asarray(leaf[row] if placed.stacked else leaf))
+                leaf = leaf.astype(jnp.float32) * scale
+            tensors[name] = placed.to_file(np.asarray(leaf.astype(kept)))
             where[name] = file
         write(tensors, folder / file)
     if len(files) > 1:

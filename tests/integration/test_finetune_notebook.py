@@ -60,6 +60,33 @@ def test_a_command_that_fails_stops_it(committed, mcr_env):
         client.execute(env=mcr_env)
 
 
+def test_where_no_clone_is_it_asks_for_the_repository_at_once(committed, mcr_env, tmp_path):
+    (install,) = (cell for cell in nbformat.from_dict(committed).cells if cell.id == "install")
+    forget = "import sys\nsys.meta_path = [f for f in sys.meta_path if 'mcr_jax' not in str(f)]"
+    cells = [nbformat.v4.new_code_cell(forget), install]
+    client = nbclient.NotebookClient(
+        nbformat.v4.new_notebook(cells=cells),
+        timeout=60,
+        resources={"metadata": {"path": str(tmp_path)}},
+    )
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match=r"'\.\.' is no clone of mcr"):
+        client.execute(env=mcr_env)
+
+
+def test_run_again_its_commands_find_nothing_to_do(executed, committed, mcr_env):
+    _, folder = executed
+    wanted = ("commands", "build", "train", "eval", "export")
+    cells = [cell for cell in nbformat.from_dict(committed).cells if cell.id in wanted]
+    again = nbformat.v4.new_notebook(cells=cells)
+    client = nbclient.NotebookClient(
+        again, timeout=120, resources={"metadata": {"path": str(folder)}}
+    )
+    client.execute(env={**mcr_env, "MCR_FINETUNE_SMALL": "1"})
+    shown = {cell.id: _shown(cell) for cell in again.cells}
+    told = {name: shown[name].count("nothing to do") for name in wanted[1:]}
+    assert told == {"build": 1, "train": 1, "eval": 1, "export": 2}
+
+
 def test_the_plan_says_what_a_step_needs_of_the_devices_that_were_named(executed):
     shown, _ = executed
     assert "1 x v5e" in shown["plan"] and "GB" in shown["plan"]

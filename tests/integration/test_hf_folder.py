@@ -8,11 +8,14 @@ import pytest
 import safetensors.numpy
 from processes import TINY, rows
 
+from mcr_jax import config as configs
 from mcr_jax import prompts, synthetic
+from mcr_jax.cli.experiment import Experiment
 from mcr_jax.data.example import training_texts
 from mcr_jax.data.tokenizer import Tokenizer
-from mcr_jax.model import hf, store
+from mcr_jax.model import hf, published, store
 from mcr_jax.model.config import DecoderConfig
+from mcr_jax.workdir import Workdir
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,17 @@ def test_a_folder_is_fine_tuned_sampled_and_exported(mcr, finished, tiny_config,
     assert str(base) in manifest["sample.base"]["weights"]
     assert hf.load(mcr.folder / "tuned").config.vocab_size == hf.load(base).config.vocab_size
 
-    assert "already there" in mcr.fails(1, "export", "--workdir=w", "--out=tuned")
+    again = mcr.ok("export", "--workdir=w", "--out=tuned")
+    assert "nothing to do, tuned holds the checkpoint of step 4" in again
+    for other in ("--dtype=bfloat16", "--model=base", "--config.sample.checkpoint=best"):
+        assert "already there" in mcr.fails(1, "export", "--workdir=w", "--out=tuned", other)
+
+    mcr.ok("export", "--workdir=w", "--out=half", "--dtype=bfloat16")
+    half = tensors(mcr.folder / "half")
+    told = json.loads((mcr.folder / "half" / "config.json").read_text())
+    assert told["torch_dtype"] == "bfloat16"
+    for name, tensor in after.items():
+        np.testing.assert_array_equal(half[name], tensor.astype(half[name].dtype))
 
 
 def test_the_demo_s_own_model_is_exported(mcr, finished):
@@ -90,6 +103,11 @@ def test_the_demo_s_own_model_is_exported(mcr, finished):
         (("--workdir=w",), 2, "--out"),
         (("--workdir=w", "--out=o", "--model=both"), 2, "both"),
         (("--workdir=w", "--out=o"), 2, "--config"),
+        (("--workdir=w", "--out=o", "--dtype=int8"), 2, "float32 and bfloat16"),
+        (("--workdir=w", "--out=gs://b/o"), 2, "gs://b/o is not a local folder"),
+        (("--workdir=gs://b/w", "--out=o"), 2, "gs://b/w is not a local folder"),
+        (("--workdir=w", "--out=o", "--adapters", "--model=base"), 2, "has no adapters"),
+        (("--workdir=w", "--out=o", "--adapters", "--dtype=float32"), 2, "as trained"),
     ],
 )
 def test_a_wrong_call_of_export_is_one_line(mcr, args, status, names):
@@ -98,7 +116,51 @@ def test_a_wrong_call_of_export_is_one_line(mcr, args, status, names):
 
 def test_a_folder_that_is_not_there_is_named(mcr, finished, tiny_config):
     shutil.copytree(finished.path / "data", mcr.folder / "w" / "data")
-    assert "nowhere" in mcr.fails(1, "train", *flags(tiny_config, "nowhere"))
+    line = mcr.fails(2, "train", *flags(tiny_config, "nowhere"))
+    assert "config.model.folder=nowhere: no such folder; download it first" in line
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ((), "config.model.folder is empty, and this config is of qwen2_5_7b: name the folder"),
+        (("folder=gs://b/m",), "gs://b/m is not a local folder"),
+        (("folder=base",), "is not of qwen2_5_7b, which this config is of: its layers is 2"),
+        (("folder=base", "shape=qwen9"), "'qwen9' is no published model"),
+    ],
+)
+def test_a_config_of_a_published_model_trains_no_other(
+    mcr, finished, tiny_config, base, named, told
+):
+    shutil.copytree(finished.path / "data", mcr.folder / "w" / "data")
+    (mcr.folder / "base").symlink_to(base)
+    model = [f"--config.model.{given}" for given in ("shape=qwen2_5_7b", *named)]
+    line = mcr.fails(2, "train", f"--config={tiny_config}", "--workdir=w", *model)
+    assert told in line
+
+
+def test_a_fine_tune_with_more_ids_is_of_the_published_model(tmp_path):
+    config = configs.default()
+    config.model.shape, config.model.folder = "qwen2_5_0_5b", str(tmp_path)
+    told = {**published.CONFIGS["qwen2_5_0_5b"], "vocab_size": 151_940}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    experiment = Experiment(configs.check(config, "test"), Workdir(tmp_path / "w"))
+    assert experiment.model_folder == str(tmp_path)
+
+
+def test_a_first_call_that_failed_gives_way_to_a_corrected_one(mcr, finished, tiny_config, base):
+    wrong = (*flags(tiny_config, "nowhere"), "--config.optim.learning_rate=0.5")
+    right = flags(tiny_config, base)
+    mcr.fails(1, "train", *wrong)  # no dataset
+    shutil.copytree(finished.path / "data", mcr.folder / "w" / "data")
+    mcr.fails(2, "train", *wrong)
+    assert "was made with seed=" in mcr.fails(2, "train", *right, "--config.seed=9")
+    mcr.fails(1, "train", *right, "--config.train.row_tokens=8")  # in which nothing fits
+    mcr.ok("train", *right)
+    told = json.loads((mcr.folder / "w" / "config.json").read_text())
+    assert told["model"]["folder"] == str(base)
+    for other in ("train.row_tokens=8", "model.folder=nowhere", "optim.learning_rate=0.5"):
+        assert "was made with" in mcr.fails(2, "train", *right, f"--config.{other}")
 
 
 def test_ids_that_the_model_does_not_have_are_refused(mcr, finished, tiny_config, base):
