@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> None:
 
     traced = range(0) if profile is None else steps(profile)
     with hosts.together():
+        console.silence(not hosts.writes())
         experiment = Experiment.open(flags, writes=hosts.writes())
         with experiment.working():
             run(experiment, traced)
