@@ -113,6 +113,8 @@ def test_the_merged_export_and_the_adapters_are_one_model_that_differs_from_the_
     shown, folder = executed
     told = json.loads((folder / "exports" / "adapters" / "adapter_config.json").read_text())
     assert (told["r"], told["lora_alpha"]) == (8, 32)
+    assert "merged holds the checkpoint of step 8, adapters merged" in shown["export"]
+    assert "adapters holds the adapters of step 8" in shown["export"]
     assert (folder / "exports" / "merged" / "tokenizer.json").exists()
     same, other = map(float, re.findall(r"([\d.e-]+)$", shown["check"], re.MULTILINE))
     assert same < 1e-4 < other
