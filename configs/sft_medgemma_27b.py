@@ -10,8 +10,8 @@ is downloaded. The judge is Gemini and wants GEMINI_API_KEY.
 
 Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
 
-    full   8 x H200       80.9 GB of 141
-    full   16 x v5p       45.5 GB of 95
+    full   8 x H200       83.5 GB of 141
+    full   16 x v5p       50.2 GB of 95
     lora   8 x v6e        25.1 GB of 32
     lora   1 x H200       65.3 GB of 141   --config.train.accumulate=16
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Submits a command as a workload to a GKE cluster, with xpk.
 #
-#   launch/gke_xpk.sh --name=NAME --cluster=CLUSTER --image=IMAGE --tpu-type=v5litepod-16 [FLAG...] -- COMMAND...
-#   launch/gke_xpk.sh --name=q7b --cluster=tpus --image=gcr.io/p/mcr-jax --tpu-type=v5litepod-16 -- \
+#   launch/gke_xpk.sh --name=NAME --cluster=CLUSTER --image=IMAGE --tpu-type=v6e-16 [FLAG...] -- COMMAND...
+#   launch/gke_xpk.sh --name=q7b --cluster=tpus --image=gcr.io/p/mcr-jax --tpu-type=v6e-16 -- \
 #     mcr train --config=configs/sft_qwen2_5_7b.py --config.model.folder=/mnt/qwen \
 #       --config.data.data_dir=/mnt/tfds --workdir=runs/q7b --config.train.checkpoints=gs://bucket/q7b
 #

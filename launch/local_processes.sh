@@ -2,7 +2,7 @@
 # Runs a command as several processes on this machine that form one JAX job, on CPU.
 #
 #   launch/local_processes.sh --processes=2 [FLAG...] -- COMMAND...
-#   launch/local_processes.sh --processes=2 --devices-per-process=4 -- \
+#   launch/local_processes.sh --processes=2 --devices-per-process=2 -- \
 #     mcr train --config=configs/demo.py --workdir=runs/two
 #
 #   --processes=N             how many

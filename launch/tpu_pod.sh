@@ -6,7 +6,7 @@
 #     gcloud storage cp -r gs://bucket/qwen gs://bucket/MedCaseReasoning . &&
 #     mcr build --source=MedCaseReasoning &&
 #     exec mcr train --config=configs/sft_qwen2_5_7b.py --config.model.folder=qwen --workdir=runs/q7b \
-#       --config.train.checkpoints=gs://bucket/q7b'
+#       --config.mesh.tensor=4 --config.train.checkpoints=gs://bucket/q7b'
 #
 #   --project=P           the project, if not gcloud's default
 #   --version=RUNTIME     the TPU's software, if not the usual one of its type

@@ -5,8 +5,8 @@
 #   launch/tpu_vm.sh --name=tpu --zone=us-west4-a --type=v5litepod-8 --spot --delete -- bash -c '
 #     gcloud storage cp -r gs://bucket/qwen gs://bucket/MedCaseReasoning . &&
 #     mcr build --source=MedCaseReasoning &&
-#     exec mcr train --config=configs/sft_qwen2_5_7b.py --config.model.folder=qwen --workdir=runs/q7b \
-#       --config.train.checkpoints=gs://bucket/q7b'
+#     exec mcr train --config=configs/sft_qwen2_5_7b.py:lora --config.model.folder=qwen \
+#       --workdir=runs/q7b --config.train.checkpoints=gs://bucket/q7b'
 #
 #   --project=P           the project, if not gcloud's default
 #   --version=RUNTIME     the TPU's software, if not the usual one of its type

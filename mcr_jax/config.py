@@ -19,7 +19,9 @@ from mcr_jax.errors import McrError, UsageError
 # What a workdir's data, tokenizer and weights follow from: fixed once it has been worked in.
 FROZEN = ("seed", "prompt", "data.source", "data.data_dir", "synthetic", "tokenizer", "model")
 FROZEN += ("lora", "optim", "train")
-# Of these, how the machine at hand does it; no result follows but for rounding.
+# Of these, how the machine at hand does it, and how long to be patient: a run may go on under
+# others. Not all leave its result as it was: patience and eval_every decide where it ends,
+# eval_every and checkpoint_every which step is the best, accumulate what adapters drop.
 THAWED = ("train.accumulate", "train.remat", "train.keep", "train.keep_best", "train.patience")
 THAWED += ("train.eval_every", "train.checkpoint_every")
 
@@ -34,9 +36,16 @@ _COUNTS = (  # fields of which there is at least one
 _RANGES = {  # smallest and largest value of a field
     "seed": (0, _MAX_SEED),
     "data.eval_cases": (0, float("inf")),
-    "lora.rank": (0, float("inf")),
+    "lora.rank": (0, 65_536),
+    "lora.alpha": (1e-6, 1e6),
     "lora.dropout": (0, 0.999),
-    "train.epochs": (0, float("inf")),
+    "optim.learning_rate": (0, 1e3),
+    "optim.warmup_steps": (0, float("inf")),
+    "optim.weight_decay": (0, 1e3),
+    "optim.clip_norm": (1e-9, float("inf")),
+    "optim.b1": (0, 0.999999),
+    "optim.b2": (0, 0.99999999),
+    "train.epochs": (0, 10_000),
     "train.keep_best": (0, float("inf")),
     "train.patience": (0, float("inf")),
     "synthetic.train": (0, float("inf")),
@@ -46,9 +55,10 @@ _RANGES = {  # smallest and largest value of a field
     "sample.top_p": (1e-6, 1),
     "judge.recall_samples": (0, float("inf")),
     "score.confidence": (0.5, 0.9999),
-    **dict.fromkeys(_COUNTS, (1, float("inf"))),
+    **dict.fromkeys(_COUNTS, (1, 10**9)),
 }
-_CHOICES = {
+_CHOICES = {  # of a tuple, each of its values
+    "lora.targets": ("q", "k", "v", "o", "gate", "up", "down"),
     "model.dtype": ("float32", "bfloat16"),
     "optim.mu_dtype": ("float32", "bfloat16"),
     "optim.schedule": ("cosine", "linear", "constant"),
@@ -182,15 +192,12 @@ def check(config: ConfigDict, origin: str) -> ConfigDict:
     for name, value in fields(resolved):
         low, high = _RANGES.get(name, (None, None))
         if low is not None and not low <= value <= high:
-            to = "at least {}" if high == float("inf") else "{} to {}"
+            to = "at least {}" if high == float("inf") else "{} to {:,}"
             raise UsageError(
                 f"{origin}: config field {name} is {to.format(low, high)}, not {value}"
             )
-        if name in _CHOICES and value not in _CHOICES[name]:
-            raise UsageError(
-                f"{origin}: config field {name} is one of {', '.join(_CHOICES[name])}, "
-                f"not {value!r}"
-            )
+        if name in _CHOICES:
+            _check_choice(name, value, origin)
     try:
         datetime.date.fromisoformat(resolved.tokenizer.date)
     except ValueError:
@@ -251,6 +258,19 @@ def check_field(name: str) -> None:
         close = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UsageError(f"unknown config field {name}{hint}")
+
+
+def _check_choice(name: str, value: str | tuple[str, ...], origin: str) -> None:
+    known = _CHOICES[name]
+    if isinstance(value, tuple):
+        right = value and len(set(value)) == len(value) and set(value) <= set(known)
+        says = "some of {}, each once"
+    else:
+        right, says = value in known, "one of {}"
+    if not right:
+        raise UsageError(
+            f"{origin}: config field {name} is {says.format(', '.join(known))}, not {value!r}"
+        )
 
 
 def _tuples(section: dict[str, Any]) -> dict[str, Any]:

@@ -74,6 +74,18 @@ def test_a_section_is_no_value_and_a_value_no_section():
         ("train.keep", 0),
         ("train.rows", 0),
         ("sample.n", -1),
+        ("lora.rank", 100_000),
+        ("lora.alpha", 0.0),
+        ("lora.alpha", float("nan")),
+        ("optim.learning_rate", float("inf")),
+        ("optim.learning_rate", float("nan")),
+        ("optim.learning_rate", -1e-3),
+        ("optim.warmup_steps", -1),
+        ("optim.weight_decay", -0.1),
+        ("optim.clip_norm", 0.0),
+        ("optim.b1", 1.0),
+        ("optim.b2", 1.0),
+        ("train.epochs", float("inf")),
     ],
 )
 def test_a_number_that_no_stage_can_work_with_is_refused(name, value):
@@ -142,6 +154,9 @@ def test_a_record_of_fewer_fields_gets_the_defaults(tmp_path):
         ("tokenizer.date", "yesterday"),
         ("tokenizer.date", ""),
         ("attention", "flash"),
+        ("lora.targets", ("q", "x")),
+        ("lora.targets", ("q", "q")),
+        ("lora.targets", ()),
     ],
 )
 def test_a_text_that_no_stage_knows_is_refused(name, value):

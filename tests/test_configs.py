@@ -31,10 +31,10 @@ def get_config(name, arg):
     return importlib.import_module(f"mcr_jax.configs.{name}").get_config(arg)
 
 
-def from_flags(spec):
+def from_flags(spec, *more):
     flags = Flags("train", "")
     flags.experiment()
-    flags.parse([f"--config={spec}", "--config.model.folder=elsewhere"])
+    flags.parse([f"--config={spec}", "--config.model.folder=elsewhere", *more])
     return flags.config()
 
 
@@ -79,6 +79,35 @@ def test_without_an_argument_all_weights_are_trained(name):
 def test_another_argument_is_refused_in_a_line(name):
     with pytest.raises(UsageError, match="takes full or lora after its colon, not 'qlora'"):
         from_flags(f"{FOLDER / name}.py:qlora")
+
+
+def test_steps_are_not_set_where_epochs_count():
+    spec = f"{FOLDER / SFT[0]}.py"
+    with pytest.raises(UsageError, match=r"^config.train.epochs=3 sets the steps; add --config"):
+        from_flags(spec, "--config.train.steps=10")
+    alone = from_flags(spec, "--config.train.steps=10", "--config.train.epochs=0")
+    assert (alone.train.steps, alone.train.epochs) == (10, 0)
+
+
+@pytest.mark.parametrize("text", ["q,v", "('q', 'v')", "q, v"])
+def test_a_tuple_of_words_may_be_written_with_commas(text):
+    config = from_flags(f"{FOLDER / SFT[0]}.py:lora", f"--config.lora.targets={text}")
+    assert config.lora.targets == ("q", "v")
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("def get_config():\n    return 1", "takes no :ARG"),
+        ("def get_config(arg):\n    raise RuntimeError('no such day')", "no such day"),
+        ("def get_config(arg):\n    raise TypeError('no such type')", "no such type"),
+    ],
+)
+def test_a_config_file_that_fails_is_refused_in_a_line_with_its_reason(tmp_path, code, told):
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(UsageError, match=told) as refused:
+        from_flags(f"{tmp_path}/mine.py:full")
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", SFT)

@@ -16,6 +16,11 @@ import tarfile
 
 import pytest
 
+from mcr_jax.cli import _plan
+from mcr_jax.cli.flags import Flags
+from mcr_jax.train.devices import devices
+from mcr_jax.train.plan import plan
+
 ROOT = pathlib.Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 STAND_INS = pathlib.Path(__file__).with_name("launch_stand_ins")
@@ -738,6 +743,44 @@ def test_slurm_asks_for_one_process_a_gpu_a_signal_in_time_and_requeueing():
     assert asked["signal"] == "TERM@120" and "requeue" in asked
     # Slurm reads directives only above the first command.
     assert text.rindex("#SBATCH") < text.index("set -euo pipefail")
+
+
+# ---- the examples that the scripts show ----
+
+CONTINUED = re.compile(r"\\\n#?\s*")
+TYPE = re.compile(r"--(?:tpu-)?type=(\S+)")
+
+
+def examples():
+    """The script, the devices and the flags of each `mcr train` that a script's comment shows."""
+    for script in COMMANDS:
+        comment = re.match(r"(?:#.*\n)+", (LAUNCH / script).read_text())[0]
+        there = ""
+        for line in CONTINUED.sub(" ", comment).splitlines():
+            here = TYPE.findall(line)
+            if number := re.search(r"--processes=(\d+) --devices-per-process=(\d+)", line):
+                here = [f"{int(number[1]) * int(number[2])} x cpu"]
+            if "sbatch launch" in line or "sbatch --nodes" in line:
+                nodes = re.search(r"--nodes=(\d+)", line)
+                here = [f"{8 * int(nodes[1] if nodes else 1)} x H100"]
+            there = here[-1] if here else there
+            if shown := re.search(r"\bmcr train (--config.*)", line):
+                yield pytest.param(there, shown[1].rstrip("' ."), id=f"{script}-{there}")
+
+
+@pytest.mark.parametrize(("there", "shown"), examples())
+def test_a_training_that_a_script_shows_fits_the_devices_that_it_shows(there, shown, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    flags = Flags("train", "")
+    flags.experiment()
+    flags.parse([*shlex.split(shown), "--config.model.folder="])
+    config = flags.config()
+    assert plan(config, _plan.shape_of(config), devices(there)).problem == ""
+
+
+def test_every_script_shows_a_training():
+    shown = {param.id.partition("-")[0] for param in examples()}
+    assert shown == set(COMMANDS)
 
 
 # ---- local_processes.sh, for real ----

@@ -128,10 +128,12 @@ def _time(made: "Plan") -> "Table":
     table.add_row("operations per step", "forward and backward", f"{made.flops / 1e15:,.2f} P")
     if made.hours is None:
         table.add_row("hours", "no bfloat16 peak is known here", "–")
-    else:
-        low, high = made.hours
+    elif not made.problem:  # what does not fit takes no time
         assumed = f"assuming {100 * MFU[1]:.0f} to {100 * MFU[0]:.0f} % of peak; not measured"
-        table.add_row("hours", assumed, f"{low:.1f} to {high:.1f}")
+        unit, times = "hours", made.hours
+        if times[1] < 1:
+            unit, times = "minutes", tuple(60 * hours for hours in times)
+        table.add_row(unit, assumed, f"{times[0]:,.1f} to {times[1]:,.1f}")
     return table
 
 

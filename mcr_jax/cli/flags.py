@@ -14,7 +14,7 @@ from mcr_jax.errors import UsageError
 # What executing a wrong config file may raise; anything else is a bug of ours.
 _CONFIG_FAULTS = (
     *(ImportError, SyntaxError, NameError, AttributeError, TypeError, KeyError, ValueError),
-    *(OSError, ZeroDivisionError, IndexError),
+    *(OSError, ZeroDivisionError, IndexError, RuntimeError),
 )
 _NO_CONFIG = object()
 _CONFIG_HELP = "config file, FILE.py[:ARG]; --config.a.b=VALUE overrides a field"
@@ -54,7 +54,7 @@ class Flags:
         Raises:
           UsageError: a flag is unknown or its value wrong, or the config file is.
         """
-        self._argv = list(argv)
+        self._argv = argv = [_listed(argument) for argument in argv]
         for argument in argv:
             if field := re.match(r"--?config\.([\w.]+)", argument):
                 configs.check_field(field[1])
@@ -68,9 +68,11 @@ class Flags:
         except flags.UnrecognizedFlagError as error:
             raise UsageError(self._unknown(error)) from error
         except flags.Error as error:
+            if "Traceback" in str(error):  # ml_collections puts that of a config file into its own
+                raise UsageError(f"{self._origin()}: {self._fault(error)}") from error
             raise UsageError(_line(error)) from error
         except _CONFIG_FAULTS as error:
-            raise UsageError(f"{self._origin() or '--config'}: {_line(error)}") from error
+            raise UsageError(f"{self._origin() or '--config'}: {self._fault(error)}") from error
         if len(left) > 1:
             raise UsageError(f"{left[1]!r} is not a flag; flags look like --name=value")
         return True
@@ -79,7 +81,8 @@ class Flags:
         """The resolved config: the file given, else the one recorded in the workdir, overridden.
 
         Raises:
-          UsageError: there is neither, or a field is unknown or of another type.
+          UsageError: there is neither, or a field is unknown or of another type, or steps are set
+            where epochs count.
         """
         given, origin = self.values["config"].value, self._origin()
         if given is None and origin is None:
@@ -88,7 +91,14 @@ class Flags:
             there = Path(str(origin).partition(":")[0]).exists()
             problem = "get_config() returns no ConfigDict" if there else "no such config file"
             raise UsageError(f"{origin}: {problem}")
-        return configs.check(given, str(origin))
+        config = configs.check(given, str(origin))
+        epochs = config.train.epochs
+        if epochs and self._given("config.train.steps") and not self._given("config.train.epochs"):
+            raise UsageError(
+                f"config.train.epochs={epochs:g} sets the steps; add --config.train.epochs=0 to "
+                "set them yourself"
+            )
+        return config
 
     def _define_config(self, argv: Sequence[str]) -> None:
         if self._default_config is _NO_CONFIG:
@@ -132,12 +142,30 @@ class Flags:
                 return following if match[1] is None else match[1]
         return None
 
+    def _fault(self, error: BaseException) -> str:
+        """What is wrong with a config file: the last line that ml_collections makes of it."""
+        text = str(error)
+        if ":" in str(self._origin()) and re.search(r"takes 0 positional arguments but 1", text):
+            return "its get_config() takes no :ARG"
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return lines[-1][:300] if lines else type(error).__name__
+
     def _unknown(self, error: flags.UnrecognizedFlagError) -> str:
         if error.flagname.startswith("config.") and self._origin() is None:
             return _NEITHER
         close = difflib.get_close_matches(error.flagname, list(self.values), 1)
         hint = f"did you mean --{close[0]}?" if close else f"see mcr {self.command} --help"
         return f"unknown flag --{error.flagname}; {hint}"
+
+
+def _listed(argument: str) -> str:
+    """--config.a.b=q,v as ml_collections takes it, --config.a.b=('q', 'v'), where b is a tuple."""
+    override = re.fullmatch(r"(--?config\.([\w.]+)=)([^(\[].*)", argument, re.DOTALL)
+    if not override or not isinstance(
+        dict(configs.fields(configs.default())).get(override[2]), tuple
+    ):
+        return argument
+    return override[1] + repr(tuple(word.strip(" '\"") for word in override[3].split(",")))
 
 
 def _line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from mcr_jax.workdir import digest
 
 Batch = dict[str, np.ndarray]
 
+_WORTH_A_FILE = 1_000  # examples; fewer are planned anew in no time, and files would pile up
 _AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # batches, made before their time
 
 
@@ -45,13 +46,16 @@ class Batches:
           row_tokens: tokens of a row.
           seed: with the number of an epoch, decides the order of its examples.
           folder: where the plan of each epoch is kept, so that a run goes on in its order whatever
-            numpy makes of a seed by then; None keeps none.
+            numpy makes of a seed by then; None keeps none, nor are those of a few examples.
         """
         if not examples:
             raise ValueError("there is no example to make batches of")
         self._examples, self._rows, self._row_tokens = examples, rows, row_tokens
         self._seed, self._folder = seed, folder
-        self._lengths = np.array([len(e.ids) for e in examples], np.int64)
+        lengths = getattr(examples, "lengths", None)  # `tokens.Tokens` knows without reading
+        if lengths is None:
+            lengths = [len(e.ids) for e in examples]
+        self._lengths = np.array(lengths, np.int64)
         self._epochs: list[list[np.ndarray]] = []  # rows of example indices, planned so far
         self._starts = [0]  # first row of each of them, and of the next
         self._planning = threading.Lock()
@@ -88,7 +92,8 @@ class Batches:
         last = max(math.ceil(epochs) - 1, 0)
         self._plan(last)
         rows = self._starts[last] + (epochs - last) * len(self._epochs[last])
-        return math.ceil(round(rows, 6) / self._rows)  # 0.1 of 30 rows are no more than 3
+        steps = math.ceil(round(rows, 6) / self._rows)  # 0.1 of 30 rows are no more than 3
+        return max(steps, 1 if epochs > 0 else 0)
 
     @property
     def filled(self) -> float:
@@ -120,7 +125,7 @@ class Batches:
     def _rows_of(self, epoch: int) -> list[np.ndarray]:
         arguments = (self._row_tokens, self._seed, epoch)
         path = None
-        if self._folder is not None:
+        if self._folder is not None and len(self._lengths) >= _WORTH_A_FILE:
             lengths = hashlib.sha256(self._lengths).hexdigest()
             path = self._folder / f"plan-{digest([packing.VERSION, lengths, *arguments])[:32]}"
 

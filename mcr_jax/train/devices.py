@@ -35,6 +35,7 @@ class Devices:
 
 
 _ANY = 1 << 30
+_MOST = 1_000_000  # devices; no job has more, and beyond it is a slip of the finger
 
 # Gigabytes of memory, the name in flops.PEAKS and the largest head of the attention kernel. Memory
 # is what cloud.google.com/tpu/docs/system-architecture-tpu-vm and NVIDIA's data sheets promise,
@@ -55,21 +56,35 @@ _KINDS = {
 }
 CPU = "cpu"  # this machine's, its memory shared out among them
 KNOWN = (*_KINDS, CPU)
+_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6lite": "v6e"}
+_CORES = ("v4", "v5p")  # whose types count TensorCores, of which a chip has two
 
 
 def devices(text: str) -> Devices:
-    """Reads "8 x v5e", "1 x H200", "8xH100" or "4 x A100-80GB".
+    """Reads "8 x v5e", "1 x H200", "8xH100" or "4 x A100-80GB", and types of a TPU slice.
+
+    A type is such as "v5litepod-64", 64 x v5e, or "v4-8", 4 x v4.
 
     Raises:
-      UsageError: it is not of that form, or the kind is unknown.
+      UsageError: it is not of that form, or the kind is unknown, or there are too many.
     """
     parts = re.fullmatch(r"\s*(\d+)\s*[x×]\s*(\S.*?)\s*", text, re.IGNORECASE)
-    if not parts or int(parts[1]) < 1:
-        raise UsageError(f"--plan={text!r} is not COUNT x KIND, such as '8 x v5e' or '1 x H200'")
-    count = int(parts[1])
-    kind = {_plain(name): name for name in KNOWN}.get(_plain(parts[2]))
+    slice_type = re.fullmatch(r"\s*(v\d\w*)-(\d+)\s*", text, re.IGNORECASE)
+    if not parts and not slice_type:
+        raise UsageError(
+            f"--plan={text!r} is not COUNT x KIND, such as '8 x v5e' or '1 x H200'; "
+            f"kinds are {', '.join(KNOWN)}"
+        )
+    named, number = (parts[2], parts[1]) if parts else (slice_type[1], slice_type[2])
+    kind = _known().get(_plain(named))
     if kind is None:
-        raise UsageError(f"--plan={text!r}: {parts[2]!r} is none of {', '.join(KNOWN)}")
+        some = [name for name in KNOWN if _plain(name).startswith(_plain(named))] or KNOWN
+        raise UsageError(f"--plan={text!r}: {named!r} is none of {', '.join(some)}")
+    count = int(number[:9])
+    if slice_type and kind in _CORES:
+        count //= 2
+    if not 1 <= count <= _MOST:
+        raise UsageError(f"--plan={text!r} is not COUNT x KIND with a COUNT of 1 to {_MOST:,}")
     if kind == CPU:
         memory, peak, head = _machine() // count, None, 0
     else:
@@ -85,8 +100,15 @@ def devices(text: str) -> Devices:
     )
 
 
+def _known() -> dict[str, str]:
+    """Kinds by what people call them; "H100-80GB" is the H100, for it has 80."""
+    with_memory = {f"{name}{size[0]}": name for name, size in _KINDS.items()}
+    names = {name: name for name in KNOWN} | with_memory | _ALIASES
+    return {_plain(called): name for called, name in names.items()}
+
+
 def _plain(kind: str) -> str:
-    return re.sub(r"[\s_-]|gb$", "", kind.lower())
+    return re.sub(r"[\s_-]|gb$|^(nvidia|tpu)", "", kind.lower().strip())
 
 
 def _machine() -> int:

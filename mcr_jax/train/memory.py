@@ -145,7 +145,8 @@ def memory(
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     part = rows // (shards * accumulate)
     local = _local(shape, mesh.shape["tensor"])
-    layer, table = _gathered(local, mesh.shape["fsdp"] > 1, compute)
+    over_fsdp = mesh.shape["fsdp"] > 1
+    layer, table = _gathered(local, over_fsdp, compute)
     return Memory(
         parameters=_bytes(mesh, tree),
         optimizer=_bytes(mesh, jax.eval_shape(tx.init, trained)) + _COUNTER,
@@ -154,7 +155,7 @@ def memory(
         copies=_bytes(mesh, _changed(computed, tree)),
         activations=_activations(local, part, row_tokens, compute),
         gathered=layer + table,
-        work=_work(local, part, row_tokens, compute, fused),
+        work=_work(local, part, row_tokens, compute, fused, over_fsdp),
     )
 
 
@@ -166,7 +167,14 @@ def _activations(local: DecoderConfig, rows: int, row_tokens: int, compute: str)
     return rows * _kept(local, row_tokens, compute) + of_loss
 
 
-def _work(local: DecoderConfig, rows: int, row_tokens: int, compute: str, fused: bool) -> int:
+def _work(
+    local: DecoderConfig,
+    rows: int,
+    row_tokens: int,
+    compute: str,
+    fused: bool,
+    over_fsdp: bool,
+) -> int:
     """The most that is computed at a time: a layer with all of its insides, or a chunk of logits.
 
     The numbers of arrays are what XLA was found to have at once (tests/train/test_memory.py).
@@ -178,9 +186,11 @@ def _work(local: DecoderConfig, rows: int, row_tokens: int, compute: str, fused:
         inside += 4 * rows * local.heads * min(BLOCK, row_tokens) ** 2 * 4
     if local.lora:
         inside += inside // 2  # what the adapters add beside the products
-    logits = min(CHUNK, places) * local.vocab_size * 4
-    head = local.vocab_size * local.width * 4 if local.lora is None else 0
-    return max(inside, 2 * (logits + head))  # the head's gradient so far, and a chunk's
+    loss = 2 * min(CHUNK, places) * local.vocab_size * 4
+    if local.lora is None:  # the head's gradient so far and a chunk's, both in float32
+        # One of them becomes what `_activations` counts, and over fsdp `_gathered` has room, too.
+        loss += local.vocab_size * local.width * (2 * 4 - (1 + over_fsdp) * size)
+    return max(inside, loss)
 
 
 def _gathered(local: DecoderConfig, over_fsdp: bool, compute: str) -> tuple[int, int]:

@@ -58,7 +58,7 @@ class Plan:
       steps: of the run; from the numbers of MedCaseReasoning where the config counts epochs.
       epochs: as configured; 0 where the config counts steps.
       flops: operations of a step, all devices together.
-      hours: at the upper and the lower end of `MFU`, or None where no peak is known.
+      hours: at the upper and the lower end of `MFU`; None where no peak is known.
       problem: why it cannot be and what would help, in a line; "" where it fits.
     """
 
@@ -108,7 +108,8 @@ def plan(
       cases, case_tokens: of an epoch, where the config counts epochs.
 
     Raises:
-      UsageError: config.mesh does not fit the devices, or config.train.rows the mesh.
+      UsageError: config.mesh does not fit the devices, or config.train.rows the mesh, or
+        config.lora the model.
     """
     made = _plan(config, shape, devices, cases, case_tokens)
     if made.memory.total <= made.usable:
@@ -125,7 +126,8 @@ def _plan(
     tokens = c.rows * c.row_tokens * FILL
     steps = math.ceil(c.epochs * cases * case_tokens / tokens) if c.epochs else c.steps
     segments = max(1, round(tokens / case_tokens))
-    work = step_flops(shape, [int(tokens / segments)] * segments, int(TRAINED * tokens))
+    one = step_flops(shape, [int(tokens / segments)], int(TRAINED * tokens / segments))
+    work = segments * one
     peak = devices.flops and devices.flops * devices.count * 3600
     return Plan(
         devices=devices,
@@ -156,12 +158,15 @@ def _plan(
 
 def _as_configured(config: ConfigDict, shape: DecoderConfig) -> DecoderConfig:
     lora = config.lora.to_dict()
-    return dataclasses.replace(
-        shape,
-        dtype=config.model.dtype,
-        remat=config.train.remat,
-        lora=LoraConfig(**lora) if lora["rank"] else None,
-    )
+    try:
+        return dataclasses.replace(
+            shape,
+            dtype=config.model.dtype,
+            remat=config.train.remat,
+            lora=LoraConfig(**lora) if lora["rank"] else None,
+        )
+    except ValueError as error:
+        raise UsageError(f"config: {error}") from error
 
 
 def _mesh(config: ConfigDict, devices: int) -> AbstractMesh:
@@ -212,7 +217,11 @@ def _remedies(config: ConfigDict, shape: DecoderConfig, made: Plan) -> Iterator[
         {"train.accumulate": parts},
         one_row,
         one_row | cut,
-        one_row | cut | {"mesh.tensor": 2, "train.accumulate": 2 * parts},
+        *(
+            one_row | cut | {"mesh.tensor": tensor, "train.accumulate": accumulate}
+            for tensor in (2, 4, 8)
+            for accumulate in (1, parts, tensor * parts)
+        ),
         one_row | {"optim.mu_dtype": "bfloat16"},
     )
     yield from first((changes, here) for changes in settings)

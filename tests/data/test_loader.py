@@ -31,6 +31,13 @@ def examples():
     return [example(n, *rng.integers(1, 12, 2)) for n in range(40)]
 
 
+@pytest.fixture(scope="module")
+def many():
+    """So many that their plan is worth a file."""
+    rng = np.random.default_rng(3)
+    return [example(n, *rng.integers(1, 12, 2)) for n in range(1001)]
+
+
 def batches(examples, seed=5, folder=None):
     return Batches(examples, ROWS, ROW_TOKENS, seed, folder)
 
@@ -96,6 +103,10 @@ def test_a_share_of_an_epoch_that_no_float_tells_exactly_takes_no_step_more():
     assert Batches(hundred, 1, 2, 0).steps(0.07) == 7
 
 
+def test_any_share_of_an_epoch_takes_a_step_and_none_takes_none(examples):
+    assert [batches(examples).steps(passes) for passes in (1e-9, 0)] == [1, 0]
+
+
 def test_the_share_of_filled_slots_is_that_of_the_first_epoch(examples):
     one = Batches(examples, 1, ROW_TOKENS, 5)
     segments = [one[step]["segment_ids"] for step in range(one.steps(1))]
@@ -136,40 +147,51 @@ def test_a_reader_that_is_closed_forgotten_or_fails_leaves_no_thread_behind(exam
     assert not reading()
 
 
-def test_a_kept_plan_outlives_a_change_of_how_plans_are_drawn(examples, tmp_path, monkeypatch):
-    before = batches(examples, folder=tmp_path)
+def test_a_kept_plan_outlives_a_change_of_how_plans_are_drawn(many, tmp_path, monkeypatch):
+    before = batches(many, folder=tmp_path)
     ends_at = before.steps(2)
-    kept = {path: path.stat().st_ino for path in tmp_path.iterdir()}
     expected = [before[step] for step in range(ends_at)]
+    kept = {path: path.stat().st_ino for path in tmp_path.iterdir()}
     drawn = packing.plan  # what a numpy that draws otherwise from a seed would plan
     monkeypatch.setattr(packing, "plan", lambda n, c, seed, epoch: drawn(n, c, seed + 1, epoch))
-    for batch, there in zip(
-        batches(examples, folder=tmp_path).read(0, ends_at), expected, strict=True
-    ):
+    for batch, there in zip(batches(many, folder=tmp_path).read(0, ends_at), expected, strict=True):
         assert_equal(batch, there)
     assert {path: path.stat().st_ino for path in tmp_path.iterdir()} == kept
-    assert contents(batches(examples)[0]) != contents(expected[0])
+    assert contents(batches(many)[0]) != contents(expected[0])
 
 
-def test_other_lengths_rows_seeds_or_versions_never_meet_a_kept_plan(
-    examples, tmp_path, monkeypatch
-):
+def test_other_lengths_rows_seeds_or_versions_never_meet_a_kept_plan(many, tmp_path, monkeypatch):
     for number, (some, row_tokens, seed) in enumerate(
-        ((examples, 32, 5), (examples[1:], 32, 5), (examples, 33, 5), (examples, 32, 6)), start=1
+        ((many, 32, 5), (many[1:], 32, 5), (many, 33, 5), (many, 32, 6)), start=1
     ):
         kept = Batches(some, ROWS, row_tokens, seed, tmp_path)
         assert_equal(kept[0], Batches(some, ROWS, row_tokens, seed)[0])
         assert len(list(tmp_path.iterdir())) == number
     monkeypatch.setattr(packing, "VERSION", packing.VERSION + 1)
-    assert batches(examples, folder=tmp_path)[0]
+    assert batches(many, folder=tmp_path)[0]
     assert len(list(tmp_path.iterdir())) == number + 1
 
 
-def test_a_damaged_plan_is_made_anew(examples, tmp_path):
-    assert batches(examples, folder=tmp_path).filled
+def test_a_damaged_plan_is_made_anew(many, tmp_path):
+    assert batches(many, folder=tmp_path).filled
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-1])
+    assert_equal(batches(many, folder=tmp_path)[0], batches(many)[0])
+
+
+def test_the_plan_of_a_few_examples_is_not_worth_a_file(examples, tmp_path):
     assert_equal(batches(examples, folder=tmp_path)[0], batches(examples)[0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_lengths_that_are_known_are_not_read_from_the_examples(examples):
+    class Known(list):
+        lengths = np.array([len(e.ids) for e in examples])
+
+        def __iter__(self):
+            raise AssertionError("all examples were read")
+
+    assert_equal(batches(Known(examples))[3], batches(examples)[3])
 
 
 def test_there_are_no_batches_of_nothing_nor_before_the_first(examples):

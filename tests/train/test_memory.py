@@ -95,6 +95,18 @@ def test_what_a_step_adds_is_told_within_a_half_and_hardly_too_small(axes, remat
     assert 0.9 < ratio < 1.5
 
 
+# Then the loss outweighs the layers. (8, 1, 1) sums the whole head's gradient, (1, 8, 1) gathers.
+@pytest.mark.parametrize(
+    ("axes", "tied", "accumulate"),
+    [((1, 8, 1), False, 1), ((8, 1, 1), True, 1), ((1, 4, 2), False, 2)],
+)
+def test_so_it_is_with_a_vocabulary_many_times_the_width(axes, tied, accumulate):
+    wide = {"vocab_size": 32768, "width": 512, "mlp_width": 512, "layers": 2}
+    shape = dataclasses.replace(SHAPE, **wide, tied=tied, remat="full")
+    sizes = (shape, axes, 32, 128, accumulate)
+    assert 0.9 < added(compiled(*sizes), told(*sizes)) < 1.5
+
+
 def test_remat_keeps_less_and_accumulation_too():
     policies = [told(dataclasses.replace(SHAPE, remat=r), (8, 1, 1), 16, 512) for r in REMATS]
     none, dots, full = (made.activations for made in policies)

@@ -40,6 +40,35 @@ def test_what_is_no_count_of_devices_is_refused_in_a_line(text):
         devices(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("v5litepod-64", "64 x v5e"),
+        ("v5e-8", "8 x v5e"),
+        ("v6e-16", "16 x v6e"),
+        ("v4-8", "4 x v4"),
+        ("v5p-16", "8 x v5p"),
+        ("8 x TPU v5e", "8 x v5e"),
+        ("8 x v5litepod", "8 x v5e"),
+        ("8 x NVIDIA H200", "8 x H200"),
+        ("8 x h100-80gb", "8 x H100"),
+    ],
+)
+def test_names_that_the_clouds_and_jax_use_are_understood(text, meant):
+    assert devices(text) == devices(meant)
+
+
+def test_the_a100_alone_is_asked_which():
+    with pytest.raises(UsageError, match=r"'a100' is none of A100-40GB, A100-80GB$"):
+        devices("8 x a100")
+
+
+@pytest.mark.parametrize("text", ["1000001 x v5e", f"{'9' * 5000} x v5e"])
+def test_more_devices_than_any_job_has_are_refused(text):
+    with pytest.raises(UsageError, match="COUNT of 1 to 1,000,000"):
+        devices(text)
+
+
 def test_an_unknown_kind_is_refused_with_those_known():
     with pytest.raises(UsageError, match=r"'H900' is none of v4, v5e, .*H200, B200, cpu"):
         devices("8 x H900")
@@ -121,6 +150,30 @@ def test_attention_is_in_plain_xla_where_no_kernel_takes_the_head(config):
     )
     config.train.compute = "float32"
     assert (fused("H100"), fused("v5e")) == (False, True)
+
+
+@pytest.mark.parametrize(("field", "value"), [("rank", 50_000), ("alpha", 0.0)])
+def test_adapters_that_cannot_be_are_refused(config, field, value):
+    config.lora.rank = 8
+    config.lora[field] = value
+    with pytest.raises(UsageError, match=f"config: lora.{field}"):
+        plan(config, SMALL, devices("1 x H100"))
+
+
+def test_as_many_rows_as_a_config_may_have_are_planned_too(config):
+    config.train.rows = 10**9
+    assert "do not fit" in plan(config, SMALL, devices("1 x H100")).problem
+
+
+def test_time_is_told_in_minutes_below_an_hour_and_not_where_it_does_not_fit(config, capsys):
+    config.train.remat, config.train.steps = "full", 100
+    _plan.run(config, _plan.shape_of(config), "8 x v5e")
+    shown = capsys.readouterr().out
+    assert "minutes" in shown and "hours" not in shown
+    config.train.row_tokens = 2**20
+    with pytest.raises(McrError):
+        _plan.run(config, _plan.shape_of(config), "8 x v5e")
+    assert "of peak" not in capsys.readouterr().out
 
 
 def test_a_plan_is_json(config):
