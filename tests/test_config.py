@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from mcr_jax import config as configs
 from mcr_jax.errors import McrError, UsageError
+from mcr_jax.model.config import PROJECTIONS
 
 FIELDS = dict(configs.fields(configs.default()))
 SHIPPED = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("[!_]*.py"))
@@ -97,6 +98,12 @@ def test_a_number_that_no_stage_can_work_with_is_refused(name, value):
 def test_an_integer_stands_for_a_float_and_compares_as_one():
     resolved = configs.check(with_field("optim.weight_decay", 0), "mine.py")
     assert isinstance(resolved.optim.weight_decay, float)
+
+
+def test_the_targets_of_adapters_are_those_that_the_decoder_knows():
+    for targets in (PROJECTIONS, *((name,) for name in PROJECTIONS)):
+        resolved = configs.check(with_field("lora.targets", targets), "mine.py")
+        assert resolved.lora.targets == targets
 
 
 def test_a_resolved_config_takes_no_further_field():
