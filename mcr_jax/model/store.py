@@ -17,7 +17,8 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
-from mcr_jax.errors import McrError
+from mcr_jax import console
+from mcr_jax.errors import McrError, Stopped
 from mcr_jax.model import hf, lora
 from mcr_jax.model.blueprint import blueprint, initial_params, parts
 from mcr_jax.model.config import DecoderConfig
@@ -119,14 +120,28 @@ def _step(manager: ocp.CheckpointManager, folder: str | Path, which: str) -> int
         raise McrError(f"{folder}: no checkpoint here; run `mcr train` first")
     if which == "newest":
         return max(steps)
-    found = {step: manager.metrics(step) for step in steps}
-    losses = {step: metrics["val_loss"] for step, metrics in found.items() if metrics}
+    losses = val_losses(manager, folder)
     if not losses:
         raise McrError(
             f"{folder}: no checkpoint here has a validation loss; train with a val split, "
             "or set config.sample.checkpoint to newest"
         )
     return min(losses, key=lambda step: (losses[step], -step))
+
+
+def val_losses(manager: ocp.CheckpointManager, folder: str | Path) -> dict[int, float]:
+    """The validation loss by step, where one is stored and can be read."""
+    losses = {}
+    for step in manager.all_steps():
+        try:
+            with storage_errors(folder, "read"):
+                if metrics := manager.metrics(step):
+                    losses[step] = float(dict(metrics)["val_loss"])
+        except Stopped:
+            raise
+        except (McrError, TypeError) as error:
+            console.say(f"  {error}: the val_loss of step {step} counts as not measured")
+    return losses
 
 
 @contextlib.contextmanager
