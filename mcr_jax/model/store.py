@@ -27,6 +27,7 @@ from mcr_jax.model.sharding import abstract, one_device, shardings
 from mcr_jax.workdir import storage_path
 
 _CLIENTS = ("tensorflow", "gcsfs", "fsspec", "google", "aiohttp")  # of addresses such as gs://
+_GIVEN_UP = "Encountered error while reading array index"  # as orbax tells of one of many reads
 
 
 def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
@@ -170,9 +171,12 @@ def storage_errors(folder: str | Path, what: str) -> Iterator[None]:
 
 
 def _told_once(fault: "sys.UnraisableHookArgs") -> None:
-    """Drops what TensorStore's threads print of reads that orbax gave up on after the first fault.
+    """Drops what Python prints of the reads that orbax gave up on after the first fault.
 
-    Their callbacks find the event loop closed; the fault itself has been raised by then.
+    TensorStore's callbacks find the event loop closed, and the coroutines are collected with faults
+    of their own, tens of kilobytes of them; the first fault itself has been raised by then.
     """
-    if not (fault.exc_type is RuntimeError and str(fault.exc_value) == "Event loop is closed"):
+    told = str(fault.exc_value)
+    closed = fault.exc_type is RuntimeError and told == "Event loop is closed"
+    if not closed and not (fault.exc_type is Exception and told.startswith(_GIVEN_UP)):
         sys.__unraisablehook__(fault)
