@@ -1,8 +1,11 @@
 """The sampling stage: N completions per case from a model of the workdir, into the ledger."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
+import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mcr_jax import console
@@ -16,13 +19,16 @@ from mcr_jax.generate.engine.decode import Shape
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope
 from mcr_jax.generate.local import LocalModel
 from mcr_jax.model import store
+from mcr_jax.model.blueprint import blueprint
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.decoder import Decoder
+from mcr_jax.model.sharding import make_mesh, one_device
 from mcr_jax.prompts import Prompt
 from mcr_jax.workdir import Workdir
 
 STAGE = "sample"
 UNTRAINED, TRAINED = "base", "sft"  # what config.sample.models may name
+_WEIGHTS = 0.75  # the share of a device's memory that they may take of it alone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,10 +60,10 @@ def sample(
       UsageError: config.sample names a model that is none.
       McrError: a checkpoint is missing, or the ledger cannot be written.
     """
-    summaries = {}
+    summaries, mesh = {}, _mesh(shape)
     with Ledger(workdir.ledger) as ledger:
         for name in config.sample.models:
-            model, origin = _model(name, workdir, config, shape)
+            model, origin = _model(name, workdir, config, shape, mesh)
             generator = LocalModel(model, tokenizer, _engine_shape(config), config.seed)
             workdir.note(f"sample.{name}", {"identity": generator.identity, "weights": origin})
             jobs = [
@@ -68,6 +74,7 @@ def sample(
                 for case in cases
             ]
             summaries[name] = _run(name, jobs, generator, ledger)
+            del model, generator  # or the next one would have to fit beside it
     return Sampled(models=summaries)
 
 
@@ -79,16 +86,25 @@ def _run(name: str, jobs: list[driver.Job], generator: LocalModel, ledger: Ledge
         return driver.run(scope, jobs, generator, ledger, progress=progress.advance)
 
 
+def _mesh(shape: DecoderConfig) -> Mesh:
+    """One device, or all where one has no room for the weights and what sampling needs beside."""
+    stats = jax.devices()[0].memory_stats() or {}  # CPUs tell none
+    weights = jax.tree.leaves(blueprint(shape)[1])
+    taken = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in weights)
+    small = taken > _WEIGHTS * stats.get("bytes_limit", math.inf)
+    return make_mesh(1, -1, 1) if small else one_device()
+
+
 def _model(
-    name: str, workdir: Workdir, config: ConfigDict, shape: DecoderConfig
+    name: str, workdir: Workdir, config: ConfigDict, shape: DecoderConfig, mesh: Mesh
 ) -> tuple[Decoder, str]:
     if name == UNTRAINED:
         origin = shape.folder or f"drawn from seed {config.seed}"
-        return store.untrained(shape, config.seed), origin
+        return store.untrained(shape, config.seed, mesh), origin
     if name == TRAINED:
         checkpoints = config.train.checkpoints or workdir.checkpoints
         which = config.sample.checkpoint
-        model, step = store.trained(checkpoints, shape, which=which, seed=config.seed)
+        model, step = store.trained(checkpoints, shape, mesh, which, config.seed)
         return model, f"checkpoint of step {step}"
     raise UsageError(f"config.sample.models names {name!r}; there are {UNTRAINED} and {TRAINED}")
 

@@ -59,9 +59,21 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
     if min(sizes) < 1 or math.prod(sizes) != devices:
         raise ValueError(
             f"config.mesh {data} x {fsdp} x {tensor} (data, fsdp, tensor) does not fit "
-            f"{devices} devices; use -1 for one of them"
+            f"{devices} devices: {_misfit((data, fsdp, tensor), given, devices)}"
         )
     return tuple(sizes)
+
+
+def _misfit(sizes: tuple[int, int, int], given: int, devices: int) -> str:
+    """Why `sizes`, of which those that are not -1 multiply to `given`, make no mesh."""
+    if any(size < 1 and size != -1 for size in sizes):
+        return "a size is at least 1, or -1 for what the others leave"
+    if sizes.count(-1) > 1:
+        return "only one of config.mesh may be -1"
+    names = " x ".join(name for name, size in zip(AXES, sizes, strict=True) if size != -1)
+    if -1 in sizes:
+        return f"{names} = {given} does not divide {devices}"
+    return f"{names} = {given}; use -1 for one of them"
 
 
 def one_device() -> Mesh:

@@ -17,7 +17,8 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
-from mcr_jax.errors import McrError
+from mcr_jax import console
+from mcr_jax.errors import McrError, Stopped
 from mcr_jax.model import hf, lora
 from mcr_jax.model.blueprint import blueprint, initial_params, parts
 from mcr_jax.model.config import DecoderConfig
@@ -26,6 +27,7 @@ from mcr_jax.model.sharding import abstract, one_device, shardings
 from mcr_jax.workdir import storage_path
 
 _CLIENTS = ("tensorflow", "gcsfs", "fsspec", "google", "aiohttp")  # of addresses such as gs://
+_GIVEN_UP = "Encountered error while reading array index"  # as orbax tells of one of many reads
 
 
 def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
@@ -119,14 +121,28 @@ def _step(manager: ocp.CheckpointManager, folder: str | Path, which: str) -> int
         raise McrError(f"{folder}: no checkpoint here; run `mcr train` first")
     if which == "newest":
         return max(steps)
-    found = {step: manager.metrics(step) for step in steps}
-    losses = {step: metrics["val_loss"] for step, metrics in found.items() if metrics}
+    losses = val_losses(manager, folder)
     if not losses:
         raise McrError(
             f"{folder}: no checkpoint here has a validation loss; train with a val split, "
             "or set config.sample.checkpoint to newest"
         )
     return min(losses, key=lambda step: (losses[step], -step))
+
+
+def val_losses(manager: ocp.CheckpointManager, folder: str | Path) -> dict[int, float]:
+    """The validation loss by step, where one is stored and can be read."""
+    losses = {}
+    for step in manager.all_steps():
+        try:
+            with storage_errors(folder, "read"):
+                if metrics := manager.metrics(step):
+                    losses[step] = float(dict(metrics)["val_loss"])
+        except Stopped:
+            raise
+        except (McrError, TypeError) as error:
+            console.say(f"  {error}: the val_loss of step {step} counts as not measured")
+    return losses
 
 
 @contextlib.contextmanager
@@ -155,9 +171,12 @@ def storage_errors(folder: str | Path, what: str) -> Iterator[None]:
 
 
 def _told_once(fault: "sys.UnraisableHookArgs") -> None:
-    """Drops what TensorStore's threads print of reads that orbax gave up on after the first fault.
+    """Drops what Python prints of the reads that orbax gave up on after the first fault.
 
-    Their callbacks find the event loop closed; the fault itself has been raised by then.
+    TensorStore's callbacks find the event loop closed, and the coroutines are collected with faults
+    of their own, tens of kilobytes of them; the first fault itself has been raised by then.
     """
-    if not (fault.exc_type is RuntimeError and str(fault.exc_value) == "Event loop is closed"):
+    told = str(fault.exc_value)
+    closed = fault.exc_type is RuntimeError and told == "Event loop is closed"
+    if not closed and not (fault.exc_type is Exception and told.startswith(_GIVEN_UP)):
         sys.__unraisablehook__(fault)

@@ -5,6 +5,7 @@ the time is told in one line by `join` and `meet`. One that dies in the middle f
 that the others are in, which `together` tells in one line; or jax's coordination service ends them
 with SIGABRT and a log that names it: at once if it was process 0, else when its heartbeats are
 missed. Python cannot prevent that. What was saved stays, and the same command on all goes on.
+One that fails alone leaves without waiting for the others, which then are told the same way.
 """
 
 import atexit
@@ -22,13 +23,19 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mcr_jax.errors import McrError, UsageError
+from mcr_jax import console
+from mcr_jax.errors import McrError, Stopped, UsageError
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 TIMEOUT = "MCR_PEER_TIMEOUT"  # seconds that one process waits for the others; 300 unless set
 _HEARTBEATS = 100  # seconds without one after which a process counts as dead; jax's own default
 _GOODBYE = 30  # seconds between the first and the last to end
+_PARTING = 5  # seconds that a process which fails waits for the others to fail as well
+_FULL = ("RESOURCE_EXHAUSTED", "Out of memory")  # how XLA says that a device's memory is
 _GONE = ("Gloo", "NCCL", "UNAVAILABLE", "Connection reset", "Socket closed")  # how jax says so
+
+
+_ASKED = threading.Event()  # SIGTERM has come to this process, which is alone
 
 
 class Place(NamedTuple):
@@ -91,23 +98,39 @@ def join() -> None:
 def together() -> Iterator[None]:
     """Joins the others for the block, and leaves when all have come to its end.
 
+    SIGTERM ends the block of one process alone wherever it is; in that of several it is heard by
+    `listening` only. SIGUSR1 is nothing until someone listens to it.
+
     Raises:
-      McrError: as `join`; or another process has gone in the middle.
+      Stopped: SIGTERM came while nobody listened.
+      McrError: as `join`; or another process has gone in the middle; or a device is out of memory.
     """
     join()
-    try:
-        yield
-        meet("end")
-    except jax.errors.JaxRuntimeError as error:
-        line = str(error).splitlines()[0]
-        if processes() == 1 or not any(sign in line for sign in _GONE):
+    with _signals():
+        try:
+            yield
+            meet("end")
+        except McrError as error:
+            _part_at_exit(error)
             raise
-        atexit.register(_leave)
-        raise McrError(
-            f"process {jax.process_index()} of {processes()}: another process has gone: see what "
-            "the others printed last; the same command on all of them goes on from the newest "
-            f"checkpoint ({line[:200]})"
-        ) from error
+        except jax.errors.JaxRuntimeError as error:
+            line = str(error).splitlines()[0][:200]
+            if any(sign in line for sign in _FULL):
+                fault = McrError(
+                    f"out of memory ({line}); `mcr train --plan='COUNT x KIND'` tells what fits: "
+                    "config.train.accumulate, config.train.remat=full, config.mesh, LoRA"
+                )
+                _part_at_exit(fault)
+            elif jax.distributed.is_initialized() and any(sign in line for sign in _GONE):
+                fault = McrError(
+                    f"process {jax.process_index()} of {processes()}: another process has gone: "
+                    "see what the others printed last; the same command on all of them goes on "
+                    f"from the newest checkpoint ({line})"
+                )
+                atexit.register(_leave)
+            else:
+                raise
+            raise fault from error
 
 
 def timeout() -> int:
@@ -184,17 +207,67 @@ def listening() -> Iterator[Callable[[int], bool]]:
         # Calls are counted, not steps: where the signal comes before the first call, the processes
         # agree on number 1, which a resumed run's steps are beyond.
         calls = itertools.count(1)
-        yield lambda step: multihost_utils.reached_preemption_sync_point(next(calls))
+        yield _told_once(lambda step: multihost_utils.reached_preemption_sync_point(next(calls)))
         return
-    if threading.current_thread() is not threading.main_thread():  # which alone can listen
+    if not _hears():
         yield lambda step: False
         return
-    came = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: _ASKED.set())
     try:
-        yield lambda step: came.is_set()
+        yield _told_once(lambda step: _ASKED.is_set())
     finally:
         signal.signal(signal.SIGTERM, before)
+        _ASKED.clear()
+
+
+def _told_once(stop: Callable[[int], bool]) -> Callable[[int], bool]:
+    """`stop`, which says so when it first is True: a signal's handler must not print."""
+    told = False
+
+    def telling(step: int) -> bool:
+        nonlocal told
+        asked = stop(step)
+        if asked and not told:
+            told = True
+            console.say("  SIGTERM: saving after this step")
+        return asked
+
+    return telling
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """What signals do in the block while nobody listens: SIGUSR1 nothing, SIGTERM as `together`."""
+    if not _hears():
+        yield
+        return
+    # jax's service took SIGTERM over when several processes joined.
+    alone = not jax.distributed.is_initialized()
+
+    def stop(*_: object) -> None:
+        _ASKED.set()
+        raise Stopped(told)
+
+    told = "stopped by SIGTERM while no step was under way; call again to go on"
+    before = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, signal.SIG_IGN)}
+    if alone:
+        _ASKED.clear()
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except Exception as error:
+        # What was under way may have taken it for a fault of its own.
+        if alone and _ASKED.is_set() and not isinstance(error, Stopped):
+            raise Stopped(told) from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _hears() -> bool:
+    """Whether signals come to this thread."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _given(environment: Mapping[str, str]) -> Place | None:
@@ -283,8 +356,24 @@ def _missing(place: Place) -> str:
     )
 
 
-def _leave() -> None:
+def _part_at_exit(error: McrError) -> None:
+    """Where `error` may be of this process alone, ends it without the others."""
+    if jax.distributed.is_initialized() and not isinstance(error, Stopped):
+        atexit.register(_part, 2 if isinstance(error, UsageError) else 1)
+
+
+def _part(status: int) -> None:
+    """Says goodbye with the others where all fail; else leaves, as they do not come."""
+    from orbax.checkpoint import multihost
+
+    try:
+        multihost.get_barrier_sync_fn()(key="mcr_fault", timeout_ms=_PARTING * 1000)
+    except jax.errors.JaxRuntimeError:
+        _leave(status)
+
+
+def _leave(status: int = 1) -> None:
     """Ends the process without jax's goodbye, which waits for those that never came."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)

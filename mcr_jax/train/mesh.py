@@ -33,10 +33,14 @@ def rows_of_part(mesh: Mesh | AbstractMesh, rows: int, accumulate: int) -> int:
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % (shards * accumulate):
-        parts = (
-            f" x train.accumulate = {shards} x {accumulate}" if accumulate > 1 else f" = {shards}"
+        parts, lower = f"data x fsdp = {shards}", ""
+        if accumulate > 1:
+            parts = f"data x fsdp x train.accumulate = {shards} x {accumulate}"
+            lower = ", config.train.accumulate lower"
+        raise UsageError(
+            f"config.train.rows={rows} is not a multiple of {parts}; set config.train.rows to a "
+            f"multiple of {shards * accumulate}{lower}, or config.mesh.tensor higher"
         )
-        raise UsageError(f"config.train.rows={rows} is not a multiple of data x fsdp{parts}")
     return rows // (shards * accumulate)
 
 

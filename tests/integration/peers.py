@@ -4,6 +4,7 @@
 The deeds are also called in the test's own process, which then is one of eight devices.
 """
 
+import itertools
 import os
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import jax
 import numpy as np
 
-from mcr_jax.errors import McrError, Stopped
+from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.model.blueprint import blueprint, initial_params
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.sharding import abstract, shardings
@@ -90,20 +91,23 @@ def go_on(folder: str, until: str) -> None:
 
 
 def until_stopped(folder: str) -> None:
-    """Adds up over all processes until SIGTERM, then saves; prints "stepping" once it does so."""
-    checkpoints, mesh = Checkpoints(folder, 9), training_mesh(1, 8, 1, rows=8)
+    """As a resumed run adds up over all processes and saves each step, until SIGTERM.
+
+    Prints "stepping" once the first is saved.
+    """
+    checkpoints, mesh = Checkpoints(folder, 1), training_mesh(1, 8, 1, rows=8)
     rows = put({"ones": np.ones((8, 2), np.float32)}, mesh)["ones"]
     add = jax.jit(lambda total, rows: total + rows.sum(), out_shardings=batch_sharding(mesh))
     with hosts.listening() as stop:
         total = rows
-        for number in range(1, 1_000_000):
+        for number in itertools.count(1000):
             total = add(total, rows)
-            total.block_until_ready()
-            if number == 1:
+            stopping = stop(number)
+            state = State(step=np.int32(number), params={"total": total}, opt_state={})
+            checkpoints.save(number, state)
+            if number == 1000:
                 print("stepping", flush=True)
-            if stop(number):
-                state = State(step=np.int32(number), params={"total": total}, opt_state={})
-                checkpoints.save(number, state)
+            if stopping:
                 checkpoints.close()
                 raise Stopped(f"stopped by SIGTERM; step {number} is saved")
 
@@ -111,6 +115,13 @@ def until_stopped(folder: str) -> None:
 def apart(folder: str) -> None:
     """Opens checkpoints in a folder of this process alone."""
     Checkpoints(f"{folder}/{jax.process_index()}", 2)
+
+
+def fails(number: str, fault: str) -> None:
+    """Process `number` alone fails, while the others wait for it; "-" is all of them."""
+    if number in ("-", str(jax.process_index())):
+        raise {"McrError": McrError, "UsageError": UsageError}[fault]("it fails")
+    hosts.agreed(1)
 
 
 def start(deed: str, *arguments: object, count: int = 2, **env: str) -> list[subprocess.Popen[str]]:
@@ -149,14 +160,14 @@ def start_one(
 
 def main(deed: str, *arguments: str) -> int:
     """Joins the others and does the deed; returns the exit status that `mcr` would."""
-    deeds = {made.__name__: made for made in (go_on, until_stopped, apart)}
+    deeds = {made.__name__: made for made in (go_on, until_stopped, apart, fails)}
     hosts._HEARTBEATS = 20  # a death is to be noticed while a test waits for it
     try:
         with hosts.together():
             deeds[deed](*arguments)
     except McrError as error:
         print(error, file=sys.stderr)
-        return 75 if isinstance(error, Stopped) else 1
+        return 75 if isinstance(error, Stopped) else 2 if isinstance(error, UsageError) else 1
     return 0
 
 

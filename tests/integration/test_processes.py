@@ -3,6 +3,7 @@
 import re
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -14,8 +15,13 @@ from mcr_jax.train.checkpoint import Checkpoints
 
 def finished(processes) -> list[tuple[int, str, str]]:
     """Exit status, stdout and stderr of each; no traceback may be seen."""
+
+    def end(process) -> tuple[str, str, int]:
+        return (*process.communicate(timeout=120), process.returncode)
+
     try:
-        ended = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+        with ThreadPoolExecutor() as pool:  # one whose pipe is full would hold up the others
+            ended = list(pool.map(end, processes))
     finally:
         for process in processes:
             process.kill()
@@ -118,7 +124,7 @@ def test_what_one_process_saved_and_only_one_of_two_can_read_costs_both_one_inte
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "2.damaged", "3"]
 
 
-def test_sigterm_to_one_of_two_stops_both_at_the_same_step(start, tmp_path):
+def test_sigterm_to_one_of_two_stops_both_at_the_same_step_of_a_resumed_run(start, tmp_path):
     processes = start("until_stopped", tmp_path)
     for process in processes:
         while process.stdout.readline() not in ("stepping\n", ""):
@@ -127,7 +133,8 @@ def test_sigterm_to_one_of_two_stops_both_at_the_same_step(start, tmp_path):
     ended = finished(processes)
     assert [status for status, _, _ in ended] == [75, 75], ended
     (saved,) = (path.name for path in tmp_path.iterdir())
-    for _, _, err in ended:
+    for _, out, err in ended:
+        assert out.count("SIGTERM: saving after this step") == 1
         assert err == f"stopped by SIGTERM; step {saved} is saved\n"
 
 
@@ -144,6 +151,22 @@ def test_the_death_of_one_ends_the_other_without_a_traceback(start, tmp_path):
 
 def test_folders_that_are_not_shared_are_one_line_on_both(start, tmp_path):
     for status, _, err in finished(start("apart", tmp_path)):
-        assert status == 1
+        assert status == 2
         assert "not all processes see it: set config.train.checkpoints" in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("number", "fault", "status"), [(0, "UsageError", 2), (1, "McrError", 1)])
+def test_one_that_fails_alone_ends_with_its_own_status_and_the_other_soon(
+    start, number, fault, status
+):
+    ended = finished(start("fails", number, fault))
+    assert (ended[number][0], ended[number][2]) == (status, "it fails\n")
+    other, _, err = ended[1 - number]
+    assert other in (1, -signal.SIGABRT)
+    assert "another process has gone" in err or "another task died" in err or "coordin" in err
+
+
+def test_all_that_fail_end_with_their_status_and_one_line(start):
+    for status, _, err in finished(start("fails", "-", "UsageError")):
+        assert (status, err) == (2, "it fails\n")

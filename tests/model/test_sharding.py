@@ -10,6 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mcr_jax.errors import UsageError
+from mcr_jax.generate.engine.decode import Prompts, Shape, sampler
+from mcr_jax.model import store
 from mcr_jax.model.blueprint import blueprint, initial_params
 from mcr_jax.model.sharding import abstract, make_mesh, shardings
 from mcr_jax.train.mesh import batch_sharding, put, training_mesh
@@ -155,20 +157,58 @@ def test_one_size_may_be_left_to_the_devices(sizes, shape):
 
 
 @pytest.mark.parametrize(
-    "sizes", [(3, 1, 1), (-1, -1, 1), (1, 1, 1), (0, -1, 1), (-2, -2, 2), (16, 1, 1), (3, -1, 1)]
+    ("sizes", "why"),
+    [
+        ((3, 1, 1), "data x fsdp x tensor = 3; use -1 for one of them"),
+        ((16, 1, 1), "data x fsdp x tensor = 16; use -1 for one of them"),
+        ((1, -1, 3), "data x tensor = 3 does not divide 8"),
+        ((3, -1, 1), "data x tensor = 3 does not divide 8"),
+        ((-1, -1, 1), "only one of config.mesh may be -1"),
+        ((0, -1, 1), "a size is at least 1, or -1 for what the others leave"),
+        ((-2, -2, 2), "a size is at least 1, or -1 for what the others leave"),
+    ],
 )
-def test_a_mesh_that_does_not_fit_the_devices_is_one_line(sizes):
+def test_a_mesh_that_does_not_fit_the_devices_says_why_in_one_line(sizes, why):
     with pytest.raises(UsageError) as refused:
         training_mesh(*sizes, rows=8)
     assert str(refused.value) == (
         f"config.mesh {sizes[0]} x {sizes[1]} x {sizes[2]} (data, fsdp, tensor) does not fit "
-        "8 devices; use -1 for one of them"
+        f"8 devices: {why}"
     )
 
 
-def test_rows_that_cannot_be_split_evenly_are_one_line():
-    with pytest.raises(UsageError, match=r"rows=6 is not a multiple of data x fsdp = 4$"):
+def test_rows_that_cannot_be_split_evenly_say_what_to_set():
+    with pytest.raises(UsageError) as refused:
         training_mesh(2, 2, 2, rows=6)
-    with pytest.raises(UsageError, match=r"data x fsdp x train\.accumulate = 4 x 3$"):
+    assert str(refused.value) == (
+        "config.train.rows=6 is not a multiple of data x fsdp = 4; set config.train.rows to a "
+        "multiple of 4, or config.mesh.tensor higher"
+    )
+    more = (
+        r"accumulate = 4 x 3; .* multiple of 12, config\.train\.accumulate lower, or config\.mesh"
+    )
+    with pytest.raises(UsageError, match=more):
         training_mesh(2, 2, 2, rows=8, accumulate=3)
     assert training_mesh(1, 1, 8, rows=3).shape["tensor"] == 8
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)])
+def test_the_sampler_draws_the_same_tokens_on_any_mesh(untied, sizes):
+    rng, P, N, T = np.random.default_rng(0), 2, 3, 8
+    prompts = Prompts(
+        tokens=rng.integers(0, untied.vocab_size, (P, T), np.int32),
+        lengths=np.array([8, 5], np.int32),
+        cases=np.arange(P, dtype=np.uint32),
+        samples=np.tile(np.arange(N, dtype=np.int32), (P, 1)),
+        wanted=np.ones((P, N), bool),
+        temperature=np.ones(P, np.float32),
+        top_p=np.full(P, 0.9, np.float32),
+        limits=np.full(P, 12, np.int32),
+    )
+    shape = Shape(prompts=P, samples=N, prompt_tokens=T, max_tokens=12)
+    one, spread = (
+        sampler(store.untrained(untied, 0, mesh), shape, (1,), seed=0)(prompts)
+        for mesh in (None, make_mesh(*sizes))
+    )
+    assert jax.device_get(one.counts).max() > 4
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(spread))

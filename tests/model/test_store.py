@@ -75,6 +75,21 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(tiny_shape, t
         jax.tree.map(np.testing.assert_array_equal, params_of(found), expected)
 
 
+def test_an_unreadable_loss_costs_only_that_its_checkpoint_is_not_the_best(
+    tiny_shape, tmp_path, capsys
+):
+    checkpoints = Checkpoints(tmp_path, 3)
+    for step, loss in ((1, 0.7), (2, 0.5)):
+        params = params_of(store.untrained(tiny_shape, step))
+        checkpoints.save(step, State(jax.numpy.int32(step), params, opt_state={}), loss)
+    checkpoints.close()
+    for content in (b"{", b"5"):
+        for file in (tmp_path / "2" / "metrics").iterdir():
+            file.write_bytes(content)
+        assert store.trained(tmp_path, tiny_shape, which="best")[1] == 1
+        assert "the val_loss of step 2 counts as not measured" in capsys.readouterr().out
+
+
 def test_without_a_validation_loss_no_checkpoint_is_the_best(saved, tiny_shape):
     with pytest.raises(McrError, match="no checkpoint here has a validation loss") as refused:
         store.trained(saved[0], tiny_shape, which="best")

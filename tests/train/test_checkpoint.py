@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcr_jax.errors import McrError
+from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.model.sharding import abstract, make_mesh, shardings
 from mcr_jax.train.checkpoint import Checkpoints
 from mcr_jax.train.step import State
@@ -98,6 +98,33 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(cop
     checkpoints.wait()
     assert checkpoints.restore_newest(like(state(3)))[1] == 3
     checkpoints.close()
+
+
+def test_a_step_damaged_again_and_again_is_set_aside_each_time(copied):
+    checkpoints = Checkpoints(copied, 2)
+    for _ in range(3):
+        for file in (copied / "3").rglob("*"):
+            if file.is_file():
+                file.write_bytes(b"")
+        assert checkpoints.restore_newest(like(state(3)))[1] == 2
+        checkpoints.save(3, state(3))
+        checkpoints.wait()
+    checkpoints.close()
+    aside = sorted(p.name for p in copied.iterdir() if "damaged" in p.name)
+    assert aside == ["3.damaged", "3.damaged1", "3.damaged2"]
+
+
+def test_sigterm_while_a_checkpoint_is_read_is_no_fault_of_it(copied, monkeypatch):
+    checkpoints = Checkpoints(copied, 2)
+
+    def stopped(*_):
+        raise Stopped("stopped")
+
+    monkeypatch.setattr(checkpoints, "_read", stopped)
+    with pytest.raises(Stopped):
+        checkpoints.restore_newest(like(state(3)))
+    checkpoints.close()
+    assert kept(copied) == [2, 3]
 
 
 def test_where_no_checkpoint_can_be_read_all_are_left_alone(copied):
@@ -235,3 +262,67 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(small_disk, cap
     assert again.latest == 1
     assert same(again.restore(1, like(state(1, size=8))), state(1, size=8))
     again.close()
+
+
+RUN = {"seed": 1, "lora": {"rank": 0}, "tokens": "abc", "mesh": [1, -1, 1]}
+
+
+def opened(folder, run=None, step=0):
+    """Opens a folder as `run`, saves `step` there, closes it; returns the newest step."""
+    checkpoints = Checkpoints(folder, 2, run=run)
+    if step:
+        checkpoints.save(step, state(step, size=4))
+    checkpoints.close()
+    return checkpoints.latest
+
+
+def test_a_run_knows_its_own_checkpoints_and_refuses_those_of_another(tmp_path):
+    opened(tmp_path, RUN | {"seed": 7})  # which ended before its first checkpoint
+    assert opened(tmp_path, RUN, step=1) == 1
+    assert opened(tmp_path, dict(reversed(RUN.items()))) == 1
+    other = RUN | {"lora": {"rank": 4, "alpha": 8}, "tokens": "b", "seed": 2}
+    with pytest.raises(UsageError) as refused:
+        opened(tmp_path, other)
+    assert str(refused.value) == (
+        f"{tmp_path}: these checkpoints are of another run: lora.alpha not set, now 8; lora.rank "
+        "0, now 4; seed 1, now 2; and 1 more; use another config.train.checkpoints or --workdir"
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "run.json"]
+
+
+def test_checkpoints_that_say_not_whose_they_are_are_taken_for_ones_own(copied):
+    assert opened(copied, RUN) == 3
+    with pytest.raises(UsageError, match="seed 1, now 2"):
+        opened(copied, RUN | {"seed": 2})
+
+
+def test_an_unreadable_name_of_the_run_is_one_line(copied):
+    (copied / "run.json").write_text("{")
+    assert "delete it if the checkpoints there are of this run" in refusal(
+        lambda: opened(copied, RUN)
+    )
+
+
+def test_the_losses_so_far_are_in_the_newest_checkpoint_when_metrics_jsonl_is_lost(tmp_path):
+    told = [(1, 0.9), (2, 0.5), (3, 0.6)]
+    checkpoints = Checkpoints(tmp_path, 2)
+    for number, (step, loss) in enumerate(told):
+        checkpoints.save(step, state(step, size=4), loss, told[: number + 1])
+    checkpoints.save(4, state(4, size=4))
+    checkpoints.close()
+    again = Checkpoints(tmp_path, 2)
+    assert again.history(3) == told and again.history(4) == again.history(9) == []
+    assert again.losses(9) == {3: 0.6} and again.losses(2) == {}
+    assert same(again.restore(3, like(state(3, size=4))), state(3, size=4))
+    again.close()
+
+
+@pytest.mark.parametrize("content", ["", "[[1, 0.", "3", "[1]"])
+def test_unreadable_losses_cost_only_that_they_are_known(tmp_path, content, capsys):
+    checkpoints = Checkpoints(tmp_path, 2)
+    checkpoints.save(1, state(1, size=4), 0.5, [(1, 0.5)])
+    checkpoints.wait()
+    (tmp_path / "1" / "history" / "metadata").write_text(content)
+    assert checkpoints.history(1) == []
+    checkpoints.close()
+    assert "count as not measured" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """A process finds its place among others, or says in one line what keeps it from that."""
 
+import contextlib
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import jax
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
-from mcr_jax.errors import McrError, UsageError
+from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.train import hosts
 from mcr_jax.train.hosts import Place
 
@@ -158,13 +159,16 @@ def test_workers_of_a_tpu_slice_tell_the_place(env, monkeypatch):
     assert hosts._detected() is None
 
 
-def test_sigterm_stops_at_the_next_step_and_is_deadly_again_afterwards():
+def test_sigterm_stops_at_the_next_step_says_so_once_and_is_deadly_again_afterwards(capsys):
     before = signal.getsignal(signal.SIGTERM)
     with hosts.listening() as stop:
         assert not stop(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop(2) and stop(3)
+    assert capsys.readouterr().out == "  SIGTERM: saving after this step\n"
     assert signal.getsignal(signal.SIGTERM) == before
+    with hosts.listening() as stop:
+        assert not stop(1)
 
 
 def test_in_another_thread_nobody_listens():
@@ -185,3 +189,44 @@ def test_together_lets_the_faults_of_one_process_alone_pass():
         raise McrError("mine")
     with pytest.raises(jax.errors.JaxRuntimeError, match="UNAVAILABLE"), hosts.together():
         raise jax.errors.JaxRuntimeError("UNAVAILABLE: of this process")
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def as_a_fault_of_its_own():
+    try:
+        terminate()
+    except McrError as error:
+        raise McrError("the case cannot be read") from error
+
+
+@pytest.mark.parametrize("work", [terminate, as_a_fault_of_its_own])
+def test_sigterm_before_the_steps_stops_and_is_deadly_again_afterwards(work):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="stopped by SIGTERM while no step"), hosts.together():
+        work()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_that_was_swallowed_before_the_steps_is_heard_after_the_first():
+    with hosts.together():
+        with contextlib.suppress(McrError):
+            terminate()
+        with hosts.listening() as stop:
+            assert stop(1)
+
+
+def test_sigusr1_is_nothing_until_someone_listens():
+    before = signal.getsignal(signal.SIGUSR1)
+    with hosts.together():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_out_of_memory_is_one_line_that_says_what_to_do():
+    what = r"^out of memory \(RESOURCE_EXHAUSTED.*config\.train\.accumulate.*, LoRA$"
+    with pytest.raises(McrError, match=what), hosts.together():
+        jax.jit(lambda: jax.numpy.zeros(1 << 46))().block_until_ready()
