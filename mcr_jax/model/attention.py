@@ -15,6 +15,11 @@ import jax.numpy as jnp
 from mcr_jax.model import _blockwise, _splash
 from mcr_jax.model._blockwise import F32, MASKED
 
+
+class BackendError(ValueError):
+    """A backend is unknown, or cannot do what it is asked."""
+
+
 BACKENDS = ("auto", "xla", "cudnn", "splash")
 
 
@@ -47,8 +52,8 @@ def attention(
       [B, T, H, D] in the dtype of `v`.
 
     Raises:
-      ValueError: an unknown backend, shapes that do not fit, or a call that the named backend
-        cannot honour.
+      BackendError: an unknown backend, or a call that the named one cannot honour.
+      ValueError: shapes that do not fit.
     """
     B, T, H, D = q.shape
     K = k.shape[2]
@@ -62,13 +67,13 @@ def attention(
     if window is not None and window < 1:
         raise ValueError(f"attention: window {window} is less than 1")
     if backend not in BACKENDS:
-        raise ValueError(f"attention backend {backend!r} is none of {', '.join(BACKENDS)}")
+        raise BackendError(f"attention backend {backend!r} is none of {', '.join(BACKENDS)}")
     window = None if window is None or window >= T else window
     scale = D**-0.5 if scale is None else scale
     if backend == "auto":
         backend = _choose(q, k, v, segment_ids)
     elif reason := _refusal(backend, q, k, v, segment_ids):
-        raise ValueError(f"attention backend {backend!r} cannot do this: {reason}")
+        raise BackendError(f"attention backend {backend!r} cannot do this: {reason}")
     if backend == "splash":
         return _splash.attention(q, k, v, segment_ids, window, scale)
     if backend == "cudnn":

@@ -22,6 +22,7 @@ from mcr_jax.data.loader import Batch, Batches, fixed_batches
 from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.data.tokens import Tokens, fit, tokenize
 from mcr_jax.errors import McrError, Stopped, UsageError
+from mcr_jax.model.attention import BackendError
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.prompts import Prompt
 from mcr_jax.train import hosts
@@ -117,6 +118,8 @@ def train(
         # Kernels that XLA cannot partition ask for the mesh.
         with jax.set_mesh(trainer.mesh), profiler.listening():
             step, early = loop.run(state, frozen, resumed, profiler)
+    except BackendError as error:
+        raise UsageError(f"config.attention: {error}") from error
     finally:
         checkpoints.close()
         log.close()

@@ -68,10 +68,10 @@ def shape(tiny_shape, clinic_tokenizer):
 def run(shape, clinic_tokenizer):
     """Trains in a folder; returns what happened and the workdir."""
 
-    def run(folder, cases=CASES, shape=shape, profile=range(0), **changes):
+    def run(folder, cases=CASES, shape=shape, profile=range(0), told=None, **changes):
         workdir, config = Workdir(folder), settings(**changes)
-        done = train(workdir, config, shape, cases, clinic_tokenizer, PROMPT, profile=profile)
-        return done, workdir
+        given = (workdir, config, shape, cases, clinic_tokenizer, PROMPT)
+        return train(*given, profile=profile, run=told), workdir
 
     return run
 
@@ -374,3 +374,16 @@ def test_a_lost_workdir_does_not_undo_the_patience(run, tmp_path):
             run(tmp_path / "first", **flat)
     done, _ = run(tmp_path / "second", **flat)  # the first one is lost with its machine
     assert (done.resumed, done.step, done.early) == (3, 4, True)
+
+
+def test_an_attention_that_the_device_cannot_do_is_one_line(run, shape, tmp_path):
+    with pytest.raises(UsageError, match=r"config.attention: .* cannot do this: it needs"):
+        run(tmp_path / "cudnn", shape=dataclasses.replace(shape, attention="cudnn"))
+
+
+def test_checkpoints_of_another_run_are_refused(run, tmp_path):
+    shared = {"train.checkpoints": str(tmp_path / "shared"), "train.steps": 3}
+    assert run(tmp_path / "one", told={"seed": 0}, **shared)[0].step == 3
+    assert run(tmp_path / "two", told={"seed": 0}, **shared)[0].resumed == 3
+    with pytest.raises(UsageError, match="another run"):
+        run(tmp_path / "three", told={"seed": 7}, **shared)
