@@ -44,6 +44,24 @@ def gemini(monkeypatch):
 
 
 @pytest.fixture
+def clock_of(monkeypatch):
+    """Gives a module a clock that is moved by hand, and returns it."""
+
+    class Clock:
+        now = 100.0
+
+        def monotonic(self):
+            return self.now
+
+    def put(module):
+        made = Clock()
+        monkeypatch.setattr(module, "time", made)
+        return made
+
+    return put
+
+
+@pytest.fixture
 def one_device_env():
     """The environment for a subprocess that is to run as a user's does."""
     kept = [flag for flag in os.environ["XLA_FLAGS"].split() if flag not in _XLA_FLAGS]

@@ -9,18 +9,8 @@ from mcr_jax import console
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """A clock that is moved by hand."""
-
-    class Clock:
-        now = 100.0
-
-        def monotonic(self):
-            return self.now
-
-    made = Clock()
-    monkeypatch.setattr(console, "time", made)
-    return made
+def clock(clock_of):
+    return clock_of(console)
 
 
 def lines(capsys) -> list[str]:

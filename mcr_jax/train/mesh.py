@@ -6,8 +6,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mcr_jax.errors import UsageError
 from mcr_jax.model.sharding import make_mesh
-
-ROWS = ("data", "fsdp")
+from mcr_jax.train.loss import ROWS
 
 
 def training_mesh(data: int, fsdp: int, tensor: int, rows: int, accumulate: int = 1) -> Mesh:

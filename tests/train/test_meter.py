@@ -13,18 +13,8 @@ IDS = np.array([[1, 1, 1, 2, 2, 0], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """A clock that is moved by hand."""
-
-    class Clock:
-        now = 100.0
-
-        def monotonic(self):
-            return self.now
-
-    made = Clock()
-    monkeypatch.setattr(meter, "time", made)
-    return made
+def clock(clock_of):
+    return clock_of(meter)
 
 
 def test_segments_are_counted_row_by_row_without_padding():
