@@ -51,6 +51,6 @@ def sft(arg: str, *, name: str, shape: str, rate: float, lora_rate: float) -> Co
     c.sample.n = 10
     c.sample.prompt_tokens = 2048
     c.sample.max_tokens = 1536
-    c.sample.prompts_per_batch = 4
+    c.sample.slots = 64
     c.judge.name = "gemini"
     return c

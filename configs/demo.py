@@ -40,6 +40,6 @@ def get_config() -> ConfigDict:
     c.sample.temperature = 1.0
     c.sample.prompt_tokens = 144
     c.sample.max_tokens = 144
-    c.sample.prompts_per_batch = 16
+    c.sample.slots = 160
     c.judge.recall_samples = c.sample.n
     return c

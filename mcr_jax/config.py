@@ -30,7 +30,7 @@ _COUNTS = (  # fields of which there is at least one
     *("tokenizer.vocab_size", "train.steps", "train.rows", "train.row_tokens", "train.keep"),
     "train.accumulate",
     *("train.eval_every", "train.checkpoint_every", "sample.n", "sample.max_tokens"),
-    *("sample.prompt_tokens", "sample.prompts_per_batch", "score.resamples", "judge.attempts"),
+    *("sample.prompt_tokens", "sample.slots", "sample.share", "score.resamples", "judge.attempts"),
     *("judge.concurrency",),
 )
 _RANGES = {  # smallest and largest value of a field
@@ -161,7 +161,8 @@ def default() -> ConfigDict:
     c.sample.top_p = 1.0
     c.sample.max_tokens = 256
     c.sample.prompt_tokens = 512  # longer prompts end as prompt_too_long
-    c.sample.prompts_per_batch = 8
+    c.sample.slots = 64  # completions written at a time; fewer where memory is short
+    c.sample.share = 10  # most of them that read one prompt's keys and values together
 
     c.judge = ConfigDict()
     c.judge.name = "offline"  # offline | gemini

@@ -15,7 +15,7 @@ from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.errors import UsageError
 from mcr_jax.generate import driver
 from mcr_jax.generate.api import Request
-from mcr_jax.generate.engine.decode import Shape
+from mcr_jax.generate.engine.state import Shape
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope
 from mcr_jax.generate.local import LocalModel
 from mcr_jax.model import store
@@ -64,7 +64,7 @@ def sample(
     with Ledger(workdir.ledger) as ledger:
         for name in config.sample.models:
             model, origin = _model(name, workdir, config, shape, mesh)
-            generator = LocalModel(model, tokenizer, _engine_shape(config), config.seed)
+            generator = LocalModel(model, tokenizer, _engine_shape(config), config.seed, mesh)
             workdir.note(f"sample.{name}", {"identity": generator.identity, "weights": origin})
             jobs = [
                 driver.Job(
@@ -92,7 +92,7 @@ def _mesh(shape: DecoderConfig) -> Mesh:
     weights = jax.tree.leaves(blueprint(shape)[1])
     taken = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in weights)
     small = taken > _WEIGHTS * stats.get("bytes_limit", math.inf)
-    return make_mesh(1, -1, 1) if small else one_device()
+    return make_mesh(1, 1, -1) if small else one_device()
 
 
 def _model(
@@ -112,8 +112,8 @@ def _model(
 def _engine_shape(config: ConfigDict) -> Shape:
     c = config.sample
     return Shape(
-        prompts=c.prompts_per_batch,
-        samples=c.n,
+        slots=c.slots,
+        share=c.share,
         prompt_tokens=c.prompt_tokens,
         max_tokens=c.max_tokens,
     )

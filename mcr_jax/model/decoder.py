@@ -10,7 +10,7 @@ Dimensions: B batch, T tokens, V vocabulary, E width, H heads, K key heads, D he
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -161,45 +161,9 @@ class Decoder(nnx.Module):
         x, kv = jax.lax.scan(body, self.embed(tokens), (self.stacked(), which, keys))
         return rms_norm(x, self.final_norm[...], c.norm_eps, c.norm_offset), kv
 
-    def step(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        attend: Callable[..., tuple[jax.Array, Any]],
-        caches: Sequence[Any],
-    ) -> tuple[jax.Array, tuple]:
-        """One token for each of any batch of sequences, layers unrolled.
-
-        Args:
-          tokens: int [...].
-          positions: int, the same shape.
-          attend: (q, k, v, cache, window) -> (attention output, what the layer leaves); reads the
-            layer's entry of `caches`; `window` is None or the number of tokens it may see.
-          caches: one entry per layer.
-
-        Returns:
-          Logits [..., V] and, per layer, what `attend` left.
-        """
-        c, x, left = self.config, self.embed(tokens), []
-        turns = {local: turn(c, positions, local=local) for local in {*c.local_layers, False}}
-        for index, cache in enumerate(caches):
-            layer = jax.tree.map(lambda stacked, i=index: stacked[i], self.stacked())
-            local = c.is_local(index)
-
-            def attend_here(q, k, v, cache=cache, window=c.window if local else None):
-                return attend(q, k, v, cache, window)
-
-            x, leaves = block(c, layer, x, turns[local], attend_here)
-            left.append(leaves)
-        x = rms_norm(x, self.final_norm[...], c.norm_eps, c.norm_offset)
-        return self.logits(x), tuple(left)
-
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Token ids [...] to vectors [..., E]."""
-        x = self.embedding[...][tokens]
-        if self.config.embedding_scale == 1:
-            return x
-        return x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        return embed(self.config, self.embedding[...], tokens)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., E] -> float32 [..., V]."""
@@ -213,6 +177,12 @@ class Decoder(nnx.Module):
     def stacked(self) -> Layer:
         """The blocks' parameters by name, axis 0 the layer."""
         return {name: p[...] for name, p in vars(self.layers).items() if isinstance(p, nnx.Param)}
+
+
+def embed(c: DecoderConfig, table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Token ids [...] to vectors [..., E], by the table [V, E]."""
+    x = table[tokens]
+    return x if c.embedding_scale == 1 else x * jnp.asarray(c.embedding_scale, x.dtype)
 
 
 def block(

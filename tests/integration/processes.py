@@ -32,7 +32,7 @@ TINY = {
     "sample.n": 3,
     "sample.max_tokens": 24,
     "sample.prompt_tokens": 400,
-    "sample.prompts_per_batch": 2,
+    "sample.slots": 8,
     "judge.recall_samples": 2,
     "score.resamples": 200,
 }

@@ -62,7 +62,7 @@ def flags(mcr, built):
     data_dir, _ = built
     model = {name: value for name, value in TINY.items() if name.startswith("model.")}
     model |= {"tokenizer.path": str(TOKENIZER), "data.data_dir": str(data_dir)}
-    model["sample.prompts_per_batch"] = 8
+    model["sample.slots"] = 32
     lines = [f"    c.{field} = {value!r}\n" for field, value in model.items()]
     (mcr.folder / "real.py").write_text(CONFIG + "".join(lines) + "    return c\n")
     return "--config=real.py", "--workdir=w"

@@ -1,75 +1,172 @@
-"""Drawing the next token: temperature, nucleus, and a key that belongs to the sample alone."""
+"""Drawing the next token: temperature, top-k, top-p, and a key that belongs to the sample alone.
+
+No row of the vocabulary is sorted, and no noise is drawn for every token of it. A token is found by
+inverting the distribution function in two steps, over blocks of the vocabulary and then inside one.
+
+Dimensions: B rows, V vocabulary, N blocks of W tokens.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-_BISECTIONS = 40  # halves [0, max p] until float32 has nothing between the ends
+_BLOCK = 128
+_TINY = 2.0**-24
 
 
-def sample_keys(seed: int, cases: jax.Array, samples: jax.Array) -> jax.Array:
-    """Keys of (case, sample) pairs, whatever else is in the batch.
+class Options(NamedTuple):
+    """How to draw, row by row.
+
+    Attributes:
+      temperature: float32 [B]; 0 takes the likeliest token.
+      top_k: int32 [B]; only the k likeliest tokens, and those as likely as the last; 0 is all.
+      top_p: float32 [B]; of these, only the smallest set of likeliest tokens whose share reaches
+        it (Holtzman et al., 2020), and those as likely as the last; 1 is all.
+    """
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+
+
+def sample_keys(seed: jax.Array, cases: jax.Array, samples: jax.Array) -> jax.Array:
+    """Keys of (case, sample) pairs, whatever else is drawn.
 
     Args:
-      seed: the run's seed.
-      cases: uint32 [P], drawn from the case fingerprints.
-      samples: int32 [P, N], sample indices.
+      seed: int scalar, the run's.
+      cases: uint32 [B], numbers of the cases.
+      samples: int32 [B].
 
     Returns:
-      Typed threefry keys [P, N].
+      uint32 [B, 2], the data of threefry keys.
     """
     root = jax.random.key(seed, impl="threefry2x32")
-    of_case = jax.vmap(jax.random.fold_in, (None, 0))(root, cases)
-    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(of_case, samples)
+
+    def of(case: jax.Array, sample: jax.Array) -> jax.Array:
+        return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(root, case), sample))
+
+    return jax.vmap(of)(cases, samples)
 
 
-def draw(keys: jax.Array, position: jax.Array, logits: jax.Array, temperature, top_p) -> jax.Array:
-    """Samples one token per row by Gumbel-max; temperature 0 is greedy.
-
-    Args:
-      keys: [P, N] from `sample_keys`.
-      position: int scalar, index of the token being drawn; folded into every key.
-      logits: float32 [P, N, V].
-      temperature: float32 [P].
-      top_p: float32 [P]; the smallest set of likeliest tokens whose mass reaches it is kept.
-
-    Returns:
-      int32 [P, N].
-    """
-    greedy = (temperature == 0)[:, None, None]
-    scaled = logits / jnp.where(temperature == 0, 1.0, temperature)[:, None, None]
-    scaled = jax.lax.cond(jnp.any(top_p < 1), nucleus, lambda x, p: x, scaled, top_p)
-    at = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, position)
-    vocab = logits.shape[-1]
-    noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (vocab,))))(at)
-    return jnp.argmax(jnp.where(greedy, logits, scaled + noise), axis=-1).astype(jnp.int32)
-
-
-def nucleus(logits: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Sets all but the nucleus (Holtzman et al., 2020) to -inf, without sorting the vocabulary.
-
-    The probability that just lets the kept mass reach `top_p` is found by bisection. Tokens as
-    likely as the last one kept are kept too.
+def draw(
+    keys: jax.Array, position: jax.Array, logits: jax.Array, options: Options
+) -> tuple[jax.Array, jax.Array]:
+    """Draws one token per row; a row's token follows from what is in the row alone.
 
     Args:
-      logits: float32 [P, N, V].
-      top_p: float32 [P].
+      keys: uint32 [B, 2], from `sample_keys`.
+      position: int32 [B], the index of the token in its sample.
+      logits: float32 [B, V].
+      options: how.
 
     Returns:
-      float32 [P, N, V].
+      The tokens, int32 [B], and their log-probabilities (nats) under the logits as they are,
+      without temperature and filters, float32 [B].
     """
-    p = jax.nn.softmax(logits, axis=-1)
-    target = jnp.minimum(top_p, 1.0)[:, None]
+    B, V = logits.shape
+    x = jnp.pad(logits, ((0, 0), (0, -V % _BLOCK)), constant_values=-jnp.inf)
+    x = x.reshape(B, -1, _BLOCK)
+    tops = x.max(axis=-1)
+    best = tops.max(axis=-1)
+    log_total = best + jnp.log(jnp.exp(x - best[:, None, None]).sum(axis=(1, 2)))
+    at = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys), position)
+    token, of_token = jax.lax.cond(
+        jnp.all(options.temperature == 0),
+        lambda: _likeliest(x, tops, best),
+        lambda: _drawn(at, x, tops, best, options),
+    )
+    return token, of_token - log_total
 
-    def halve(_, bounds):
-        low, high = bounds
-        middle = (low + high) / 2
-        enough = jnp.sum(jnp.where(p >= middle[..., None], p, 0), axis=-1) >= target
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    start = (jnp.zeros(p.shape[:-1]), jnp.max(p, axis=-1))
-    top = start[1]
-    low, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, start)
-    whole = jnp.sum(jnp.where(p >= top[..., None], p, 0), axis=-1) >= target
-    threshold = jnp.where(whole, top, low)
-    keep = (p >= threshold[..., None]) | (top_p >= 1)[:, None, None]
-    return jnp.where(keep, logits, -jnp.inf)
+def _likeliest(x, tops, best):
+    """The first of the likeliest tokens, [B], and its logit."""
+    block = jnp.argmax(tops == best[:, None], axis=-1)
+    inside = jnp.take_along_axis(x, block[:, None, None], axis=1)[:, 0]
+    token = block * _BLOCK + jnp.argmax(inside == best[:, None], axis=-1)
+    return token.astype(jnp.int32), best
+
+
+def _drawn(keys, x, tops, best, options: Options):
+    """Tokens drawn from the distribution that is left, [B], and their logits.
+
+    Top-p without a search for its threshold: a token is drawn from all that top-k leaves, and drawn
+    again, from the likelier ones only, until it is in the nucleus. What is drawn last then has the
+    nucleus' distribution, since nothing in the nucleus is ever ruled out (rejection sampling, as in
+    FlashInfer: Ye et al., 2025).
+    """
+    B = x.shape[0]
+    greedy = options.temperature == 0
+    heat = jnp.where(greedy, 1.0, options.temperature)[:, None, None]
+    floor = jax.lax.cond(
+        jnp.any(options.top_k > 0),
+        _kth_largest,
+        lambda x, k: jnp.full(B, -jnp.inf),
+        x,
+        options.top_k,
+    )
+    p = jnp.where(x >= floor[:, None, None], jnp.exp((x - best[:, None, None]) / heat), 0.0)
+    reached = options.top_p * p.sum(axis=(1, 2))
+    everything = options.top_p >= 1
+
+    def attempt(state):
+        tries, _, ruled_out, token, of_token = state
+        left = jnp.where(x > ruled_out[:, None, None], p, 0.0)
+        key = jax.vmap(jax.random.fold_in, (0, None))(keys, tries)
+        drawn, of_drawn = _inverted(key, left, x)
+        likelier = jax.lax.cond(
+            jnp.all(everything),
+            lambda: jnp.zeros(B),
+            lambda: jnp.where(x > of_drawn[:, None, None], p, 0.0).sum(axis=(1, 2)),
+        )
+        open_ = ~state[1]
+        token, of_token = jnp.where(open_, drawn, token), jnp.where(open_, of_drawn, of_token)
+        done = ~open_ | everything | (likelier < reached)
+        return tries + 1, done, jnp.where(done, ruled_out, of_drawn), token, of_token
+
+    first, of_first = _likeliest(x, tops, best)
+    start = jnp.int32(0), greedy, jnp.full(B, -jnp.inf), first, of_first
+    *_, token, of_token = jax.lax.while_loop(lambda s: ~jnp.all(s[1]), attempt, start)
+    return token, of_token
+
+
+def _inverted(keys, p, x):
+    """A token of each row of the weights p [B, N, W] in proportion to them, and its logit in x."""
+    u = jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
+    u = ((u >> 8).astype(jnp.float32) + 0.5) * _TINY  # in (0, 1), both ends left out
+    block = _first_beyond(p.sum(axis=-1), u[:, 0])
+    inside = jnp.take_along_axis(p, block[:, None, None], axis=1)[:, 0]
+    place = _first_beyond(inside, u[:, 1])
+    logits = jnp.take_along_axis(x, block[:, None, None], axis=1)[:, 0]
+    of_token = jnp.take_along_axis(logits, place[:, None], axis=1)[:, 0]
+    return (block * _BLOCK + place).astype(jnp.int32), of_token
+
+
+def _first_beyond(p, u):
+    """The first place of each row of p [B, N] where the running sum exceeds u [B] of the whole.
+
+    A place of weight zero is never taken, however the sums are rounded.
+    """
+    sums = jnp.cumsum(p, axis=-1)
+    beyond = (sums > (u * sums[:, -1])[:, None]) & (p > 0)
+    last = p.shape[-1] - 1 - jnp.argmax(p[:, ::-1] > 0, axis=-1)
+    return jnp.where(beyond.any(axis=-1), jnp.argmax(beyond, axis=-1), last)
+
+
+def _kth_largest(x, k):
+    """The k-th largest of each row of x [B, N, W], -inf where k [B] is 0: by halving, bit by bit.
+
+    Floats sort as their bits do once negative ones are turned round.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    high = jnp.uint32(1 << 31)
+    ordered = jnp.where(bits >= high, ~bits, bits | high)
+
+    def decide(i, found):
+        trial = found | (high >> i)
+        enough = (ordered >= trial[:, None, None]).sum(axis=(1, 2)) >= k
+        return jnp.where(enough, trial, found)
+
+    found = jax.lax.fori_loop(jnp.uint32(0), jnp.uint32(32), decide, jnp.zeros(k.shape, jnp.uint32))
+    value = jnp.where(found >= high, found ^ high, ~found)
+    return jnp.where(k > 0, jax.lax.bitcast_convert_type(value, jnp.float32), -jnp.inf)

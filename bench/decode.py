@@ -1,0 +1,150 @@
+"""Sampled tokens per second of one decoder, against transformers' `generate` with the same weights.
+
+    python -m bench.decode                    # the CPU reference shape, float32: equal and ragged
+    python -m bench.decode --what=ragged --runs=3
+
+Equal: 4 prompts of 256 tokens, 4 samples each, 64 tokens each. Ragged: 8 prompts, 10 samples each,
+each of which ends at a length of its own between 32 and 256; transformers is told these lengths and
+forces its end token there, in batches of as many prompts as are fastest. A run is all samples from
+nothing, prompts and all; runs alternate, and the median of each counts.
+"""
+
+import argparse
+import tempfile
+import time
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+from bench import alternate, line
+from bench.forward import SHAPES
+from mcr_jax.generate.engine.engine import Engine, Prompt
+from mcr_jax.generate.engine.state import Shape
+from mcr_jax.generate.engine.weights import take
+from mcr_jax.model import hf
+from mcr_jax.model.sharding import one_device
+
+EOS = 2
+PROMPT_TOKENS = 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--what", choices=("equal", "ragged", "both"), default="both")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--slots", type=int, default=0, help="0: 16 of equal, 40 of ragged")
+    parser.add_argument("--peer-prompts", default="1,2,4,8", help="batch sizes to choose from")
+    flags = parser.parse_args()
+    config = transformers.Qwen2Config(**SHAPES["reference"], max_position_embeddings=8192)
+    config.eos_token_id = config.pad_token_id = EOS
+    torch.manual_seed(0)
+    peer = transformers.Qwen2ForCausalLM(config).float().eval()
+    with tempfile.TemporaryDirectory() as folder:
+        peer.save_pretrained(folder)
+        model = hf.load(folder)
+    weights, rng = take(model), np.random.default_rng(0)
+    if flags.what in ("equal", "both"):
+        lengths = np.full((4, 4), 64)
+        _compare("equal", model.config, weights, peer, lengths, flags.slots or 16, (4,), flags.runs)
+    if flags.what in ("ragged", "both"):
+        lengths = rng.integers(32, 257, (8, 10))
+        batches = tuple(map(int, flags.peer_prompts.split(",")))
+        slots = flags.slots or 40
+        _compare("ragged", model.config, weights, peer, lengths, slots, batches, flags.runs)
+
+
+def _compare(what, config, weights, peer, lengths, slots, batches, runs) -> None:
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(3, config.vocab_size, (len(lengths), PROMPT_TOKENS))
+    shape = Shape(
+        slots=slots,
+        share=lengths.shape[1],
+        prompt_tokens=PROMPT_TOKENS,
+        max_tokens=int(lengths.max()),
+    )
+    engine = Engine(config, weights, shape, (), 0, one_device())
+    prompts = [
+        Prompt(
+            tokens=row.astype(np.int32),
+            case=number,
+            samples=tuple(range(len(limits))),
+            limits=tuple(map(int, limits)),
+        )
+        for number, (row, limits) in enumerate(zip(tokens, lengths, strict=True))
+    ]
+
+    def ours() -> None:
+        drawn = sum(len(sample.tokens) for sample in engine.run(prompts))
+        assert drawn == lengths.sum(), drawn
+
+    theirs = _fastest([_Transformers(peer, tokens, lengths, size) for size in batches])
+    ours()
+    mine, other = alternate(ours, theirs, runs)
+    line(
+        bench="decode",
+        ours=lengths.sum() / mine,
+        peer=lengths.sum() / other,
+        unit="tokens/s",
+        shape=f"{what}: {lengths.shape[0]} prompts of {PROMPT_TOKENS}, {lengths.shape[1]} samples "
+        f"of {lengths.min()} to {lengths.max()}, float32",
+        device=jax.devices()[0].device_kind,
+        slots=slots,
+        peer_prompts=theirs.size,
+    )
+
+
+class _Transformers:
+    """All samples, `size` prompts at a time, longest prompts' samples first."""
+
+    def __init__(self, peer, tokens, lengths, size: int):
+        self._peer, self.size = peer, size
+        order = np.argsort(-lengths.max(axis=1))
+        self._batches = [
+            (torch.from_numpy(tokens[part]), lengths[part].reshape(-1))
+            for part in (order[first : first + size] for first in range(0, len(order), size))
+        ]
+
+    def __call__(self) -> None:
+        for tokens, lengths in self._batches:
+            with torch.inference_mode():
+                out = self._peer.generate(
+                    tokens,
+                    attention_mask=torch.ones_like(tokens),
+                    do_sample=True,
+                    temperature=1.0,
+                    top_k=0,
+                    num_return_sequences=len(lengths) // len(tokens),
+                    max_new_tokens=int(lengths.max()),
+                    logits_processor=[_Ends(tokens.shape[1], lengths)],
+                )
+            assert out.shape == (len(lengths), tokens.shape[1] + lengths.max())
+
+
+class _Ends(transformers.LogitsProcessor):
+    """Ends each sequence at its own length."""
+
+    def __init__(self, prompt: int, lengths):
+        self._prompt, self._lengths = prompt, torch.from_numpy(lengths)
+
+    def __call__(self, input_ids, scores):
+        at_end = self._lengths == input_ids.shape[1] - self._prompt + 1
+        scores[:, EOS] = -torch.inf
+        scores[at_end] = -torch.inf
+        scores[at_end, EOS] = 0.0
+        return scores
+
+
+def _fastest(calls: list[_Transformers]) -> _Transformers:
+    """After one call of each."""
+    seconds = []
+    for call in calls:
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return calls[seconds.index(min(seconds))]
+
+
+if __name__ == "__main__":
+    main()

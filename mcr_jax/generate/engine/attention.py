@@ -1,0 +1,231 @@
+"""Attention of one decoding step: samples that share their prompt's keys and values.
+
+The keys of a prompt are read once for all samples of it, those of its own answer by each sample;
+both parts end with their softmax's maximum and sum, by which they are put together in float32.
+
+Dimensions: B slots, P prompts, R slots that share a prompt, H query heads, K key heads, G = H / K,
+D head size, T places of a prompt, S of an answer; N and M stand for either.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.gpu import decode_attention
+
+_F32 = {"preferred_element_type": jnp.float32}
+_MASKED = -1e30  # finite: a block without a visible key must not make a NaN
+_PALLAS_BLOCK = 128
+BLOCK = 512  # keys that XLA reads at a time; blocks beyond the longest sequence are not read
+
+
+class Kept(NamedTuple):
+    """Keys or values of many sequences.
+
+    Attributes:
+      values: [N, K, S, D], of the model's dtype or int8.
+      scale: float32 [N, K, S]; what int8 values are multiplied by, else None.
+    """
+
+    values: jax.Array
+    scale: jax.Array | None
+
+
+class Layer(NamedTuple):
+    """What a layer keeps: of prompts, N is P and S is T; of answers N is B."""
+
+    prompt_keys: Kept
+    prompt_values: Kept
+    keys: Kept
+    values: Kept
+
+
+class Places(NamedTuple):
+    """Who reads what in a step, the same for all layers.
+
+    Attributes:
+      prompt: int32 [B], the prompt of a slot.
+      rank: int32 [B], below R; slots of one prompt have different ones.
+      members: int32 [P, R], the slot of each prompt and rank; B where there is none.
+      prompt_lengths: int32 [P].
+      lengths: int32 [B], places of its answer that a slot sees, at least 1; the newest is its own.
+    """
+
+    prompt: jax.Array
+    rank: jax.Array
+    members: jax.Array
+    prompt_lengths: jax.Array
+    lengths: jax.Array
+
+
+class _Part(NamedTuple):
+    """Unnormalised output [..., D] of a softmax, its maximum and its sum [...], all float32."""
+
+    out: jax.Array
+    top: jax.Array
+    total: jax.Array
+
+
+def places(prompt, rank, alive, prompt_lengths, lengths, ranks: int) -> Places:
+    """The `Places` of slots; those that are not `alive`, bool [B], are nobody's members."""
+    slots = prompt.shape[0]
+    nobody = jnp.full((prompt_lengths.shape[0], ranks), slots, jnp.int32)
+    row = jnp.where(alive, prompt, prompt_lengths.shape[0])  # beyond the end: dropped
+    members = nobody.at[row, rank].set(jnp.arange(slots, dtype=jnp.int32), mode="drop")
+    return Places(prompt, rank, members, prompt_lengths, lengths)
+
+
+def keep(x: jax.Array, like: Kept) -> Kept:
+    """x [..., D] as it is kept in `like`. int8 is symmetric, one scale to a vector of D."""
+    if like.scale is None:
+        return Kept(x.astype(like.values.dtype), None)
+    x = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.abs(x).max(axis=-1), 1e-30) / 127
+    return Kept(jnp.round(x / scale[..., None]).astype(jnp.int8), scale)
+
+
+def attention(
+    q: jax.Array, layer: Layer, at: Places, *, window: int | None, scale: float, kernel: str
+) -> jax.Array:
+    """Attention of one query per slot, its own key already among those that are kept.
+
+    Args:
+      q: [B, H, D].
+      layer: what is kept.
+      at: who reads what.
+      window: a token sees its `window` newest keys, its own included; None is all. Static.
+      scale: multiplies the scores. Static.
+      kernel: "xla", "pallas" on an NVIDIA GPU, or "interpret", which is pallas without one.
+
+    Returns:
+      [B, H, D] in the dtype of q.
+    """
+    B, H, D = q.shape
+    K = layer.keys.values.shape[1]
+    P, R = at.members.shape
+    q_BxKx1xGxD = q.reshape(B, K, 1, H // K, D)
+    grouped = jnp.take(q.reshape(B, K, H // K, D), at.members, axis=0, mode="fill", fill_value=0)
+    q_PxKxRxGxD = grouped.swapaxes(1, 2)
+    whole = layer.prompt_keys, layer.prompt_values
+    if kernel == "xla":
+        position = at.prompt_lengths[at.prompt] + at.lengths - 1
+        of_member = jnp.take(position, at.members, mode="fill", fill_value=0)
+
+        def sees_prompt(place):  # [T] -> [P, R or 1, T]
+            real = place < at.prompt_lengths[:, None, None]
+            return real if window is None else real & (place > of_member[..., None] - window)
+
+        def sees_answer(place):  # [S] -> [B, 1, S]
+            seen = place < at.lengths[:, None, None]
+            if window is None:
+                return seen
+            return seen & (place >= at.lengths[:, None, None] - window)
+
+        to_prompt = _xla(q_PxKxRxGxD, *whole, sees_prompt, at.prompt_lengths.max(), scale)
+        own = _xla(q_BxKx1xGxD, layer.keys, layer.values, sees_answer, at.lengths.max(), scale)
+    else:
+        options = {"scale": scale, "interpret": kernel == "interpret"}
+        to_prompt = _pallas(q_PxKxRxGxD, *whole, at.prompt_lengths, **options)
+        own = _pallas(q_BxKx1xGxD, layer.keys, layer.values, at.lengths, **options)
+    shared = jax.tree.map(lambda x: x.swapaxes(1, 2)[at.prompt, at.rank], to_prompt)
+    own = jax.tree.map(lambda x: x[:, :, 0], own)
+    return _merged(shared, own).astype(q.dtype).reshape(B, H, D)
+
+
+def refusal(dtype: jnp.dtype, kept: jnp.dtype, window: int | None, head_dim: int) -> str | None:
+    """Why the pallas kernel cannot do this, or None if it can."""
+    if kept == jnp.int8:
+        return "int8 keys and values"
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"{dtype} arithmetic"
+    if window is not None:
+        return "a sliding window"
+    if head_dim < 16 or head_dim & (head_dim - 1):
+        return f"a head size of {head_dim}"
+    return None
+
+
+def room(places: int, kernel: str) -> int:
+    """How many places are kept so that so many fit and blocks come out even."""
+    if kernel == "xla":
+        return places if places <= BLOCK else -(-places // BLOCK) * BLOCK
+    return -(-places // _PALLAS_BLOCK) * _PALLAS_BLOCK
+
+
+def _merged(a: _Part, b: _Part) -> jax.Array:
+    top = jnp.maximum(a.top, b.top)
+    share_a, share_b = jnp.exp(a.top - top), jnp.exp(b.top - top)
+    out = a.out * share_a[..., None] + b.out * share_b[..., None]
+    return out / (a.total * share_a + b.total * share_b)[..., None]
+
+
+def _xla(
+    q: jax.Array,
+    keys: Kept,
+    values: Kept,
+    sees: Callable[[jax.Array], jax.Array],
+    longest: jax.Array,
+    scale: float,
+) -> _Part:
+    """q [N, K, M, G, D] over keys [N, K, S, D], `longest` of which are seen by any."""
+    S = keys.values.shape[2]
+    size = min(S, BLOCK)
+
+    def block(first, part: _Part) -> _Part:
+        k, v = (_cut(x, first, size) for x in (keys, values))
+        scores = jnp.einsum("nkmgd,nksd->nkmgs", q, k.values.astype(q.dtype), **_F32) * scale
+        if k.scale is not None:
+            scores = scores * k.scale[:, :, None, None]
+        seen = sees(first + jnp.arange(size))[:, None, :, None]
+        scores = jnp.where(seen, scores, _MASKED)
+        top = jnp.maximum(part.top, scores.max(axis=-1))
+        p = jnp.exp(scores - top[..., None])
+        old = jnp.exp(part.top - top)
+        total = part.total * old + p.sum(axis=-1)
+        if v.scale is not None:
+            p = p * v.scale[:, :, None, None]
+        p = p.astype(q.dtype)
+        out = jnp.einsum("nkmgs,nksd->nkmgd", p, v.values.astype(q.dtype), **_F32)
+        return _Part(part.out * old[..., None] + out, top, total)
+
+    nothing = jnp.zeros(q.shape[:-1], jnp.float32)
+    start = _Part(jnp.zeros(q.shape, jnp.float32), nothing + _MASKED, nothing)
+    if size == S:
+        return block(0, start)
+    return jax.lax.fori_loop(0, -(-longest // size), lambda i, p: block(i * size, p), start)
+
+
+def _cut(x: Kept, first, size: int) -> Kept:
+    if size == x.values.shape[2]:
+        return x
+    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size, axis=2), x)
+
+
+def _pallas(q, keys: Kept, values: Kept, lengths, *, scale: float, interpret: bool) -> _Part:
+    """As `_xla`; sequence n sees its first lengths[n] keys."""
+    N, K, M, G, D = q.shape
+    S = keys.values.shape[2]
+    rows = M * G
+    block_h = next(size for size in (16, 32, 64) if size >= min(rows, 64))
+    block_k = _PALLAS_BLOCK if D <= 128 else _PALLAS_BLOCK // 2
+    splits = 1  # of a sequence, each a program of its own, until there are enough to fill a GPU
+    while N * K * splits < 512 and S % (2 * splits * block_k) == 0:
+        splits *= 2
+    out, (total, top) = decode_attention.mqa(
+        q.reshape(N * K, rows, D),
+        keys.values.reshape(N * K, S, D),
+        values.values.reshape(N * K, S, D),
+        kv_seq_len=jnp.repeat(lengths, K),
+        sm_scale=scale,
+        block_h=block_h,
+        block_k=block_k,
+        k_splits=splits,
+        interpret=interpret,
+        return_residuals=True,
+        normalize_output=False,
+    )
+    shape = (N, K, M, G)
+    return _Part(
+        out.astype(jnp.float32).reshape(*shape, D), top.reshape(shape), total.reshape(shape)
+    )

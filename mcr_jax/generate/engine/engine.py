@@ -1,0 +1,354 @@
+"""Draws many samples of many prompts: feeds the devices, and hands out what is finished.
+
+The host looks at the devices between chunks of steps only, and while it looks at one chunk the next
+is under way. Prompts are prefilled one by one as places in the store come free; their samples wait
+in a queue on the devices, from which slots help themselves in the middle of a chunk.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mcr_jax.generate.engine import programs
+from mcr_jax.generate.engine.kernels import choose
+from mcr_jax.generate.engine.programs import Feed, Program, Report
+from mcr_jax.generate.engine.sampling import Options
+from mcr_jax.generate.engine.state import ENDED, WAITING, Jobs, Shape, empty
+from mcr_jax.generate.engine.weights import Weights
+from mcr_jax.model.config import DecoderConfig
+
+Stop = Callable[[np.ndarray], int | None]  # tokens so far -> how many of them are kept, or None
+
+_SHORTEST = 64  # tokens that prompts are padded to at least; then to powers of two
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt and the samples that are wanted of it.
+
+    Attributes:
+      tokens: int32 [1 … shape.prompt_tokens].
+      case: in 32 bits; with the sample's index and the seed it fixes what is drawn.
+      samples: their indices, each once.
+      limits: most tokens of each of these samples, at most shape.max_tokens.
+      temperature, top_k, top_p: as in `sampling.Options`.
+      stop: ends a sample early; asked now and then with all its tokens so far. None never does.
+    """
+
+    tokens: np.ndarray
+    case: int
+    samples: tuple[int, ...]
+    limits: tuple[int, ...]
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: Stop | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A finished sample.
+
+    Attributes:
+      prompt: its place among the prompts of the run.
+      index: of the sample.
+      tokens: int32 [count], the end token included.
+      logprobs: float32 [count], of each token under the model, in nats.
+      ended: with an end token or by `stop`; else at its limit.
+    """
+
+    prompt: int
+    index: int
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    ended: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pulse:
+    """How the engine is doing.
+
+    Attributes:
+      tokens: drawn so far in this run.
+      steps: of decoding made so far.
+      alive: slots that were writing at the last look, of `slots`.
+    """
+
+    tokens: int = 0
+    steps: int = 0
+    alive: int = 0
+    slots: int = 0
+
+
+@dataclasses.dataclass
+class _Job:
+    """A sample on the devices: its prompt's place in the run and in the store, and since when."""
+
+    prompt: int
+    index: int
+    limit: int
+    spec: Prompt
+    entry: int
+    fed: int
+    looked: int = 0  # tokens that `stop` has seen
+
+
+class Engine:
+    """A decoder on the devices of a mesh, ready to draw.
+
+    Attributes:
+      pulse: of the run under way or the last one.
+
+    Args:
+      config: of the decoder.
+      weights: of the decoder, laid out on `mesh`; replicated over its data axis.
+      shape: the sizes, of each shard of the data axis.
+      eos: ids of the tokens that end a sample.
+      seed: root of all keys.
+      mesh: with axes data and tensor.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: Weights,
+        shape: Shape,
+        eos: tuple[int, ...],
+        seed: int,
+        mesh: Mesh,
+    ):
+        self._program = Program(config, shape, mesh, choose(config, shape))
+        self._weights, self._shape, self._mesh = weights, shape, mesh
+        self._eos, self._seed = np.asarray(eos, np.int32), np.int32(seed)
+        self._shards = mesh.shape["data"]
+        self._state = None
+        self.pulse = Pulse()
+
+    def run(self, prompts: Iterable[Prompt]) -> Iterator[Sample]:
+        """Yields every wanted sample once, as they finish.
+
+        One run at a time. Leaving it early is fine, the next starts anew.
+
+        Raises:
+          ValueError: a prompt or a limit is none or beyond the shape, or a sample is asked twice.
+        """
+        self._state = empty(*self._program)
+        run = _Run(self._shape, self._shards, prompts)
+        feed, put = run.feed, self._put
+        reports: collections.deque[tuple[int, Report]] = collections.deque()
+        chunk = 0
+        while run.open:
+            for batch in run.prefills():
+                self._prefill(*batch)
+            self._state, report = programs.decode(
+                self._program, self._weights, self._state, put(feed(chunk)), self._eos, self._seed
+            )
+            jax.tree.map(lambda x: x.copy_to_host_async(), report)
+            reports.append((chunk, report))
+            chunk += 1
+            if len(reports) > 1:
+                yield from self._seen(run, *reports.popleft())
+        self._state = None
+
+    def _seen(self, run: "_Run", chunk: int, report: Report) -> Iterator[Sample]:
+        report = jax.tree.map(np.asarray, report)
+        self.pulse = Pulse(
+            tokens=int(report.drawn.sum()),
+            steps=int(report.steps.max()),
+            alive=int(report.alive.sum()),
+            slots=self._shards * self._shape.slots,
+        )
+        yield from run.finished(chunk, report)
+
+    def _prefill(self, tokens, length, entry, wanted) -> None:
+        c, program, state = self._program.config, self._program, self._state
+        put = self._put((tokens, length, entry, wanted))
+        tokens, length, entry, wanted = put
+        x = programs.prefill_start(program, self._weights, tokens)
+        layers = []
+        for index, (layer, kept) in enumerate(zip(self._weights.layers, state.layers, strict=True)):
+            store = kept.prompt_keys, kept.prompt_values
+            x, (keys, values) = programs.prefill_layer(
+                program, c.is_local(index), layer, x, store, entry, wanted
+            )
+            layers.append(kept._replace(prompt_keys=keys, prompt_values=values))
+        first, lengths = programs.prefill_end(
+            program, self._weights, x, state.first, state.prompt_lengths, entry, wanted, length
+        )
+        self._state = state._replace(layers=tuple(layers), first=first, prompt_lengths=lengths)
+
+    def _put(self, tree):
+        placed = NamedSharding(self._mesh, PartitionSpec("data"))
+        return jax.tree.map(lambda x: jax.device_put(x, placed), tree)
+
+
+class _Run:
+    """The bookkeeping of one run: which prompt, sample and row is where.
+
+    Attributes:
+      open: whether anything is wanted that has not been handed out.
+    """
+
+    def __init__(self, shape: Shape, shards: int, prompts: Iterable[Prompt]):
+        self._shape = shape
+        self._groups = _groups(shape, prompts)
+        self._next = next(self._groups, None)
+        self._shards = [_Shard(shape) for _ in range(shards)]
+        self._fresh: list[tuple[_Shard, int, Prompt]] = []
+
+    @property
+    def open(self) -> bool:
+        return self._next is not None or any(shard.open for shard in self._shards)
+
+    def prefills(self) -> Iterator[tuple[np.ndarray, ...]]:
+        """Tokens [D, T], lengths, entries and whether wanted [D] of the prompts to prefill now.
+
+        Every shard takes prompts until the samples that wait would keep its slots busy.
+        """
+        while self._next is not None:
+            taken: list[tuple[int, np.ndarray] | None] = []
+            for shard in self._shards:
+                if self._next is None or not shard.wants(len(self._next[2])):
+                    taken.append(None)
+                    continue
+                number, prompt, samples = self._next
+                taken.append((shard.take(number, prompt, samples), prompt.tokens))
+                self._next = next(self._groups, None)
+            if not any(taken):
+                return
+            yield self._padded(taken)
+
+    def _padded(self, taken) -> tuple[np.ndarray, ...]:
+        longest = max(len(t[1]) for t in taken if t)
+        size = min(max(_SHORTEST, 1 << (longest - 1).bit_length()), self._shape.prompt_tokens)
+        tokens = np.zeros((len(taken), size), np.int32)
+        lengths, entries = np.ones(len(taken), np.int32), np.zeros(len(taken), np.int32)
+        for i, t in enumerate(taken):
+            if t:
+                tokens[i, : len(t[1])], lengths[i], entries[i] = t[1], len(t[1]), t[0]
+        return tokens, lengths, entries, np.array([t is not None for t in taken])
+
+    def feed(self, chunk: int) -> Feed:
+        """What is new on every shard, for the chunk of this number."""
+        feeds = [shard.feed(chunk) for shard in self._shards]
+        return jax.tree.map(lambda *of_shard: np.concatenate(of_shard), *feeds)
+
+    def finished(self, chunk: int, report: Report) -> Iterator[Sample]:
+        """The samples that a chunk's report shows finished."""
+        for number, shard in enumerate(self._shards):
+
+            def part(x, number=number):
+                size = x.shape[0] // len(self._shards)
+                return x[number * size : (number + 1) * size]
+
+            yield from shard.finished(chunk, jax.tree.map(part, report))
+
+
+class _Shard:
+    """What one shard of the data axis has in hand."""
+
+    def __init__(self, shape: Shape):
+        self._shape = shape
+        self._entries = list(range(shape.prompts))[::-1]  # of the store, free
+        self._rows = list(range(shape.rows))[::-1]  # of output, free
+        self._left = collections.Counter()  # samples of each entry that are not finished
+        self._new: collections.deque[tuple[_Job, int]] = collections.deque()  # with their ranks
+        self._jobs: dict[int, _Job] = {}  # by row
+        self._fed = self._taken = 0  # jobs given to the queue, and known to be taken from it
+        self._stopped: list[int] = []  # rows
+
+    @property
+    def open(self) -> bool:
+        return bool(self._new or self._jobs)
+
+    def wants(self, samples: int) -> bool:
+        """Whether a prompt with so many samples should be prefilled now."""
+        waiting = self._fed - self._taken + len(self._new)
+        return bool(self._entries) and waiting + samples <= self._shape.jobs
+
+    def take(self, number: int, prompt: Prompt, samples: Sequence[tuple[int, int]]) -> int:
+        """Makes jobs of samples and their limits; returns the entry that their prompt is put at."""
+        entry = self._entries.pop()
+        self._left[entry] = len(samples)
+        for rank, (index, limit) in enumerate(samples):
+            self._new.append((_Job(number, index, limit, prompt, entry, 0), rank))
+        return entry
+
+    def feed(self, chunk: int) -> Feed:
+        """The jobs that there is room for."""
+        size, rows = self._shape.jobs, self._shape.rows
+        ints = {name: np.zeros(size, np.int32) for name in ("prompt", "rank", "row", "limit")}
+        options = Options(
+            temperature=np.zeros(size, np.float32),
+            top_k=np.zeros(size, np.int32),
+            top_p=np.ones(size, np.float32),
+        )
+        cases, samples = np.zeros(size, np.uint32), np.zeros(size, np.int32)
+        stopped = np.zeros(rows, bool)
+        stopped[self._stopped] = True
+        self._stopped.clear()
+        count = 0
+        while self._new and self._rows and self._fed - self._taken < size:
+            job, rank = self._new.popleft()
+            job.fed, row = chunk, self._rows.pop()
+            self._jobs[row] = job
+            spec = job.spec
+            ints["prompt"][count], ints["rank"][count] = job.entry, rank
+            ints["row"][count], ints["limit"][count] = row, job.limit
+            options.temperature[count] = spec.temperature
+            options.top_k[count], options.top_p[count] = spec.top_k, spec.top_p
+            cases[count], samples[count] = spec.case, job.index
+            count += 1
+            self._fed += 1
+        jobs = Jobs(key=np.zeros((size, 2), np.uint32), options=options, **ints)
+        return Feed(jobs, cases, samples, np.array([count], np.int32), stopped)
+
+    def finished(self, chunk: int, report: Report) -> Iterator[Sample]:
+        self._taken = int(report.taken[0])
+        output = report.output
+        for row, job in list(self._jobs.items()):
+            if job.fed > chunk:
+                continue  # the row is another job's since that report
+            count, status = int(output.counts[row]), int(output.status[row])
+            tokens, stop = output.tokens[row, :count], None
+            if job.spec.stop is not None and count > job.looked:
+                job.looked, stop = count, job.spec.stop(tokens)
+            if stop is None and status == WAITING:
+                continue
+            if status == WAITING:
+                self._stopped.append(row)
+            self._release(row, job)
+            kept = count if stop is None else stop
+            yield Sample(
+                prompt=job.prompt,
+                index=job.index,
+                tokens=tokens[:kept].copy(),
+                logprobs=output.logprobs[row, :kept].copy(),
+                ended=status == ENDED or stop is not None,
+            )
+
+    def _release(self, row: int, job: _Job) -> None:
+        del self._jobs[row]
+        self._rows.append(row)
+        self._left[job.entry] -= 1
+        if not self._left[job.entry]:
+            self._entries.append(job.entry)
+
+
+def _groups(shape: Shape, prompts: Iterable[Prompt]) -> Iterator[tuple[int, Prompt, tuple]]:
+    """The number of each prompt, the prompt, and its samples with limits, `share` at a time."""
+    for number, prompt in enumerate(prompts):
+        length, samples = len(prompt.tokens), prompt.samples
+        if not 1 <= length <= shape.prompt_tokens:
+            raise ValueError(f"a prompt of {length} tokens, room for {shape.prompt_tokens}")
+        if any(not 1 <= limit <= shape.max_tokens for limit in prompt.limits):
+            raise ValueError(f"limits of {prompt.limits} tokens, room for {shape.max_tokens}")
+        if len(set(samples)) != len(samples):
+            raise ValueError(f"samples {samples} are not each wanted once")
+        wanted = list(zip(samples, prompt.limits, strict=True))
+        for first in range(0, len(wanted), shape.share):
+            yield number, prompt, wanted[first : first + shape.share]
