@@ -85,6 +85,12 @@ def keep(x: jax.Array, like: Kept) -> Kept:
     return Kept(jnp.round(x / scale[..., None]).astype(jnp.int8), scale)
 
 
+def put(store: Kept, x: jax.Array, place: jax.Array) -> Kept:
+    """x [N, K, D] at its place, int32 [N], of each sequence of the store."""
+    rows = jnp.arange(place.shape[0])
+    return jax.tree.map(lambda old, new: old.at[rows, :, place].set(new), store, keep(x, store))
+
+
 def attention(
     q: jax.Array, layer: Layer, at: Places, *, window: int | None, scale: float, kernel: str
 ) -> jax.Array:
@@ -103,7 +109,6 @@ def attention(
     """
     B, H, D = q.shape
     K = layer.keys.values.shape[1]
-    P, R = at.members.shape
     q_BxKx1xGxD = q.reshape(B, K, 1, H // K, D)
     grouped = jnp.take(q.reshape(B, K, H // K, D), at.members, axis=0, mode="fill", fill_value=0)
     q_PxKxRxGxD = grouped.swapaxes(1, 2)

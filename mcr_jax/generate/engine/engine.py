@@ -23,7 +23,7 @@ from mcr_jax.model.config import DecoderConfig
 
 Stop = Callable[[np.ndarray], int | None]  # tokens so far -> how many of them are kept, or None
 
-_SHORTEST = 64  # tokens that prompts are padded to at least; then to powers of two
+_SHORTEST = 64  # tokens; prompts are padded to at least as many
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,19 +218,28 @@ class _Run:
                 number, prompt, samples = self._next
                 taken.append((shard.take(number, prompt, samples), prompt.tokens))
                 self._next = next(self._groups, None)
-            if not any(taken):
+            sizes = {self._padded_size(len(t[1])) for t in taken if t}
+            if not sizes:
                 return
-            yield self._padded(taken)
+            # A prompt's padding must not follow from what other shards are given.
+            for size in sorted(sizes):
+                yield self._batch(taken, size)
 
-    def _padded(self, taken) -> tuple[np.ndarray, ...]:
-        longest = max(len(t[1]) for t in taken if t)
-        size = min(max(_SHORTEST, 1 << (longest - 1).bit_length()), self._shape.prompt_tokens)
+    def _padded_size(self, length: int) -> int:
+        """The least size that holds a prompt: powers of two, and half-way between, up to T."""
+        power = 1 << max(length - 1, _SHORTEST - 1).bit_length()
+        between = power * 3 // 4
+        return min(between if length <= between else power, self._shape.prompt_tokens)
+
+    def _batch(self, taken, size: int) -> tuple[np.ndarray, ...]:
         tokens = np.zeros((len(taken), size), np.int32)
         lengths, entries = np.ones(len(taken), np.int32), np.zeros(len(taken), np.int32)
+        wanted = np.zeros(len(taken), bool)
         for i, t in enumerate(taken):
-            if t:
+            if t and self._padded_size(len(t[1])) == size:
                 tokens[i, : len(t[1])], lengths[i], entries[i] = t[1], len(t[1]), t[0]
-        return tokens, lengths, entries, np.array([t is not None for t in taken])
+                wanted[i] = True
+        return tokens, lengths, entries, wanted
 
     def feed(self, chunk: int) -> Feed:
         """What is new on every shard, for the chunk of this number."""

@@ -293,7 +293,6 @@ def _forward(program: Program, weights: Weights, state: State, at: decoding.Plac
     A slot without one writes to a place that its first token's will take.
     """
     c = program.config
-    slots = jnp.arange(state.last.shape[0])
     place = at.lengths - 1
     positions = state.prompt_lengths[state.slots.prompt] + place
     x = embed(c, weights.embedding, state.last)
@@ -303,11 +302,10 @@ def _forward(program: Program, weights: Weights, state: State, at: decoding.Plac
         window = c.window if c.is_local(index) else None
 
         def attend(q, k, v, kept=kept, window=window):
-            def put(store, new):
-                new = decoding.keep(new, store)
-                return jax.tree.map(lambda old, x: old.at[slots, :, place].set(x), store, new)
-
-            kept = kept._replace(keys=put(kept.keys, k), values=put(kept.values, v))
+            keys, values = (
+                decoding.put(store, x, place) for store, x in ((kept.keys, k), (kept.values, v))
+            )
+            kept = kept._replace(keys=keys, values=values)
             return _attended(program, q, kept, at, window), kept
 
         x, kept = block(c, layer, x, turns[c.is_local(index)], attend)
@@ -316,7 +314,7 @@ def _forward(program: Program, weights: Weights, state: State, at: decoding.Plac
 
 
 def _attended(program: Program, q, kept, at: decoding.Places, window: int | None):
-    """Attention of the step; each device of the tensor axis has its heads, if they come out even."""
+    """Attention of the step; a device of the tensor axis has its heads, if they come out even."""
     c, mesh = program.config, program.mesh
     scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
     refused = decoding.refusal(q.dtype, kept.keys.values.dtype, window, c.head_dim)

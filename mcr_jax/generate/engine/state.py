@@ -53,7 +53,7 @@ class Shape:
     @property
     def jobs(self) -> int:
         """Q: so many that every slot can be given another one before the host looks again."""
-        return max(self.slots, self.share)
+        return self.slots + self.share
 
     @property
     def rows(self) -> int:
