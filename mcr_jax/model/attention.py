@@ -1,4 +1,4 @@
-"""Attention for training and prefill, one function with three backends, and for decoding.
+"""Attention for training and prefill: one function, three backends.
 
 Every backend does the same: causal, within segments, in an optional sliding window, grouped heads,
 softmax in float32. One that cannot do what is asked refuses by name; nothing falls back silently.
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from mcr_jax.model import _blockwise, _splash
-from mcr_jax.model._blockwise import F32, MASKED
 
 
 class BackendError(ValueError):
@@ -153,58 +152,3 @@ def _library(q, k, v, segment_ids, window, scale, implementation: str) -> jax.Ar
         local_window_size=local,
         implementation=implementation,
     )
-
-
-def shared_prefix_attention(
-    q_PxNxHxD,
-    prefix_kv,
-    prefix_mask_PxT,
-    suffix_kv,
-    own_kv,
-    written,
-    *,
-    window: int | None = None,
-    scale: float | None = None,
-) -> jax.Array:
-    """One decoding step of N samples per prompt that share the prompt's keys and values.
-
-    The prefix is read once for all samples of a prompt; the softmax runs over prefix, suffix and
-    the token's own key together, in float32.
-
-    Args:
-      q_PxNxHxD: queries of the new tokens, P prompts times N samples.
-      prefix_kv: keys and values of the prompts, each [P, T, K, D].
-      prefix_mask_PxT: which of the T prompt places are real: the first `length` of each prompt.
-      suffix_kv: keys and values written by earlier steps, each [P, N, S, K, D].
-      own_kv: key and value of the new tokens, each [P, N, K, D].
-      written: number of suffix places written so far, the same for every sample.
-      window: as in `attention`. Prompt place t is position t, suffix place s is position
-        length + s, and the new token is at position length + written.
-      scale: multiplies the scores; None is D**-0.5.
-
-    Returns:
-      [P, N, H, D] in the dtype of the values.
-    """
-    P, N, H, D = q_PxNxHxD.shape
-    (prefix_k, prefix_v), (suffix_k, suffix_v), (own_k, own_v) = prefix_kv, suffix_kv, own_kv
-    T, S, K = prefix_k.shape[1], suffix_k.shape[2], prefix_k.shape[2]
-    see_prefix, see_suffix = prefix_mask_PxT, jnp.arange(S) < written
-    if window is not None:
-        position = prefix_mask_PxT.sum(axis=1, keepdims=True) + written
-        see_prefix = see_prefix & (jnp.arange(T) > position - window)
-        see_suffix = see_suffix & (jnp.arange(S) > written - window)
-    q = q_PxNxHxD.reshape(P, N, K, H // K, D)
-    to_prefix = jnp.einsum("pnkgd,ptkd->pnkgt", q, prefix_k, **F32)
-    to_suffix = jnp.einsum("pnkgd,pnskd->pnkgs", q, suffix_k, **F32)
-    to_own = jnp.einsum("pnkgd,pnkd->pnkg", q, own_k, **F32)[..., None]
-    to_prefix = jnp.where(see_prefix[:, None, None, None], to_prefix, MASKED)
-    to_suffix = jnp.where(see_suffix, to_suffix, MASKED)
-    scores = jnp.concatenate([to_prefix, to_suffix, to_own], axis=-1)
-    scores = scores * (D**-0.5 if scale is None else scale)
-    weights = jax.nn.softmax(scores, axis=-1).astype(prefix_v.dtype)
-    out = (
-        jnp.einsum("pnkgt,ptkd->pnkgd", weights[..., :T], prefix_v, **F32)
-        + jnp.einsum("pnkgs,pnskd->pnkgd", weights[..., T : T + S], suffix_v, **F32)
-        + weights[..., -1:].astype(jnp.float32) * own_v[:, :, :, None, :]
-    )
-    return out.astype(prefix_v.dtype).reshape(P, N, H, D)

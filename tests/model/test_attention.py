@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mcr_jax.model import _blockwise, _splash
 from mcr_jax.model import attention as module
-from mcr_jax.model.attention import BACKENDS, attention, shared_prefix_attention
+from mcr_jax.model.attention import BACKENDS, attention
 from mcr_jax.model.sharding import make_mesh
 
 compiled = functools.partial(jax.jit, static_argnames=("window", "scale"))
@@ -321,34 +321,3 @@ def test_what_does_not_fit_is_refused(change, sentence):
     q, k, v = inputs(1, 5, 4, 2, 4)
     with pytest.raises(ValueError, match=sentence):
         attention(**({"q": q, "k": k, "v": v} | change))
-
-
-@pytest.mark.parametrize("scale", [None, 0.1])
-@pytest.mark.parametrize("window", [None, 1, 2, 4, 100])
-@pytest.mark.parametrize("written", [0, 1, 3])
-def test_reading_a_shared_prefix_equals_attention_over_all_keys_in_one_row(written, window, scale):
-    P, N, T, S, H, K, D = 2, 3, 5, 4, 4, 2, 6
-    q = normal(0, P, N, H, D)
-    prefix, suffix = (
-        [normal(i, P, T, K, D) for i in (1, 2)],
-        [normal(i, P, N, S, K, D) for i in (3, 4)],
-    )
-    own = [normal(i, P, N, K, D) for i in (5, 6)]
-    lengths = np.array([5, 2])
-    for stale in suffix:
-        stale[:, :, written:] = 1e6  # places that no step has written yet
-    real = np.arange(T) < lengths[:, None]
-    for store in prefix:
-        store[~real] = -1e6  # padding of the prompt
-    asked = {"window": window, "scale": scale}
-    got = shared_prefix_attention(q, prefix, real, suffix, own, written, **asked)
-    for p, n in np.ndindex(P, N):
-        keys, values = (
-            np.concatenate([pre[p, : lengths[p]], suf[p, n, :written], new[p, n][None]])[None]
-            for pre, suf, new in zip(prefix, suffix, own, strict=True)
-        )
-        row = np.zeros((1, keys.shape[1], H, D))
-        row[0, -1] = q[p, n]
-        np.testing.assert_allclose(
-            got[p, n], reference(row, keys, values, **asked)[0, -1], atol=5e-6
-        )

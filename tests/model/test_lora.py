@@ -191,40 +191,6 @@ def test_merging_keeps_the_dtype_and_place_of_the_weights(plain):
     np.testing.assert_array_equal(merged.stacked()["o"], want.astype(jnp.bfloat16))
 
 
-def stepped(model):
-    """Logits of one sequence, decoded a token at a time with all that came before as the cache."""
-    c, length = model.config, TOKENS.shape[1]
-
-    def attend(q, k, v, cache, window):
-        place, *past = cache
-        keys, values = (x.at[place].set(new) for x, new in zip(past, (k, v), strict=True))
-        grouped = q.reshape(c.kv_heads, -1, c.head_dim)
-        scores = jnp.einsum("kgd,skd->kgs", grouped, keys) * c.head_dim**-0.5
-        weights = jax.nn.softmax(jnp.where(jnp.arange(length) <= place, scores, -jnp.inf))
-        return jnp.einsum("kgs,skd->kgd", weights, values).reshape(q.shape), (keys, values)
-
-    graph, params = nnx.split(model)
-
-    @jax.jit
-    def step(params, token, place, caches):
-        caches = [(place, *cache) for cache in caches]
-        return nnx.merge(graph, params).step(token, place, attend, caches)
-
-    empty, made = jnp.zeros((length, c.kv_heads, c.head_dim)), []
-    caches = ((empty, empty),) * c.layers
-    for place, token in enumerate(TOKENS[0]):
-        logits, caches = step(params, token, place, caches)
-        made.append(logits)
-    return np.stack(made)
-
-
-def test_sampling_honours_the_adapters(plain):
-    adapted = random_adapters(plain)
-    logits = stepped(adapted)
-    np.testing.assert_allclose(logits, run(adapted)[0], atol=2e-5)
-    np.testing.assert_allclose(logits, stepped(lora.merge(adapted)), atol=2e-5)
-
-
 def next_token_loss(logits):
     return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], TOKENS[:, 1:]).mean()
 

@@ -10,8 +10,6 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mcr_jax.errors import UsageError
-from mcr_jax.generate.engine.decode import Prompts, Shape, sampler
-from mcr_jax.model import store
 from mcr_jax.model.blueprint import blueprint, initial_params
 from mcr_jax.model.sharding import abstract, make_mesh, shardings
 from mcr_jax.train.mesh import batch_sharding, put, training_mesh
@@ -190,25 +188,3 @@ def test_rows_that_cannot_be_split_evenly_say_what_to_set():
     with pytest.raises(UsageError, match=more):
         training_mesh(2, 2, 2, rows=8, accumulate=3)
     assert training_mesh(1, 1, 8, rows=3).shape["tensor"] == 8
-
-
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)])
-def test_the_sampler_draws_the_same_tokens_on_any_mesh(untied, sizes):
-    rng, P, N, T = np.random.default_rng(0), 2, 3, 8
-    prompts = Prompts(
-        tokens=rng.integers(0, untied.vocab_size, (P, T), np.int32),
-        lengths=np.array([8, 5], np.int32),
-        cases=np.arange(P, dtype=np.uint32),
-        samples=np.tile(np.arange(N, dtype=np.int32), (P, 1)),
-        wanted=np.ones((P, N), bool),
-        temperature=np.ones(P, np.float32),
-        top_p=np.full(P, 0.9, np.float32),
-        limits=np.full(P, 12, np.int32),
-    )
-    shape = Shape(prompts=P, samples=N, prompt_tokens=T, max_tokens=12)
-    one, spread = (
-        sampler(store.untrained(untied, 0, mesh), shape, (1,), seed=0)(prompts)
-        for mesh in (None, make_mesh(*sizes))
-    )
-    assert jax.device_get(one.counts).max() > 4
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(spread))

@@ -17,7 +17,7 @@ from mcr_jax.generate.engine import programs
 from mcr_jax.generate.engine.kernels import choose
 from mcr_jax.generate.engine.programs import Feed, Program, Report
 from mcr_jax.generate.engine.sampling import Options
-from mcr_jax.generate.engine.state import ENDED, WAITING, Jobs, Shape, empty
+from mcr_jax.generate.engine.state import ENDED, WAITING, Jobs, Shape, blueprint, empty
 from mcr_jax.generate.engine.weights import Weights
 from mcr_jax.model.config import DecoderConfig
 
@@ -153,6 +153,14 @@ class Engine:
             if len(reports) > 1:
                 yield from self._seen(run, *reports.popleft())
         self._state = None
+
+    def lowered(self) -> jax.stages.Lowered:
+        """The decoding program as it will be compiled: `compile().memory_analysis()` and so on."""
+        state = blueprint(*self._program)
+        feed = self._put(_Run(self._shape, self._shards, ()).feed(0))
+        return programs.decode.lower(
+            self._program, self._weights, state, feed, self._eos, self._seed
+        )
 
     def _seen(self, run: "_Run", chunk: int, report: Report) -> Iterator[Sample]:
         report = jax.tree.map(np.asarray, report)

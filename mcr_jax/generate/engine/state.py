@@ -47,13 +47,16 @@ class Shape:
 
     @property
     def prompts(self) -> int:
-        """P: those of all slots when about half of each prompt's samples still run, and spare."""
-        return 2 * -(-self.slots // self.share) + 1
+        """P: three times what fills the slots, as a prompt stays until its last sample ends."""
+        return 3 * -(-self.slots // self.share) + 1
 
     @property
     def jobs(self) -> int:
-        """Q: so many that every slot can be given another one before the host looks again."""
-        return self.slots + self.share
+        """Q: so many that every slot can be given another one in each of two chunks.
+
+        The host learns of what one took while the next is under way.
+        """
+        return 2 * self.slots + self.share
 
     @property
     def rows(self) -> int:
