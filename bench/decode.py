@@ -3,7 +3,7 @@
     python -m bench.decode                    # the CPU reference shape, float32: equal and ragged
     python -m bench.decode --what=ragged --runs=3
 
-Equal: 4 prompts of 256 tokens, 4 samples each, 64 tokens each. Ragged: 8 prompts, 10 samples each,
+Equal: 4 prompts of 256 tokens, 4 samples each, 64 tokens each. Ragged: 16 prompts, 10 samples each,
 each of which ends at a length of its own between 32 and 256; transformers is told these lengths and
 forces its end token there, in batches of as many prompts as are fastest. A run is all samples from
 nothing, prompts and all; runs alternate, and the median of each counts.
@@ -49,7 +49,7 @@ def main() -> None:
         lengths = np.full((4, 4), 64)
         _compare("equal", model.config, weights, peer, lengths, flags.slots or 16, (4,), flags.runs)
     if flags.what in ("ragged", "both"):
-        lengths = rng.integers(32, 257, (8, 10))
+        lengths = rng.integers(32, 257, (16, 10))
         batches = tuple(map(int, flags.peer_prompts.split(",")))
         slots = flags.slots or 40
         _compare("ragged", model.config, weights, peer, lengths, slots, batches, flags.runs)
@@ -79,7 +79,7 @@ def _compare(what, config, weights, peer, lengths, slots, batches, runs) -> None
         drawn = sum(len(sample.tokens) for sample in engine.run(prompts))
         assert drawn == lengths.sum(), drawn
 
-    theirs = _fastest([_Transformers(peer, tokens, lengths, size) for size in batches])
+    theirs = _fastest([Transformers(peer, tokens, lengths, size) for size in batches])
     ours()
     mine, other = alternate(ours, theirs, runs)
     line(
@@ -95,7 +95,7 @@ def _compare(what, config, weights, peer, lengths, slots, batches, runs) -> None
     )
 
 
-class _Transformers:
+class Transformers:
     """All samples, `size` prompts at a time, longest prompts' samples first."""
 
     def __init__(self, peer, tokens, lengths, size: int):
@@ -107,7 +107,9 @@ class _Transformers:
         ]
 
     def __call__(self) -> None:
+        device = self._peer.device
         for tokens, lengths in self._batches:
+            tokens = tokens.to(device)
             with torch.inference_mode():
                 out = self._peer.generate(
                     tokens,
@@ -117,7 +119,7 @@ class _Transformers:
                     top_k=0,
                     num_return_sequences=len(lengths) // len(tokens),
                     max_new_tokens=int(lengths.max()),
-                    logits_processor=[_Ends(tokens.shape[1], lengths)],
+                    logits_processor=[_Ends(tokens.shape[1], lengths, device)],
                 )
             assert out.shape == (len(lengths), tokens.shape[1] + lengths.max())
 
@@ -125,8 +127,8 @@ class _Transformers:
 class _Ends(transformers.LogitsProcessor):
     """Ends each sequence at its own length."""
 
-    def __init__(self, prompt: int, lengths):
-        self._prompt, self._lengths = prompt, torch.from_numpy(lengths)
+    def __init__(self, prompt: int, lengths, device):
+        self._prompt, self._lengths = prompt, torch.from_numpy(lengths).to(device)
 
     def __call__(self, input_ids, scores):
         at_end = self._lengths == input_ids.shape[1] - self._prompt + 1
@@ -136,7 +138,7 @@ class _Ends(transformers.LogitsProcessor):
         return scores
 
 
-def _fastest(calls: list[_Transformers]) -> _Transformers:
+def _fastest(calls: list[Transformers]) -> Transformers:
     """After one call of each."""
     seconds = []
     for call in calls:

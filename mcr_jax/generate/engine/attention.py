@@ -133,7 +133,7 @@ def attention(
         options = {"scale": scale, "interpret": kernel == "interpret"}
         to_prompt = _pallas(q_PxKxRxGxD, *whole, at.prompt_lengths, **options)
         own = _pallas(q_BxKx1xGxD, layer.keys, layer.values, at.lengths, **options)
-    shared = jax.tree.map(lambda x: x.swapaxes(1, 2)[at.prompt, at.rank], to_prompt)
+    shared = jax.tree.map(lambda x: x[at.prompt, :, at.rank], to_prompt)
     own = jax.tree.map(lambda x: x[:, :, 0], own)
     return _merged(shared, own).astype(q.dtype).reshape(B, H, D)
 

@@ -29,7 +29,8 @@ class Shape:
     """The fixed sizes of a run, of one shard: everything compiles once for them.
 
     Attributes:
-      slots: B, samples decoded together.
+      slots: B, samples decoded together; a multiple of 8. Products of matrices come out the same,
+        bit for bit, for every row of a whole tile, but not always for those of a tile cut short.
       share: R, most samples that read one prompt's keys together; those of a case that has more are
         given its prompt more than once.
       prompt_tokens: T, room for a prompt.
@@ -44,6 +45,10 @@ class Shape:
     max_tokens: int
     kv_dtype: str = ""
     chunk: int = 64
+
+    def __post_init__(self) -> None:
+        if self.slots < 1 or self.slots % 8:
+            raise ValueError(f"slots={self.slots} is not a multiple of 8")
 
     @property
     def prompts(self) -> int:

@@ -16,7 +16,7 @@ from mcr_jax.model import lora, store
 from mcr_jax.model.config import DecoderConfig, LoraConfig, Rope
 from mcr_jax.model.sharding import make_mesh, one_device, shardings
 
-SHAPE = Shape(slots=4, share=3, prompt_tokens=12, max_tokens=8, chunk=3)
+SHAPE = Shape(slots=8, share=3, prompt_tokens=12, max_tokens=8, chunk=3)
 TOKENS = {
     11: [3, 1, 4, 1, 5, 9, 2, 6],
     22: [7],
@@ -223,7 +223,7 @@ def test_a_sample_is_the_same_whatever_is_drawn_beside_it(engine, options, way):
 
 
 @pytest.mark.parametrize(
-    "change", [{"chunk": 1}, {"chunk": 50}, {"share": 1}, {"slots": 9}], ids=str
+    "change", [{"chunk": 1}, {"chunk": 50}, {"share": 1}, {"slots": 16}], ids=str
 )
 def test_how_the_work_is_cut_changes_no_token(model, engine, change):
     asked = [prompt(case, limits=(3, 8, 1, 6)) for case in TOKENS]
@@ -369,3 +369,8 @@ def test_what_cannot_be_is_refused(engine, bad, says):
     asked = dataclasses.replace(prompt(11, samples=(0,)), **bad)
     with pytest.raises(ValueError, match=says):
         list(engine.run([asked]))
+
+
+def test_slots_come_in_whole_tiles():
+    with pytest.raises(ValueError, match="slots=12 is not a multiple of 8"):
+        dataclasses.replace(SHAPE, slots=12)

@@ -1,0 +1,236 @@
+"""Sampled tokens per second of a 7B or 8B decoder on one GPU, as a share of what its memory allows.
+
+    python -m bench.roofline                      # Qwen2.5-7B and Llama-3.1-8B, bfloat16
+    python -m bench.roofline --shapes=tiny        # proves on any CPU that it works
+
+Random weights; 10 samples of each prompt of about 1,000 tokens, which end at lengths of their own,
+500 on average with a long tail. Ours is everything from nothing, prefill included. The bound is
+that of steps alone with every slot busy:
+
+    t = max(2P / BW, 2PB / F) + B c κ / BW        tokens/s = B / t
+
+P matmul parameters, B slots, κ bytes of keys and values per token, c tokens of them that a sample
+reads: its own so far, and its share of a prompt that half of its samples still read. BW and F are
+measured in the same process. transformers' `generate` has the same work in batches of several
+sizes, each side in a process of its own. Needs no more than
+jax, flax, optax, numpy, torch and transformers.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from mcr_jax.model.config import DecoderConfig, Rope
+
+SHAPES = {
+    "qwen2.5-7b": DecoderConfig(
+        vocab_size=152_064,
+        layers=28,
+        width=3584,
+        heads=28,
+        kv_heads=4,
+        head_dim=128,
+        mlp_width=18_944,
+        qkv_bias=True,
+        tied=False,
+        rope=Rope(theta=1e6),
+        dtype="bfloat16",
+    ),
+    "llama-3.1-8b": DecoderConfig(
+        vocab_size=128_256,
+        layers=32,
+        width=4096,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        mlp_width=14_336,
+        tied=False,
+        rope=Rope(theta=5e5),
+        dtype="bfloat16",
+    ),
+    "tiny": DecoderConfig(
+        vocab_size=512, layers=2, width=64, heads=4, kv_heads=2, head_dim=16, mlp_width=192
+    ),
+}
+SAMPLES = 10
+EOS = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", default="qwen2.5-7b,llama-3.1-8b")
+    parser.add_argument("--side", choices=("both", "ours", "peer"), default="both")
+    parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--slots", default="128", help="of each run of ours, such as 128,256")
+    parser.add_argument("--peer-prompts", default="4,12", help="batch sizes to choose from")
+    flags = parser.parse_args()
+    if flags.side == "both":
+        for side in ("ours", "peer"):
+            call = [sys.executable, "-m", "bench.roofline", *sys.argv[1:], f"--side={side}"]
+            subprocess.run(call, check=True)
+        return
+    for name in flags.shapes.split(","):
+        config = SHAPES[name]
+        scale = 16 if name == "tiny" else 1
+        tokens, lengths = _work(config.vocab_size, flags.prompts, scale)
+        told = {"bench": "roofline", "side": flags.side, "shape": name}
+        for figures in (_ours if flags.side == "ours" else _peer)(config, tokens, lengths, flags):
+            print(json.dumps(told | figures), flush=True)
+
+
+def _work(vocab: int, prompts: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts, int [prompts, 1000], and how long their samples are, int [prompts, 10]."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(3, vocab, (prompts, 1000 // scale))
+    lengths = np.exp(rng.normal(6, 0.7, (prompts, SAMPLES)))
+    return tokens, (np.clip(lengths, 16, 2048) // scale).astype(int)
+
+
+def _ours(config: DecoderConfig, tokens, lengths, flags):
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    import jax
+    from flax import nnx
+
+    from mcr_jax.generate.engine.engine import Engine, Prompt
+    from mcr_jax.generate.engine.state import Shape
+    from mcr_jax.generate.engine.weights import take
+    from mcr_jax.model.blueprint import blueprint, initial_params
+    from mcr_jax.model.sharding import one_device, shardings
+
+    mesh = one_device()
+    graph, shapes = blueprint(config)
+    bandwidth, flops = _bytes_per_second(), _flops_per_second()
+    drawn = jax.jit(lambda: initial_params(config, 0), out_shardings=shardings(mesh, shapes))()
+    weights = take(nnx.merge(graph, drawn))
+    del drawn
+    prompts = [
+        Prompt(
+            tokens=row.astype(np.int32),
+            case=number,
+            samples=tuple(range(SAMPLES)),
+            limits=tuple(map(int, limits)),
+        )
+        for number, (row, limits) in enumerate(zip(tokens, lengths, strict=True))
+    ]
+    for slots in map(int, flags.slots.split(",")):
+        shape = Shape(
+            slots=slots,
+            share=SAMPLES,
+            prompt_tokens=-(-tokens.shape[1] // 512) * 512,
+            max_tokens=int(lengths.max()),
+        )
+        engine = Engine(config, weights, shape, (), 0, mesh)
+        start = time.perf_counter()
+        for _ in engine.run(prompts[: slots // SAMPLES + 1]):
+            pass
+        warm_up = time.perf_counter() - start
+        start = time.perf_counter()
+        count = sum(len(sample.tokens) for sample in engine.run(prompts))
+        seconds = time.perf_counter() - start
+        assert count == lengths.sum(), (count, lengths.sum())
+        bound = _bound(config, slots, tokens.shape[1], lengths, bandwidth, flops)
+        stats = jax.devices()[0].memory_stats() or {}
+        yield {
+            "tokens_per_second": round(count / seconds, 1),
+            "bound": round(bound, 1),
+            "of_bound": round(count / seconds / bound, 4),
+            "slots": slots,
+            "slots_busy": round(count / engine.pulse.steps / slots, 4),
+            "warm_up_seconds": round(warm_up, 1),
+            "bytes_per_second": round(bandwidth),
+            "matmul_flops_per_second": round(flops),
+            "peak_bytes": stats.get("peak_bytes_in_use"),
+            "device": jax.devices()[0].device_kind,
+        }
+        del engine
+
+
+def _bound(c: DecoderConfig, slots, prompt, lengths, bandwidth, flops) -> float:
+    size = 2 if c.dtype == "bfloat16" else 4
+    attended = (2 * c.heads + 2 * c.kv_heads) * c.head_dim * c.width
+    parameters = c.layers * (attended + 3 * c.width * c.mlp_width) + c.vocab_size * c.width
+    kept = 2 * c.layers * c.kv_heads * c.head_dim * size
+    own = (lengths.astype(float) ** 2).sum() / lengths.sum() / 2  # behind the mean token drawn
+    read = own + prompt / (SAMPLES / 2)
+    seconds = max(size * parameters / bandwidth, 2 * parameters * slots / flops)
+    return slots / (seconds + slots * read * kept / bandwidth)
+
+
+def _bytes_per_second() -> float:
+    """Of adding one to an array that no cache holds, read and written."""
+    import jax
+    import jax.numpy as jnp
+
+    count = 1 << (24 if jax.default_backend() == "cpu" else 30)
+    add, x = jax.jit(lambda x: x + 1, donate_argnums=0), jnp.zeros(count, jnp.float32)
+    times = []
+    for _ in range(12):
+        start = time.perf_counter()
+        x = add(x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * 4 * count / min(times[2:])
+
+
+def _flops_per_second() -> float:
+    import jax
+    import jax.numpy as jnp
+
+    size = 512 if jax.default_backend() == "cpu" else 8192
+    product, x = jax.jit(lambda x: x @ x), jnp.ones((size, size), jnp.bfloat16)
+    times = []
+    for _ in range(12):
+        start = time.perf_counter()
+        product(x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times[2:])
+
+
+def _peer(config: DecoderConfig, tokens, lengths, flags):
+    import torch
+    import transformers
+
+    from bench.decode import Transformers
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    llama = not config.qkv_bias
+    kind = transformers.LlamaConfig if llama else transformers.Qwen2Config
+    shape = kind(
+        vocab_size=config.vocab_size,
+        hidden_size=config.width,
+        intermediate_size=config.mlp_width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        tie_word_embeddings=config.tied,
+        max_position_embeddings=32_768,
+        eos_token_id=EOS,
+        pad_token_id=EOS,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        dtype = getattr(torch, config.dtype)
+        model = transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype).eval()
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = EOS
+    for size in map(int, flags.peer_prompts.split(",")):
+        size = min(size, len(tokens))
+        call = Transformers(model, tokens[:size], lengths[:size], size)
+        start = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        yield {
+            "tokens_per_second": round(lengths[:size].sum() / seconds, 1),
+            "prompts_of_batch": size,
+            "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        }
+
+
+if __name__ == "__main__":
+    main()
