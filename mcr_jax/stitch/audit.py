@@ -14,8 +14,8 @@ import dataclasses
 import re
 from collections.abc import Collection, Sequence
 
-from mcr_jax import completion
 from mcr_jax.cases import Case
+from mcr_jax.data.traces import breaks
 from mcr_jax.prompts import inert
 from mcr_jax.statements import parse_statements
 from mcr_jax.stitch import names, text
@@ -28,7 +28,6 @@ VERSION = 1  # counts up when a rule changes
 # From the gravest on: a case that fell back to its statements is counted under the first it has.
 FAULTS = ("empty", "tags", "list", "short", "long", "dropped", "added", "early")
 
-_TAG = re.compile(r"</?\s*(?:think|answer)\b", re.IGNORECASE)
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 
 
@@ -88,7 +87,7 @@ class Auditor:
         length = len(text.words(trace)) / max(1, len(text.words(" ".join(case.statements))))
         found = {
             "empty": not said,
-            "tags": _breaks(trace),
+            "tags": breaks(trace),
             "list": len(parse_statements(trace)) > 1,
             "short": bool(said) and length < self._limits.shortest,
             "long": length > self._limits.longest,
@@ -121,13 +120,7 @@ def joined(case: Case) -> str:
     lines = (" ".join(statement.split()) for statement in case.statements)
     ended = (line if line.rstrip("\"'”’»)]")[-1:] in ".!?…" else f"{line}." for line in lines)
     trace = " ".join(ended)
-    return inert(trace) if _breaks(trace) else trace
-
-
-def _breaks(trace: str) -> bool:
-    """Whether a completion with this trace would be read otherwise than it was written."""
-    read = completion.parse(completion.render(trace, "-"))
-    return bool(_TAG.search(trace)) or (read.trace, read.answer) != (trace.strip(), "-")
+    return inert(trace) if breaks(trace) else trace
 
 
 def _early(

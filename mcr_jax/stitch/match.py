@@ -63,8 +63,8 @@ class Statement:
         for one, other in _OPPOSITES:
             if self._all & one and not words & one and words & other and not self._all & other:
                 return 0.0
-        for name, stance in self._stances.items():
-            if stance and stance + stance(name, said) == 0:
+        for name, here in self._stances.items():
+            if here and here + stance(name, said) == 0:
                 return 0.0
         content = self._plain | self._denied
         if not content:
