@@ -147,7 +147,7 @@ def default() -> ConfigDict:
     c.stitch.temperature = 0.7
     c.stitch.top_p = 0.95
     c.stitch.max_tokens = 1024
-    c.stitch.prompt_tokens = 1024  # longer prompts end as prompt_too_long
+    c.stitch.prompt_tokens = 2048  # longer prompts end as prompt_too_long
     c.stitch.prompts_per_batch = 8
     c.stitch.coverage = 1.0  # least share of the statements that a trace makes
     c.stitch.shortest = 0.5  # least and most words of a trace, as multiples of the statements'

@@ -78,21 +78,23 @@ GLUE = (
         """
     )
 )
+# Of each pair one word is not said for the other. Words beside one another mean the same.
 OPPOSITES = tuple(
-    (_words(one), _words(other))
+    (tuple(one.split()), tuple(other.split()))
     for one, other in (
         ("left", "right"),
-        ("high higher raised elevated increased", "low lower lowered reduced decreased"),
+        ("high higher raised elevated elevation increased", "low lower lowered reduced decreased"),
         ("positive", "negative"),
         ("unilateral", "bilateral"),
         ("upper", "lower"),
         ("proximal", "distal"),
         ("anterior", "posterior"),
         ("normal", "abnormal"),
-        ("improved improving improvement", "worsened worsening worse"),
+        ("improved improving improvement better", "worsened worsening worse"),
         ("benign", "malignant"),
     )
 )
+SAME = {word: side[0] for pair in reversed(OPPOSITES) for side in pair for word in side}
 
 # End as names of diseases do.
 NO_NAMES = _words(

@@ -21,7 +21,7 @@ SHARE, WIDE_SHARE = 0.6, 0.75
 
 _GLUE = frozenset(map(stem, lexicon.GLUE))
 _OPPOSITES = tuple(
-    (frozenset(map(stem, one)), frozenset(map(stem, other)))
+    (stem(one[0]), stem(other[0]))
     for pair in lexicon.OPPOSITES
     for one, other in (pair, pair[::-1])
 )
@@ -61,7 +61,7 @@ class Statement:
         if (self._plain - self._denied) & (run.denied - run.plain):
             return 0.0
         for one, other in _OPPOSITES:
-            if self._all & one and not words & one and words & other and not self._all & other:
+            if one in self._all - words and other in words - self._all:
                 return 0.0
         for name, here in self._stances.items():
             if here and here + stance(name, said) == 0:

@@ -27,7 +27,7 @@ _ROWS = {
     "faultless": "without any fault",
     "with_additions": "naming what nothing gives",
     "early": "giving the diagnosis away",
-    "length_ratio": "words, as multiple of statements'",
+    "length_ratio": "words, by the statements'",
 }
 
 
@@ -109,7 +109,8 @@ def table(summary: dict[str, Any]) -> Table:
         made.add_row(label, _told(summary["first"].get(name)), _told(summary["kept"].get(name)))
     joined = summary["joined"]
     made.add_row("statements joined instead", "", _told(joined["share"]))
-    for reason, count in joined["reasons"].items():
+    for reason in (reason for reason in REASONS if reason in joined["reasons"]):
+        count = joined["reasons"][reason]
         made.add_row(f"  because {reason.replace('_', ' ')}", "", f"{count:,}")
     return made
 

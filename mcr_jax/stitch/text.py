@@ -77,9 +77,13 @@ def words(text: str) -> tuple[str, ...]:
 
 @functools.lru_cache(100_000)
 def stem(word: str) -> str:
-    """`word` without its plural and one common ending; numbers up to ten in digits."""
+    """`word` without its plural and one common ending; one word for those that mean the same.
+
+    Numbers up to ten are in digits.
+    """
     if word in _COUNTED:
         return _COUNTED[word]
+    word = lexicon.SAME.get(word, word)
     word = word.removesuffix("'s")
     if len(word) > 4 and word.endswith("ies"):
         word = word[:-3] + "y"
