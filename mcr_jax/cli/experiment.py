@@ -228,12 +228,8 @@ class Experiment:
 
     def training_cases(self) -> list[Case]:
         """The cases that training reads: of the splits train and, where there is one, val."""
-        return [
-            case
-            for split in ("train", "val")
-            if self.has_split(split)
-            for case in self.cases(split)
-        ]
+        splits = ("train", "val") if self.has_split("val") else ("train",)
+        return [case for split in splits for case in self.cases(split)]
 
     @functools.cached_property
     def traces(self) -> dict[str, str] | None:

@@ -41,7 +41,8 @@ def run(experiment: Experiment) -> None:
     with Ledger(workdir.ledger) as ledger:
         rows = stitch(ledger, e.config, cases, generator, model_name(e.config), prompt)
     made = traces.digest({row.fingerprint: row.trace for row in rows})
-    e.refuse_other({"traces": made})  # before those that a model here was trained on are lost
+    if e.config.train.traces == traces.STITCHED:  # or those it was trained on would be lost
+        e.refuse_other({"traces": made})
     score = e.config.score
     settings = {"confidence": score.confidence, "resamples": score.resamples, "seed": e.config.seed}
     summary = summarize(rows, functools.partial(statistics.interval, **settings))

@@ -46,6 +46,8 @@ def run(experiment: Experiment, profile: range = range(0)) -> None:
     places = ("data.source", "data.data_dir", "tokenizer.path", "train.checkpoints", "train.traces")
     frozen = configs.frozen(e.config).items()
     identity = {name: value for name, value in frozen if name not in places} | inputs
+    if not inputs["traces"]:  # checkpoints from before there were any tell nothing of them
+        del identity["traces"]
     trained = train(
         *(e.workdir, e.config, e.shape, cases, e.tokenizer, e.prompt),
         profile=profile,
@@ -87,9 +89,8 @@ def _inputs(e: Experiment) -> dict[str, Any]:
         "prompt": e.prompt.digest,
         "seed": e.config.seed,
         **e.origin(),
+        "traces": "" if e.traces is None else digest(e.traces),
     }
-    if e.traces is not None:
-        inputs["traces"] = digest(e.traces)
     hosts.same({name: str(value) for name, value in inputs.items()})
     e.workdir.note("train", {**e.refuse_other(inputs), **inputs})
     return inputs

@@ -166,12 +166,13 @@ def rows_digest(rows: Iterable[Trace]) -> str:
 
 
 def breaks(trace: str) -> bool:
-    """Whether a completion with this trace would be read otherwise than it was written."""
+    """Whether a completion could not hold this trace, or would be read otherwise than written."""
     read = completion.parse(completion.render(trace, "-"))
-    return bool(_TAG.search(trace)) or (read.trace, read.answer) != (trace.strip(), "-")
+    whole = (read.trace, read.answer) == (trace.strip(), "-")
+    return not whole or bool(_TAG.search(trace)) or "\0" in trace
 
 
 def _problem(row: Mapping[str, str]) -> str:
     if not row["trace"].strip():
         return "is empty"
-    return "holds a tag of completions" if breaks(row["trace"]) else ""
+    return "holds a tag of completions, or a NUL" if breaks(row["trace"]) else ""

@@ -68,12 +68,12 @@ class Auditor:
     """Audits traces of many cases.
 
     Args:
-      cases: their diagnoses are names to watch for, whichever case a trace is of.
+      cases: what they end in and what they weigh are names to watch for, in a trace of any case.
       limits: what traces must keep to.
     """
 
     def __init__(self, cases: Collection[Case], limits: Limits):
-        self._vocabulary = Vocabulary(case.final_diagnosis for case in cases)
+        self._vocabulary = Vocabulary(cases)
         self._limits = limits
 
     def audit(self, case: Case, trace: str) -> Audit:

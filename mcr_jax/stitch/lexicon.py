@@ -96,7 +96,16 @@ OPPOSITES = tuple(
 )
 SAME = {word: side[0] for pair in reversed(OPPOSITES) for side in pair for word in side}
 
-# End as names of diseases do.
+# Are names of diseases although they do not end as such do.
+NAMES = _words(
+    """
+    anaphylaxis aneurysm asthma botulism cholera dementia dengue diabetes eczema embolism epilepsy
+    glaucoma gout gravis hernia herpes infarction influenza leprosy lupus malaria measles migraine
+    mumps myasthenia pneumothorax porphyria purpura rabies rickets rubella scleroderma scurvy
+    shingles stroke syphilis tetanus typhoid typhus varicella
+    """
+)
+# End as names of diseases do, and are none.
 NO_NAMES = _words(
     """
     apoptosis aroma coma diagnoses diagnosis diploma endocytosis genoma hypnosis misdiagnosis

@@ -106,7 +106,12 @@ def stitch(
                 row = RowKey(stage=STAGE, case=case.fingerprint, model=model, sample=drawn - 1)
                 samples[case.fingerprint].append(_sample(case, answers[row], auditor))
                 progress.advance()
-    return [_trace(case, samples[case.fingerprint], auditor, model, prompt) for case in cases]
+    rows = []
+    with console.track("traces", len(cases)) as progress:
+        for case in cases:
+            rows.append(_trace(case, samples[case.fingerprint], auditor, model, prompt))
+            progress.advance()
+    return rows
 
 
 def _job(case: Case, wanted: int, config: ConfigDict, model: str, prompt: Prompt) -> driver.Job:

@@ -77,6 +77,7 @@ def test_a_missing_file_names_the_stage_to_run(path, cases):
         (" ", "row 2, field trace: is empty"),
         ("It hums.</think>", "row 2, field trace: holds a tag of completions"),
         ("It <Answer>hums", "row 2, field trace: holds a tag of completions"),
+        ("It\0hums", "row 2, field trace: holds a tag of completions, or a NUL"),
     ],
 )
 def test_a_trace_that_cannot_be_a_target_is_named_by_its_row(path, cases, trace, problem):

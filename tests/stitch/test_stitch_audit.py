@@ -1,6 +1,7 @@
 """The audit finds planted faults in the fictional clinic's traces and passes good paraphrases."""
 
 import dataclasses
+import pathlib
 import random
 
 import paraphrase
@@ -9,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcr_jax import synthetic
-from mcr_jax.cases import Case
+from mcr_jax.cases import Case, read_cases
 from mcr_jax.completion import parse, render
 from mcr_jax.stitch.audit import FAULTS, Auditor, Limits, joined, trace_of
 
 CASES = synthetic.cases(11, {"train": 100})
+REAL = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "cases"
 DISEASES = sorted({case.final_diagnosis for case in CASES})
 AUDITOR = Auditor(CASES, Limits())
 
@@ -67,6 +69,22 @@ def test_joined_statements_pass_for_every_case():
     for case in CASES:
         audit = AUDITOR.audit(case, joined(case))
         assert (audit.faults, audit.coverage, audit.length) == ((), 1.0, 1.0)
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="no real cases at ../shared/data/cases")
+def test_joined_statements_of_real_cases_pass_and_each_one_dropped_is_missed():
+    cases = read_cases(REAL / "medcasereasoning_val_16.jsonl")
+    auditor = Auditor(cases, Limits(shortest=0.0))
+    missed = total = 0
+    for case in cases:
+        assert auditor.audit(case, joined(case)).faults == ()
+        for number in range(len(case.statements)):
+            left = case.statements[:number] + case.statements[number + 1 :]
+            audit = auditor.audit(case, "\n".join(left))
+            total += 1
+            missed += number + 1 not in audit.missing
+    # A statement that quotes the same words as its neighbour is made by that one, too.
+    assert missed <= 0.1 * total
 
 
 def told(*statements: str, diagnosis: str = "Quillfever") -> Case:

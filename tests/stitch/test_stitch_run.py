@@ -10,6 +10,7 @@ from mcr_jax import config as configs
 from mcr_jax import prompts, synthetic
 from mcr_jax.data.traces import JOINED, STITCHED
 from mcr_jax.errors import McrError, UsageError
+from mcr_jax.generate import driver
 from mcr_jax.generate.api import Outcome, Reply
 from mcr_jax.generate.ledger import Ledger, Scope
 from mcr_jax.stitch.audit import joined
@@ -57,6 +58,11 @@ def config(**changes):
     with made.unlocked():
         made.update_from_flattened_dict({f"stitch.{k}": v for k, v in changes.items()})
     return made
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr(driver.Retry, "pause", lambda *unused: 0.0)
 
 
 @pytest.fixture
@@ -168,11 +174,8 @@ def test_another_model_or_prompt_is_asked_anew(ledger, tmp_path):
 
 
 def test_a_reply_that_could_not_be_had_stops_it_with_one_line_and_keeps_the_others(
-    ledger, monkeypatch
+    ledger,
 ):
-    from mcr_jax.generate import driver
-
-    monkeypatch.setattr(driver.Retry, "pause", lambda *unused: 0.0)
     lost = CASES[2].fingerprint
     writer = Writer(lambda c, index: Outcome.INFRA_ERROR if c.fingerprint == lost else good(c))
     with pytest.raises(McrError, match=r"1 of 8 traces could not be had \(told to\).*mcr stitch"):
