@@ -6,12 +6,17 @@ newest checkpoint, and gemini asks Gemini (set GEMINI_API_KEY). Every trace is a
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
 
 from mcr_jax import config as configs
 from mcr_jax import console, prompts
-from mcr_jax.cli.experiment import Experiment, devices, run_stage
+from mcr_jax.cli.experiment import Experiment, devices, newest_step, run_stage
 from mcr_jax.workdir import digest
+
+if TYPE_CHECKING:
+    from mcr_jax.generate.api import Generator
 
 
 def main(argv: Sequence[str]) -> None:
@@ -53,13 +58,13 @@ def run(experiment: Experiment) -> None:
     _show(summary)
 
 
-def model_name(config: Any) -> str:
+def model_name(config: ConfigDict) -> str:
     """The model of config.stitch as it stands in the ledger."""
     c = config.stitch
     return f"gemini:{c.gemini}" if c.model == "gemini" else c.model
 
 
-def _generator(e: Experiment) -> tuple[Any, str]:
+def _generator(e: Experiment) -> "tuple[Generator, str]":
     """The generator that config.stitch names, and where its weights come from."""
     c = e.config.stitch
     if c.model == "gemini":
@@ -90,18 +95,18 @@ def _generator(e: Experiment) -> tuple[Any, str]:
 
 def _inputs(e: Experiment, prompt: prompts.Prompt) -> dict[str, Any]:
     """What the traces follow from."""
-    from mcr_jax.cli.experiment import newest_step
     from mcr_jax.data.dataset import dataset_fingerprint
     from mcr_jax.stitch.audit import VERSION
 
     decisive = ("seed", "stitch", "model", "lora", "score")
     fields = {n: v for n, v in configs.fields(e.config) if n.partition(".")[0] in decisive}
+    trained = {"which": e.config.sample.checkpoint, "newest": newest_step(e.checkpoints)}
     return {
         "dataset": dataset_fingerprint(e.data_dir),
         "prompt": prompt.digest,
         "config": digest(fields),
         "audit": VERSION,
-        "step": newest_step(e.checkpoints) if e.config.stitch.model == "sft" else None,
+        "checkpoint": trained if e.config.stitch.model == "sft" else {},
         **e.origin(),
     }
 

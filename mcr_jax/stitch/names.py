@@ -27,7 +27,8 @@ _WEIGHED = re.compile(
     r"(?P<names>[^.;:“\"]{3,90}?)\s*"
     r"(?:—|–|\bconsidered (?:and|but)\b"
     r"|\b(?:was|were|is|are|can be|could be|had been)\s+(?:\w+\s+){0,2}?(?:considered|excluded"
-    r"|ruled out|unlikely|less likely|favou?red|confirmed|suspected|supported|diagnosed|rejected)\b)",
+    r"|ruled out|unlikely|less likely|favou?red|confirmed|suspected|supported|diagnosed"
+    r"|rejected)\b)",
     re.IGNORECASE,
 )
 _AMONG = re.compile(r",|/|\bor\b|\band\b|\bversus\b", re.IGNORECASE)

@@ -1,12 +1,14 @@
 """`mcr stitch` and what reads its traces, as real processes on fictional cases."""
 
 import collections
+import dataclasses
+import json
 import pathlib
 import shutil
 import signal
 
 import pytest
-from processes import read, rows, until
+from processes import Mcr, read, rows, until
 
 from mcr_jax.completion import parse
 from mcr_jax.data import traces
@@ -25,6 +27,7 @@ STITCH = {
     "train.steps": 4,
     "train.eval_every": 4,
     "sample.n": 1,
+    "sample.models": ("sft",),
     "judge.recall_samples": 1,
 }
 CASES = STITCH["synthetic.train"] + 4  # and those of the val split
@@ -34,8 +37,6 @@ FLAGS = tuple(f"--config.{field}={value}" for field, value in STITCH.items())
 @pytest.fixture(scope="session")
 def stitched(tmp_path_factory, mcr_env, tiny_config) -> pathlib.Path:
     """A workdir in which stitching has run, and nothing after it; for reading only."""
-    from processes import Mcr
-
     folder = tmp_path_factory.mktemp("stitched")
     run, workdir = Mcr(folder, mcr_env), folder / "w"
     run.ok("build", f"--config={tiny_config}", f"--workdir={workdir}", *FLAGS)
@@ -112,14 +113,10 @@ def test_training_learns_the_traces_and_the_rest_of_the_way_goes_on(mcr, w):
     traces.write(w / "traces.parquet", rewritten[1:])
     line = mcr.fails(1, "train", f"--workdir={w}")
     assert f"no trace of 1 of {CASES} cases" in line and "mcr stitch" in line
-    import dataclasses
-
     changed = dataclasses.replace(rewritten[0], trace="The ribs hum.")
     traces.write(w / "traces.parquet", [changed, *rewritten[1:]])
     line = mcr.fails(2, "train", f"--workdir={w}")
     assert "was trained with another traces" in line
-    line = mcr.fails(2, "train", f"--workdir={w}", "--config.train.traces=enumerated")
-    assert "made with train.traces='stitched'" in line
 
 
 def test_before_training_only_what_the_traces_rest_on_is_fixed(mcr, w):
@@ -127,6 +124,10 @@ def test_before_training_only_what_the_traces_rest_on_is_fixed(mcr, w):
     assert "model.width" in line
     said = mcr.ok("train", f"--workdir={w}", "--config.optim.learning_rate=1e-4")
     assert "train: step 4" in said
+    line = mcr.fails(2, "train", f"--workdir={w}", "--config.optim.learning_rate=1e-3")
+    assert "optim.learning_rate" in line
+    mcr.ok("stitch", f"--workdir={w}", "--config.stitch.model=sft")
+    assert {row.model for row in traces.read(w / "traces.parquet")} == {"sft"}
 
 
 def test_the_traces_become_a_config_of_the_dataset(mcr, w):
@@ -167,6 +168,24 @@ def test_gemini_writes_and_a_hostile_reply_never_reaches_the_target(mcr, w, gemi
     for call in gemini.calls:
         for case in cases:
             assert case.case_prompt not in call.text and case.title not in call.text
+
+
+def test_traces_that_a_model_was_trained_on_are_not_written_over(mcr, w, gemini):
+    # As training on other traces than Gemini's leaves it.
+    (w / "checkpoints" / "4").mkdir(parents=True)
+    manifest = read(w / "manifest.json")
+    manifest["train"] = {"traces": "0123456789abcdef"}
+    (w / "manifest.json").write_text(json.dumps(manifest))
+    config = read(w / "config.json")
+    config["train"]["traces"] = "stitched"
+    (w / "config.json").write_text(json.dumps(config))
+    before = (w / "traces.parquet").read_bytes()
+    gemini.then(*(gemini.says(joined(case)) for case in cases_of(w, "train", "val")))
+    flags = ("--config.stitch.model=gemini", "--config.stitch.concurrency=1")
+    env = {"GEMINI_API_KEY": gemini.key, "GOOGLE_GEMINI_BASE_URL": gemini.url}
+    line = mcr.fails(2, "stitch", f"--workdir={w}", *flags, **env)
+    assert "was trained with another traces (0123456789ab" in line
+    assert (w / "traces.parquet").read_bytes() == before
 
 
 def test_without_a_key_gemini_is_a_wrong_call(mcr, w):
