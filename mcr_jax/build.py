@@ -1,7 +1,8 @@
 """Stage `build`: cases on disk to the TFDS dataset `medcasereasoning`.
 
-In: a source "PATH[,PATH]" of JSONL, Parquet or a Hub snapshot folder. Out: the prepared dataset in
-a data_dir, which `tfds.load` and `tfds.data_source` read with no import of this package.
+In: a source "PATH[,PATH]" of JSONL, Parquet or a Hub snapshot folder, and for the dataset's config
+`stitched` the traces that `mcr stitch` made of the cases. Out: the prepared dataset in a data_dir,
+which `tfds.load` and `tfds.data_source` read with no import of this package.
 
 A dataset appears whole or not at all: it is prepared aside, in a hidden folder beside its place,
 and moved there by rename. What a killed run leaves is invisible to TFDS and swept by the next.
@@ -21,8 +22,8 @@ from absl import logging
 
 from mcr_jax import cases as cases_lib
 from mcr_jax import errors
-from mcr_jax.data import dataset
-from mcr_jax.data_builders.medcasereasoning import Builder
+from mcr_jax.data import dataset, traces
+from mcr_jax.data_builders.medcasereasoning import STITCHED, Builder
 
 _ASIDE = ".mcr-build-"
 _OLD = "replaced"
@@ -37,6 +38,8 @@ class BuildReport:
       version: The dataset's version.
       counts: Cases per split.
       fingerprint: SHA-256 of the source (`cases.source_fingerprint`).
+      config: "stitched", or "" for the cases alone.
+      traces_fingerprint: SHA-256 of the traces; "" without.
       already_done: Whether the same dataset stood there before and nothing was written.
     """
 
@@ -44,7 +47,14 @@ class BuildReport:
     version: str
     counts: Mapping[str, int]
     fingerprint: str
+    config: str
+    traces_fingerprint: str
     already_done: bool
+
+    @property
+    def name(self) -> str:
+        """What `tfds.load` knows it by."""
+        return "/".join(filter(None, (dataset.NAME, self.config)))
 
 
 def build(
@@ -52,6 +62,7 @@ def build(
     data_dir: str | os.PathLike | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    traces_path: str = "",
 ) -> BuildReport:
     """Prepares the dataset, unless the same one is there already.
 
@@ -63,11 +74,13 @@ def build(
         ~/tensorflow_datasets).
       overwrite: Whether to prepare in any case, in place of whatever dataset is there.
       progress: Called with (cases written, cases in all).
+      traces_path: The file that `mcr stitch` wrote, for the config `stitched`; "" for the dataset
+        without a config. Each has its place, and the other stays as it is.
 
     Raises:
       UsageError: The source or the data_dir is none.
-      McrError: The cases are bad, another dataset or another build is in the way, or the disk is
-        full. A dataset that was there is untouched.
+      McrError: The cases or the traces are bad, another dataset or another build is in the way, or
+        the disk is full. A dataset that was there is untouched.
     """
     data_dir = dataset.resolve_data_dir(data_dir)
     cases = cases_lib.read_cases(source)
@@ -80,16 +93,24 @@ def build(
             if (count := sum(case.split == split for case in cases))
         },
         fingerprint=cases_lib.source_fingerprint(cases),
+        config=STITCHED.name if traces_path else "",
+        traces_fingerprint=_fingerprint_of(traces_path),
         already_done=False,
     )
-    target = data_dir / dataset.NAME / report.version
+    target = data_dir / dataset.NAME / report.config / report.version
     try:
         with _lock(target.parent), _quiet():
             _sweep(target)
             if _is_built(report, overwrite):
                 return dataclasses.replace(report, already_done=True)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=_ASIDE) as aside:
-                builder = Builder(source=cases, data_dir=aside, progress=progress)
+                builder = Builder(
+                    source=cases,
+                    traces=traces_path or None,
+                    config=report.config or None,
+                    data_dir=aside,
+                    progress=progress,
+                )
                 builder.download_and_prepare()
                 if damaged := dataset.damaged_files(builder):
                     raise errors.McrError(
@@ -109,15 +130,26 @@ def _is_built(wanted: BuildReport, overwrite: bool) -> bool:
     if overwrite:
         return False
     try:
-        there = dataset.dataset_fingerprint(wanted.data_dir)
+        builder = dataset.open_builder(wanted.data_dir, wanted.config)
+        there = dataset.fingerprint_of(builder)
     except dataset.MissingDatasetError:
         return False
-    if there == wanted.fingerprint:
-        return not dataset.damaged_files(dataset.open_builder(wanted.data_dir))
-    raise errors.McrError(
-        f"{wanted.data_dir} holds a dataset of other cases (fingerprint {there[:12]}, this source "
-        f"has {wanted.fingerprint[:12]}): pass another --data_dir, or --overwrite to replace it"
-    )
+    stitched = builder.info.metadata.get("traces_fingerprint", "")
+    for what, found, given in (
+        ("cases", there, wanted.fingerprint),
+        ("traces", stitched, wanted.traces_fingerprint),
+    ):
+        if found != given:
+            raise errors.McrError(
+                f"{wanted.data_dir} holds a dataset of other {what} (fingerprint {found[:12]}, "
+                f"this source has {given[:12]}): pass another --data_dir, or --overwrite to "
+                "replace it"
+            )
+    return not dataset.damaged_files(builder)
+
+
+def _fingerprint_of(traces_path: str) -> str:
+    return traces.rows_digest(traces.read(pathlib.Path(traces_path))) if traces_path else ""
 
 
 def _swap(new: pathlib.Path, target: pathlib.Path, aside: pathlib.Path) -> None:

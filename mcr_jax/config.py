@@ -31,7 +31,8 @@ _COUNTS = (  # fields of which there is at least one
     "train.accumulate",
     *("train.eval_every", "train.checkpoint_every", "sample.n", "sample.max_tokens"),
     *("sample.prompt_tokens", "sample.slots", "sample.share", "score.resamples", "judge.attempts"),
-    *("judge.concurrency",),
+    *("judge.concurrency", "stitch.attempts", "stitch.max_tokens", "stitch.prompt_tokens"),
+    "stitch.concurrency",
 )
 _RANGES = {  # smallest and largest value of a field
     "seed": (0, _MAX_SEED),
@@ -53,6 +54,11 @@ _RANGES = {  # smallest and largest value of a field
     "synthetic.test": (0, float("inf")),
     "sample.temperature": (0, float("inf")),
     "sample.top_p": (1e-6, 1),
+    "stitch.temperature": (0, float("inf")),
+    "stitch.top_p": (1e-6, 1),
+    "stitch.coverage": (0, 1),
+    "stitch.shortest": (0, 1),
+    "stitch.longest": (1, 1000),
     "judge.recall_samples": (0, float("inf")),
     "score.confidence": (0.5, 0.9999),
     **dict.fromkeys(_COUNTS, (1, 10**9)),
@@ -64,7 +70,9 @@ _CHOICES = {  # of a tuple, each of its values
     "optim.schedule": ("cosine", "linear", "constant"),
     "train.compute": ("float32", "bfloat16"),
     "train.too_long": ("drop", "keep"),
+    "train.traces": ("enumerated", "stitched"),
     "sample.checkpoint": ("newest", "best"),
+    "stitch.model": ("base", "sft", "gemini"),
     "train.remat": ("none", "dots", "full"),
     "attention": ("auto", "xla", "cudnn", "splash"),
 }
@@ -133,7 +141,22 @@ def default() -> ConfigDict:
     c.mesh.fsdp = -1
     c.mesh.tensor = 1
 
+    c.stitch = ConfigDict()  # statements to one fluent trace per case, which training may learn
+    c.stitch.model = "base"  # who writes: base, the model before training | sft | gemini
+    c.stitch.attempts = 3  # samples per case; once all have failed the audit, statements are joined
+    c.stitch.temperature = 0.7
+    c.stitch.top_p = 0.95
+    c.stitch.max_tokens = 1024
+    c.stitch.prompt_tokens = 2048  # longer prompts end as prompt_too_long
+    c.stitch.coverage = 1.0  # least share of the statements that a trace makes
+    c.stitch.shortest = 0.5  # least and most words of a trace, as multiples of the statements'
+    c.stitch.longest = 2.0
+    c.stitch.gemini = "gemini-2.5-flash"  # which, where model is gemini
+    c.stitch.concurrency = 8  # calls under way at once, of gemini
+    c.stitch.timeout = 60.0  # seconds per call, of gemini
+
     c.train = ConfigDict()
+    c.train.traces = "enumerated"  # the target: statements as published | stitched, `mcr stitch`'s
     c.train.steps = 400
     c.train.epochs = 0.0  # when above 0, as many steps as so many passes over the data take
     c.train.rows = 16  # packed rows per step, over all devices

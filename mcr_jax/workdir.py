@@ -51,6 +51,8 @@ class Workdir:
         self.manifest = self.path / "manifest.json"
         self.metrics = self.path / "metrics.jsonl"  # one line per logged training step
         self.tensorboard = self.path / "tb"  # the same for TensorBoard, and traces of steps
+        self.traces = self.path / "traces.parquet"  # one per case that training reads
+        self.stitching = self.path / "stitch.json"  # what the audit of the traces found
         self.ledger = self.path / "ledger.sqlite"
         self.scores = self.path / "scores.json"  # per case, what results.json averages
         self.results = self.path / "results.json"

@@ -87,12 +87,23 @@ def test_a_section_is_no_value_and_a_value_no_section():
         ("optim.b1", 1.0),
         ("optim.b2", 1.0),
         ("train.epochs", float("inf")),
+        ("stitch.attempts", 0),
+        ("stitch.coverage", 1.5),
+        ("stitch.shortest", -0.1),
+        ("stitch.longest", 0.9),
     ],
 )
 def test_a_number_that_no_stage_can_work_with_is_refused(name, value):
     message = refusal(name, value)
     assert name in message
     assert str(value) in message
+
+
+@pytest.mark.parametrize("name", ["train.traces", "stitch.model"])
+def test_a_word_that_is_no_choice_is_refused_with_those_that_are(name):
+    message = refusal(name, "embroidered")
+    assert name in message and "'embroidered'" in message
+    assert configs.default()[name.split(".")[0]][name.split(".")[1]] in message
 
 
 def test_an_integer_stands_for_a_float_and_compares_as_one():
@@ -116,8 +127,8 @@ def test_every_frozen_name_is_a_field_or_a_section():
     for name in configs.FROZEN:
         assert any(field == name or field.startswith(f"{name}.") for field in FIELDS)
     frozen = configs.frozen(configs.default())
-    assert {"seed", "model.width", "train.steps", "optim.b1"} <= frozen.keys()
-    assert not {"sample.n", "judge.name", "mesh.fsdp", "name"} & frozen.keys()
+    assert {"seed", "model.width", "train.steps", "train.traces"} <= frozen.keys()
+    assert not {"sample.n", "stitch.model", "judge.name", "mesh.fsdp", "name"} & frozen.keys()
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

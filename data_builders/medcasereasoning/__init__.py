@@ -1,5 +1,5 @@
 """The TFDS builder of MedCaseReasoning. Research use, not for patient care."""
 
-from .medcasereasoning_dataset_builder import Builder
+from .medcasereasoning_dataset_builder import STITCHED, Builder
 
-__all__ = ["Builder"]
+__all__ = ["STITCHED", "Builder"]

@@ -7,8 +7,11 @@ In: cases on disk, JSONL or Parquet files or a Hub snapshot folder. Out: a prepa
 
     from mcr_jax.data_builders import medcasereasoning
     medcasereasoning.Builder(source="snapshot_folder").download_and_prepare()
+
+The config `stitched` has the same cases with the traces that `mcr stitch` made of their statements.
 """
 
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -16,7 +19,13 @@ import tensorflow_datasets as tfds
 
 from mcr_jax import cases as cases_lib
 from mcr_jax import errors
+from mcr_jax.data import traces as traces_lib
 
+STITCHED = tfds.core.BuilderConfig(
+    name="stitched",
+    description="With one fluent reasoning trace per case of the train and val splits.",
+)
+_TRACED = ("train", "val")  # splits of which every case has a trace
 _HOMEPAGE = "https://arxiv.org/abs/2505.11733"
 _LICENSE = (
     "CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/): the cases derive from articles of "
@@ -35,6 +44,8 @@ _DOCS = {
     "split": "train, val or test.",
     "statements": "diagnostic_reasoning without its numbering, one item per statement.",
     "fingerprint": "SHA-256 of the case: pmcid, case_prompt, diagnostic_reasoning, diagnosis.",
+    "trace": "The statements as one fluent reasoning trace; empty in splits without traces.",
+    "trace_source": "stitched, written by a model; joined, the statements one after the other.",
 }
 
 
@@ -67,6 +78,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self,
         *,
         source: str | Sequence[cases_lib.Case] | None = None,
+        traces: str | pathlib.Path | None = None,
         progress: Callable[[int, int], None] | None = None,
         file_format: str | tfds.core.FileFormat | None = "parquet",
         **kwargs: Any,
@@ -75,22 +87,37 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
         Args:
           source: "PATH[,PATH]" or the cases themselves; needed to prepare, not to read.
+          traces: The file that `mcr stitch` wrote; needed to prepare the config `stitched`.
           progress: Called with (cases written, cases in all) while the dataset is prepared.
           file_format: Parquet, which is written without TensorFlow and read with and without it.
           **kwargs: Those of `tfds.core.GeneratorBasedBuilder`, as `data_dir` and `version`.
         """
         super().__init__(file_format=file_format, **kwargs)
-        self._original_state["source"] = source  # what a pickle restores
-        self._source = source
+        self._original_state.update(source=source, traces=traces)  # what a pickle restores
+        self._source, self._traces = source, traces
         self._progress = progress or (lambda done, total: None)
+        self._rows: dict[str, traces_lib.Trace] = {}
         self._done = self._total = 0
+
+    @classmethod
+    def get_builder_config(
+        cls, name: str, version: str | tfds.core.Version | None = None
+    ) -> tfds.core.BuilderConfig | None:
+        """STITCHED by its name.
+
+        It is not in BUILDER_CONFIGS: one of those would be the default, in a folder of its own, and
+        the dataset without a config is to stay where it is.
+        """
+        del version  # all configs have the builder's
+        return STITCHED if name == STITCHED.name else None
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {name: tfds.features.Text(doc=_DOCS[name]) for name in cases_lib.FIELDS}
         features["statements"] = tfds.features.Sequence(
             tfds.features.Text(), doc=_DOCS["statements"]
         )
-        features["fingerprint"] = tfds.features.Text(doc=_DOCS["fingerprint"])
+        added = ("fingerprint", *(("trace", "trace_source") if self.builder_config else ()))
+        features |= {name: tfds.features.Text(doc=_DOCS[name]) for name in added}
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features),
             supervised_keys=None,
@@ -121,7 +148,27 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             source_fingerprint=cases_lib.source_fingerprint(cases),
             counts={split: len(members) for split, members in by_split.items()},
         )
+        if self.builder_config:
+            self._read_traces([case for split in _TRACED for case in by_split.get(split, ())])
         return {split: self._generate_examples(members) for split, members in by_split.items()}
+
+    def _read_traces(self, cases: Sequence[cases_lib.Case]) -> None:
+        if self._traces is None:
+            raise errors.UsageError(
+                "medcasereasoning/stitched is not prepared here: run `mcr build --source=PATH "
+                "--traces=WORKDIR/traces.parquet`, or give Builder traces"
+            )
+        path = pathlib.Path(self._traces)
+        self._rows = {row.fingerprint: row for row in traces_lib.read(path)}
+        traces_lib.require(path, self._rows, cases)
+        self.info.metadata.update(traces_fingerprint=traces_lib.rows_digest(self._rows.values()))
+
+    def _traced(self, case: cases_lib.Case) -> dict[str, str]:
+        """What the config adds to an example."""
+        if not self.builder_config:
+            return {}
+        row = self._rows[case.fingerprint] if case.split in _TRACED else None
+        return {"trace": row.trace if row else "", "trace_source": row.source if row else ""}
 
     def _generate_examples(
         self, cases: Sequence[cases_lib.Case]
@@ -133,6 +180,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     **case.asdict(),
                     "statements": list(case.statements),
                     "fingerprint": case.fingerprint,
+                    **self._traced(case),
                 },
             )
             self._done += 1

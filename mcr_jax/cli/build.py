@@ -1,7 +1,8 @@
 """Prepares the TFDS dataset `medcasereasoning` from JSONL, Parquet or a Hub snapshot folder.
 
 Without --source, from what the config names as data.source, for the experiment of --workdir.
-Afterwards `tfds.load("medcasereasoning")` and `tfds.data_source("medcasereasoning")` work anywhere.
+Afterwards `tfds.load("medcasereasoning")` and `tfds.data_source("medcasereasoning")` work anywhere;
+with --traces also "medcasereasoning/stitched", which has the trace of each case beside it.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ def main(argv: Sequence[str]) -> None:
     flags.experiment()
     flags.string("source", "", "PATH[,PATH]: .jsonl, .parquet, or a folder of a Hub snapshot")
     flags.string("data_dir", "", "TFDS data_dir; default: TFDS's own")
+    flags.string("traces", "", "WORKDIR/traces.parquet of mcr stitch: prepares stitched, too")
     flags.boolean("overwrite", "replace a dataset that was made from other cases")
     if not flags.parse(argv):
         return
@@ -25,14 +27,15 @@ def main(argv: Sequence[str]) -> None:
     if not values["source"].value and values["workdir"].value:
         experiment = Experiment.open(flags)
         with experiment.working():
-            run(experiment)
+            run(experiment, values["traces"].value)
         return
     if not values["source"].value:
         raise UsageError("--source=PATH[,PATH] is missing, or --config=FILE.py with --workdir=DIR")
-    prepare(values["source"].value, values["data_dir"].value or None, values["overwrite"].value)
+    data_dir, overwrite = values["data_dir"].value or None, values["overwrite"].value
+    prepare(values["source"].value, data_dir, overwrite, values["traces"].value)
 
 
-def run(experiment: Experiment) -> None:
+def run(experiment: Experiment, traces: str = "") -> None:
     """Prepares the dataset of an experiment whose config names a source."""
     source, workdir = experiment.config.data.source, experiment.workdir
     if not source:
@@ -40,11 +43,16 @@ def run(experiment: Experiment) -> None:
     if source == SYNTHETIC:
         source = str(workdir.cases)
         _write_synthetic(experiment)
-    prepare(source, experiment.data_dir)
+    prepare(source, experiment.data_dir, traces=traces)
 
 
-def prepare(source: str, data_dir: object, overwrite: bool = False) -> None:
-    """Builds with progress and says what stands there afterwards."""
+def prepare(source: str, data_dir: object, overwrite: bool = False, traces: str = "") -> None:
+    """Builds the cases alone and, given traces, with these; says what stands there afterwards."""
+    for file in dict.fromkeys(("", traces)):
+        _prepare(source, data_dir, overwrite, file)
+
+
+def _prepare(source: str, data_dir: object, overwrite: bool, traces: str) -> None:
     from mcr_jax.build import build
 
     with console.track("build", 0) as progress:
@@ -53,10 +61,10 @@ def prepare(source: str, data_dir: object, overwrite: bool = False) -> None:
             progress.total = total
             progress.update(done)
 
-        report = build(source, data_dir, overwrite, show)
+        report = build(source, data_dir, overwrite, show, traces)
     counts = ", ".join(f"{split} {count}" for split, count in report.counts.items())
     what = "nothing to do, it holds these cases already" if report.already_done else "prepared"
-    console.say(f"build: medcasereasoning {report.version} in {report.data_dir} {what} ({counts})")
+    console.say(f"build: {report.name} {report.version} in {report.data_dir} {what} ({counts})")
 
 
 def _write_synthetic(experiment: Experiment) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mcr_jax.model.config import DecoderConfig
 
 SYNTHETIC = "synthetic"  # config.data.source of the fictional clinic
+MODELS = ("base", "sft")  # whose samples a ledger may hold
 IN_WORKDIR = "workdir"  # config.data.data_dir of a dataset that belongs to one experiment
 
 
@@ -64,13 +65,23 @@ class Experiment:
         if self._has_results(checkpoints):
             return configs.FROZEN
         cases = ("seed", "data.", "synthetic.")
+        if self.workdir.ledger.exists():  # of stitching: traces are of a model not yet trained
+            return (*cases, "prompt", "tokenizer.", "model.")
         if self.workdir.tokenizer.exists():
             return (*cases, "prompt", "tokenizer.")
         return cases if self.workdir.data.exists() or self.workdir.cases.exists() else ()
 
     def _has_results(self, checkpoints: str) -> bool:
         there = newest_step(checkpoints or self.workdir.checkpoints) is not None
-        return there or self.workdir.ledger.exists()
+        return there or self._was_sampled()
+
+    def _was_sampled(self) -> bool:
+        from mcr_jax.generate.ledger import Ledger, Scope
+
+        if not self.workdir.ledger.exists():
+            return False
+        with Ledger(self.workdir.ledger, readonly=True) as ledger:
+            return any(ledger.answers(Scope("sample", model)) for model in MODELS)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -214,6 +225,23 @@ class Experiment:
         from mcr_jax.data.dataset import open_builder
 
         return split in open_builder(self.data_dir).info.splits
+
+    def training_cases(self) -> list[Case]:
+        """The cases that training reads: of the splits train and, where there is one, val."""
+        splits = ("train", "val") if self.has_split("val") else ("train",)
+        return [case for split in splits for case in self.cases(split)]
+
+    @functools.cached_property
+    def traces(self) -> dict[str, str] | None:
+        """What training learns in place of the statements, by case; None for the statements.
+
+        Raises McrError if a case has no trace.
+        """
+        from mcr_jax.data import traces
+
+        if self.config.train.traces == "enumerated":
+            return None
+        return traces.load(self.workdir.traces, self.training_cases())
 
     def eval_cases(self) -> Sequence[Case]:
         """The cases that are sampled and judged; notes in the manifest which they are."""

@@ -12,6 +12,7 @@ from mcr_jax.errors import McrError, Stopped, UsageError
 COMMANDS = {
     "demo": "the whole way on fictional cases: no key, no network; ends with a report",
     "build": "prepare the TFDS dataset from JSONL, Parquet or a Hub snapshot folder",
+    "stitch": "one fluent trace per case out of the numbered statements, audited",
     "train": "supervised fine-tuning",
     "eval": "sample, judge, score and report in one",
     "sample": "draw completions of every case",

@@ -43,13 +43,16 @@ def run(experiment: Experiment, profile: range = range(0)) -> None:
     inputs = _inputs(e)
     cases = {"train": e.cases("train"), "val": e.cases("val") if e.has_split("val") else ()}
     # Names of files may change from machine to machine; digests stand for what is in them.
-    places = ("data.source", "data.data_dir", "tokenizer.path", "train.checkpoints")
+    places = ("data.source", "data.data_dir", "tokenizer.path", "train.checkpoints", "train.traces")
     frozen = configs.frozen(e.config).items()
     identity = {name: value for name, value in frozen if name not in places} | inputs
+    if not inputs["traces"]:  # checkpoints from before there were any tell nothing of them
+        del identity["traces"]
     trained = train(
         *(e.workdir, e.config, e.shape, cases, e.tokenizer, e.prompt),
         profile=profile,
         run=identity,
+        traces=e.traces,
     )
     ended = ", where the validation loss no longer fell" if trained.early else ""
     if trained.resumed == trained.step:
@@ -78,6 +81,7 @@ def _told(rates: dict[str, float]) -> str:
 def _inputs(e: Experiment) -> dict[str, Any]:
     """What the weights follow from besides the config; a run goes on from the same only."""
     from mcr_jax.data.dataset import dataset_fingerprint
+    from mcr_jax.data.traces import digest
     from mcr_jax.train import hosts
 
     inputs = {
@@ -85,6 +89,7 @@ def _inputs(e: Experiment) -> dict[str, Any]:
         "prompt": e.prompt.digest,
         "seed": e.config.seed,
         **e.origin(),
+        "traces": "" if e.traces is None else digest(e.traces),
     }
     hosts.same({name: str(value) for name, value in inputs.items()})
     e.workdir.note("train", {**e.refuse_other(inputs), **inputs})

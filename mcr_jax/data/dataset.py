@@ -39,13 +39,17 @@ def resolve_data_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:
     return pathlib.Path(path).expanduser()
 
 
-def open_builder(data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
+def open_builder(data_dir: str | os.PathLike | None, config: str = "") -> tfds.core.DatasetBuilder:
     """The newest version of the dataset in `data_dir`, as `tfds.load` would choose it, to read.
+
+    Args:
+      data_dir: Folder that `mcr build` wrote to; None for TFDS's default.
+      config: "stitched", or "" for the cases alone.
 
     Raises:
       MissingDatasetError: There is none, or its description cannot be read.
     """
-    folder = resolve_data_dir(data_dir) / NAME
+    folder = resolve_data_dir(data_dir) / NAME / config
     found = [file.parent.name for file in folder.glob("*/dataset_info.json")]
     versions = [tfds.core.Version(name) for name in found if tfds.core.Version.is_valid(name)]
     if not versions:
@@ -80,7 +84,7 @@ class CaseSource(Sequence[cases_lib.Case]):
         if split not in cases_lib.SPLITS:
             raise errors.UsageError(f"split {split!r} is not one of {', '.join(cases_lib.SPLITS)}")
         builder = open_builder(data_dir)
-        _fingerprint_of(builder)  # raises for a dataset of this name that is not ours
+        fingerprint_of(builder)  # raises for a dataset of this name that is not ours
         if split not in builder.info.splits:
             raise errors.McrError(f"split {split} of {builder.data_dir} holds no cases")
         if damaged := damaged_files(builder):
@@ -127,7 +131,7 @@ def dataset_fingerprint(data_dir: str | os.PathLike | None) -> str:
       MissingDatasetError: The dataset is missing or was left half-prepared.
       McrError: Something other than our builder prepared the dataset.
     """
-    return _fingerprint_of(open_builder(data_dir))
+    return fingerprint_of(open_builder(data_dir))
 
 
 def damaged_files(builder: tfds.core.DatasetBuilder) -> list[pathlib.Path]:
@@ -148,7 +152,8 @@ def damaged_files(builder: tfds.core.DatasetBuilder) -> list[pathlib.Path]:
     return damaged
 
 
-def _fingerprint_of(builder: tfds.core.DatasetBuilder) -> str:
+def fingerprint_of(builder: tfds.core.DatasetBuilder) -> str:
+    """As `dataset_fingerprint`, of a dataset that was opened."""
     fingerprint = (builder.info.metadata or {}).get("source_fingerprint")
     if not isinstance(fingerprint, str):
         raise errors.McrError(

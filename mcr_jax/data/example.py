@@ -31,26 +31,34 @@ def prompt_messages(case: Case, prompt: Prompt) -> tuple[Mapping[str, str], ...]
     return ({"role": "user", "content": prompt.render(case_prompt=case.case_prompt)},)
 
 
-def conversation(case: Case, prompt: Prompt) -> tuple[Mapping[str, str], ...]:
-    """The question and the answer that is to be learned."""
-    return (*prompt_messages(case, prompt), {"role": "assistant", "content": _target(case)})
+def conversation(
+    case: Case, prompt: Prompt, trace: str | None = None
+) -> tuple[Mapping[str, str], ...]:
+    """The question and the answer that is to be learned.
+
+    The answer is `trace`, or the statements where there is none, and the diagnosis.
+    """
+    return (*prompt_messages(case, prompt), {"role": "assistant", "content": _target(case, trace)})
 
 
 def enumerated_trace(case: Case) -> str:
-    """The clinician's statements as published, one a line: the target while nothing is stitched."""
+    """The clinician's statements as published, one a line: the target unless traces are given."""
     return "\n".join(case.statements)
 
 
 def training_texts(cases: Sequence[Case], prompt: Prompt) -> Iterator[str]:
-    """Everything a model reads or writes in training: what a tokenizer is fitted on."""
+    """Everything a model reads or writes in training: what a tokenizer is fitted on.
+
+    The statements stand for any trace of them: a model must have its ids before it can stitch one.
+    """
     for case in cases:
         for turn in conversation(case, prompt):
             yield turn["content"]
 
 
-def example(case: Case, prompt: Prompt, tokenizer: Tokenizer) -> Example:
-    """Tokenizes prompt and target together, once."""
-    encoded = tokenizer.encode_conversation(conversation(case, prompt))
+def example(case: Case, prompt: Prompt, tokenizer: Tokenizer, trace: str | None = None) -> Example:
+    """Tokenizes prompt and target together, once; `trace` as in `conversation`."""
+    encoded = tokenizer.encode_conversation(conversation(case, prompt, trace))
     return Example(
         fingerprint=case.fingerprint,
         ids=np.asarray(encoded.ids, np.int32),
@@ -58,5 +66,7 @@ def example(case: Case, prompt: Prompt, tokenizer: Tokenizer) -> Example:
     )
 
 
-def _target(case: Case) -> str:
-    return completion.render(enumerated_trace(case), case.final_diagnosis)
+def _target(case: Case, trace: str | None) -> str:
+    return completion.render(
+        enumerated_trace(case) if trace is None else trace, case.final_diagnosis
+    )

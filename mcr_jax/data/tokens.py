@@ -106,7 +106,11 @@ class Fit:
 
 
 def tokenize(
-    cases: Sequence[Case], prompt: Prompt, tokenizer: Tokenizer, folder: Path | None
+    cases: Sequence[Case],
+    prompt: Prompt,
+    tokenizer: Tokenizer,
+    folder: Path | None,
+    traces: Mapping[str, str] | None = None,
 ) -> Tokens:
     """Tokenizes every case, or finds in `folder` that this was done before.
 
@@ -120,14 +124,15 @@ def tokenize(
       prompt: the question each case is put in.
       tokenizer: makes the ids.
       folder: where the result is kept; None keeps nothing.
+      traces: what is learned in place of a case's statements, by its fingerprint; None for these.
 
     Raises:
       McrError: a case cannot be read or tokenized, or the file cannot be written.
     """
     path = None
     if folder is not None:
-        path = folder / f"tokens-{_key(cases, prompt, tokenizer)[:32]}"
-    made = cached(path, lambda: _arrays(cases, prompt, tokenizer))
+        path = folder / f"tokens-{_key(cases, prompt, tokenizer, traces)[:32]}"
+    made = cached(path, lambda: _arrays(cases, prompt, tokenizer, traces))
     lengths = np.asarray(made["lengths"])
     return Tokens(
         ids=made["ids"],
@@ -168,7 +173,12 @@ def fit(tokens: Tokens, row_tokens: int, too_long: Literal["drop", "keep"]) -> F
     )
 
 
-def _key(cases: Sequence[Case], prompt: Prompt, tokenizer: Tokenizer) -> str:
+def _key(
+    cases: Sequence[Case],
+    prompt: Prompt,
+    tokenizer: Tokenizer,
+    traces: Mapping[str, str] | None,
+) -> str:
     """SHA-256 (hex) of what ids follow from.
 
     The texts of all cases are hashed as they are rendered, but the ids of the first case only: a
@@ -177,10 +187,10 @@ def _key(cases: Sequence[Case], prompt: Prompt, tokenizer: Tokenizer) -> str:
     texts = hashlib.sha256()
     with console.track("read cases", len(cases)) as progress:
         for case in cases:
-            said = [turn["content"] for turn in conversation(case, prompt)]
+            said = [t["content"] for t in conversation(case, prompt, _trace(case, traces))]
             texts.update(digest([case.fingerprint, *said]).encode())
             progress.advance()
-    first = [_example(case, prompt, tokenizer) for case in cases[:1]]
+    first = [_example(case, prompt, tokenizer, traces) for case in cases[:1]]
     return digest(
         {
             "version": _VERSION,
@@ -193,10 +203,13 @@ def _key(cases: Sequence[Case], prompt: Prompt, tokenizer: Tokenizer) -> str:
 
 
 def _arrays(
-    cases: Sequence[Case], prompt: Prompt, tokenizer: Tokenizer
+    cases: Sequence[Case],
+    prompt: Prompt,
+    tokenizer: Tokenizer,
+    traces: Mapping[str, str] | None,
 ) -> Mapping[str, np.ndarray]:
     source = grain.MapDataset.source(cases)
-    examples = source.map(lambda case: _example(case, prompt, tokenizer))
+    examples = source.map(lambda case: _example(case, prompt, tokenizer, traces))
     made: list[Example] = []
     with (
         console.track("tokenize", len(cases)) as progress,
@@ -215,9 +228,15 @@ def _arrays(
     }
 
 
-def _example(case: Case, prompt: Prompt, tokenizer: Tokenizer) -> Example:
+def _trace(case: Case, traces: Mapping[str, str] | None) -> str | None:
+    return None if traces is None else traces[case.fingerprint]
+
+
+def _example(
+    case: Case, prompt: Prompt, tokenizer: Tokenizer, traces: Mapping[str, str] | None
+) -> Example:
     try:
-        return example(case, prompt, tokenizer)
+        return example(case, prompt, tokenizer, _trace(case, traces))
     except McrError as error:
         name = case.pmcid or case.fingerprint[:12]
         raise McrError(f"case {name} cannot be tokenized: {error}") from error

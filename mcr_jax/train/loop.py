@@ -76,6 +76,7 @@ def train(
     *,
     profile: range = range(0),
     run: Mapping[str, Any] | None = None,
+    traces: Mapping[str, str] | None = None,
 ) -> Trained:
     """Trains to config.train.steps or epochs, from the newest checkpoint if there is one.
 
@@ -88,6 +89,7 @@ def train(
       prompt: the question each case is put in.
       profile: steps to trace.
       run: what tells this run from others whose checkpoints may be in the same place.
+      traces: what is learned in place of a case's statements, by its fingerprint; None for these.
 
     Raises:
       Stopped: SIGTERM came; the step under way then is saved.
@@ -103,7 +105,7 @@ def train(
         latest = checkpoints.latest or 0
         if not c.epochs and latest >= c.steps:
             return Trained(step=latest, resumed=latest)
-        data = _data(workdir, config, shape, cases, tokenizer, prompt)
+        data = _data(workdir, config, shape, cases, tokenizer, prompt, traces)
         losses = checkpoints.history(latest) if latest else []
         if latest >= data.steps or _stale(losses, c.patience):
             early = latest < data.steps
@@ -135,12 +137,13 @@ def _data(
     cases: Mapping[str, Sequence[Case]],
     tokenizer: Tokenizer,
     prompt: Prompt,
+    traces: Mapping[str, str] | None,
 ) -> _Data:
     """Tokenizes and packs, or finds that done; says how it fits."""
     c, folder = config.train, workdir.tokens
 
     def tokens(split: str) -> Tokens:
-        made = tokenize(cases[split], prompt, tokenizer, folder)
+        made = tokenize(cases[split], prompt, tokenizer, folder, traces)
         if made.highest >= shape.vocab_size:
             raise McrError(
                 f"the tokenizer gives id {made.highest}, and the model has {shape.vocab_size} ids"

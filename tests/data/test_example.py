@@ -32,6 +32,16 @@ def test_the_trained_tokens_are_the_statements_and_the_diagnosis(made, case, cli
     assert read.answer == case.final_diagnosis
 
 
+def test_a_trace_takes_the_place_of_the_statements_and_of_nothing_else(
+    case, made, clinic_prompt, clinic_tokenizer
+):
+    trace = "Violet nail moons leave one disease."
+    stitched = example_lib.example(case, clinic_prompt, clinic_tokenizer, trace)
+    read = completion.parse(clinic_tokenizer.decode(stitched.ids[stitched.trained].tolist()))
+    assert (read.trace, read.answer) == (trace, case.final_diagnosis)
+    np.testing.assert_array_equal(stitched.ids[~stitched.trained], made.ids[~made.trained])
+
+
 def test_the_untrained_tokens_are_the_prompt_of_sampling(
     made, case, clinic_prompt, clinic_tokenizer
 ):

@@ -116,6 +116,21 @@ def test_a_changed_input_never_meets_what_was_kept(
         assert len(list(tmp_path.iterdir())) == number
 
 
+def test_other_traces_are_other_tokens_and_never_meet_what_was_kept(
+    tokens, cases, clinic_prompt, clinic_tokenizer, tmp_path
+):
+    one = {case.fingerprint: " ".join(case.statements) for case in cases}
+    other = one | {cases[-1].fingerprint: "The ribs hum."}
+    made = {
+        tokenize(cases, clinic_prompt, clinic_tokenizer, tmp_path, traces).digest
+        for traces in (None, one, other)
+    }
+    assert len(made) == len(list(tmp_path.iterdir())) == 3 and tokens.digest in made
+    last = tokenize(cases, clinic_prompt, clinic_tokenizer, tmp_path, other)[-1]
+    alone = example(cases[-1], clinic_prompt, clinic_tokenizer, "The ribs hum.")
+    np.testing.assert_array_equal(last.ids, alone.ids)
+
+
 def test_what_another_rendering_or_layout_made_is_not_met_either(
     tokens, cases, clinic_prompt, clinic_tokenizer, tmp_path, monkeypatch
 ):

@@ -1,0 +1,133 @@
+"""Statements to one fluent trace per case, which config.train.traces=stitched trains on.
+
+--config.stitch.model=base, the default, has the model write that is about to be fine-tuned; sft its
+newest checkpoint, and gemini asks Gemini (set GEMINI_API_KEY). Every trace is audited.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
+
+from mcr_jax import config as configs
+from mcr_jax import console, prompts
+from mcr_jax.cli.experiment import Experiment, devices, newest_step, run_stage
+from mcr_jax.workdir import digest
+
+if TYPE_CHECKING:
+    from mcr_jax.generate.api import Generator
+
+
+def main(argv: Sequence[str]) -> None:
+    """`mcr stitch --config=FILE.py --workdir=DIR`."""
+    run_stage("stitch", __doc__, argv, run)
+
+
+def run(experiment: Experiment) -> None:
+    """Makes traces.parquet and stitch.json, or says that they are there."""
+    from mcr_jax.data import traces
+    from mcr_jax.generate.ledger import Ledger
+    from mcr_jax.score import statistics
+    from mcr_jax.stitch.run import PROMPT, stitch
+    from mcr_jax.stitch.summary import summarize
+
+    e, workdir = experiment, experiment.workdir
+    e.refuse_other(e.origin())
+    prompt = prompts.load(PROMPT, e.config.prompts)
+    inputs = _inputs(e, prompt)
+    if _done(e, inputs):
+        console.say(f"stitch: nothing to do, the traces are in {workdir.traces}")
+        _show(workdir.read_json(workdir.stitching))
+        return
+    cases = e.training_cases()
+    generator, origin = _generator(e)
+    workdir.note("stitch.model", {"identity": generator.identity, "weights": origin})
+    with Ledger(workdir.ledger) as ledger:
+        rows = stitch(ledger, e.config, cases, generator, model_name(e.config), prompt)
+    made = traces.digest({row.fingerprint: row.trace for row in rows})
+    if e.config.train.traces == traces.STITCHED:  # or those it was trained on would be lost
+        e.refuse_other({"traces": made})
+    score = e.config.score
+    settings = {"confidence": score.confidence, "resamples": score.resamples, "seed": e.config.seed}
+    summary = summarize(rows, functools.partial(statistics.interval, **settings))
+    traces.write(workdir.traces, rows)
+    workdir.write_json(workdir.stitching, {**summary, "traces": made})
+    workdir.note("stitch", {"inputs": inputs, "traces": made, **devices()})
+    console.say(f"stitch: {len(rows)} traces in {workdir.traces}")
+    _show(summary)
+
+
+def model_name(config: ConfigDict) -> str:
+    """The model of config.stitch as it stands in the ledger."""
+    c = config.stitch
+    return f"gemini:{c.gemini}" if c.model == "gemini" else c.model
+
+
+def _generator(e: Experiment) -> "tuple[Generator, str]":
+    """The generator that config.stitch names, and where its weights come from."""
+    c = e.config.stitch
+    if c.model == "gemini":
+        from mcr_jax.generate.gemini import Gemini
+
+        return Gemini(c.gemini, timeout=c.timeout, concurrency=c.concurrency), "the service's"
+    from mcr_jax.generate.engine.state import Shape
+    from mcr_jax.generate.local import LocalModel
+    from mcr_jax.model import store
+    from mcr_jax.model.sharding import one_device
+
+    mesh, seed = one_device(), e.config.seed
+    if c.model == "base":
+        model, origin = store.untrained(e.shape, seed, mesh), e.shape.folder or f"seed {seed}"
+    else:
+        which = e.config.sample.checkpoint
+        model, step = store.trained(e.checkpoints, e.shape, mesh, which, seed)
+        origin = f"checkpoint of step {step}"
+    # One sample at a time: a second one is drawn only of the cases whose first one failed.
+    shape = Shape(
+        slots=e.config.sample.slots,
+        share=1,
+        prompt_tokens=c.prompt_tokens,
+        max_tokens=c.max_tokens,
+    )
+    return LocalModel(model, e.tokenizer, shape, seed, mesh), origin
+
+
+def _inputs(e: Experiment, prompt: prompts.Prompt) -> dict[str, Any]:
+    """What the traces follow from."""
+    from mcr_jax.data.dataset import dataset_fingerprint
+    from mcr_jax.stitch.audit import VERSION
+
+    decisive = ("seed", "stitch", "model", "lora", "score")
+    fields = {n: v for n, v in configs.fields(e.config) if n.partition(".")[0] in decisive}
+    trained = {"which": e.config.sample.checkpoint, "newest": newest_step(e.checkpoints)}
+    return {
+        "dataset": dataset_fingerprint(e.data_dir),
+        "prompt": prompt.digest,
+        "config": digest(fields),
+        "audit": VERSION,
+        "checkpoint": trained if e.config.stitch.model == "sft" else {},
+        **e.origin(),
+    }
+
+
+def _done(e: Experiment, inputs: dict[str, Any]) -> bool:
+    """Whether the traces there are what these inputs give."""
+    from mcr_jax.data import traces
+
+    w = e.workdir
+    if not (w.manifest.exists() and w.traces.exists() and w.stitching.exists()):
+        return False
+    noted = w.read_json(w.manifest).get("stitch", {})
+    if noted.get("inputs") != inputs:
+        return False
+    there = traces.digest({row.fingerprint: row.trace for row in traces.read(w.traces)})
+    return there == noted.get("traces")
+
+
+def _show(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from mcr_jax.stitch.summary import table
+
+    Console().print(table(summary), highlight=False)

@@ -1,0 +1,178 @@
+"""The traces that training may learn instead of the statements: one row of Parquet per case.
+
+`mcr stitch` writes the file, whole or not at all; `mcr train` and `mcr build` read it, each row
+checked, for the cases they have. Rows are found by the fingerprint of their case.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from mcr_jax import completion, workdir
+from mcr_jax.cases import Case
+from mcr_jax.errors import McrError
+
+STITCHED, JOINED = "stitched", "joined"  # written by a model; the statements one after the other
+
+_TAG = re.compile(r"</?\s*(?:think|answer)\b", re.IGNORECASE)
+_SCHEMA = pa.schema(
+    [
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("trace", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("model_version", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("attempts", pa.int32(), nullable=False),
+        pa.field("outcomes", pa.list_(pa.string()), nullable=False),
+        pa.field("faults_first", pa.list_(pa.string()), nullable=False),
+        pa.field("faults", pa.list_(pa.string()), nullable=False),
+        pa.field("coverage_first", pa.float64()),
+        pa.field("coverage", pa.float64(), nullable=False),
+        pa.field("additions_first", pa.list_(pa.string()), nullable=False),
+        pa.field("additions", pa.list_(pa.string()), nullable=False),
+        pa.field("length_first", pa.float64()),
+        pa.field("length", pa.float64(), nullable=False),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trace:
+    """The trace of one case and what was found on the way to it.
+
+    Attributes:
+      fingerprint, split: of the case.
+      trace: the text that may be trained on.
+      source: STITCHED or JOINED.
+      model: who was asked, as in the ledger.
+      model_version: what it said it was.
+      prompt: digest of the prompt.
+      attempts: how many samples were drawn.
+      outcomes: how each ended.
+      faults_first, faults: of the first sample and of the last one; the last has none if STITCHED.
+      coverage_first, coverage: share of the statements that the first sample and `trace` make;
+        None where the first sample has no text.
+      additions_first, additions: names of diseases that nothing in the case gives, in the same two.
+      length_first, length: words of these two as multiples of the statements'.
+    """
+
+    fingerprint: str
+    split: str
+    trace: str
+    source: str
+    model: str
+    model_version: str
+    prompt: str
+    attempts: int
+    outcomes: tuple[str, ...]
+    faults_first: tuple[str, ...]
+    faults: tuple[str, ...]
+    coverage_first: float | None
+    coverage: float
+    additions_first: tuple[str, ...]
+    additions: tuple[str, ...]
+    length_first: float | None
+    length: float
+
+
+def write(path: Path, rows: Sequence[Trace]) -> None:
+    """Writes `rows`, by split and fingerprint. Raises McrError, the old file intact."""
+    ordered = sorted(rows, key=lambda row: (row.split, row.fingerprint))
+    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in ordered], schema=_SCHEMA)
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as file:
+            parquet.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise McrError(f"{path}: cannot write: {error.strerror or error}") from error
+    finally:  # also when interrupted
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def read(path: Path) -> list[Trace]:
+    """All rows, each fit to be a target.
+
+    Raises:
+      McrError: the file is missing or broken, a trace is empty or would break its completion, or a
+        case is there twice; names the row, from 1.
+    """
+    try:
+        table = parquet.ParquetFile(path).read()
+        rows = table.cast(_SCHEMA).to_pylist()
+    except FileNotFoundError:
+        raise McrError(f"{path}: no traces here; run `mcr stitch` first") from None
+    except (pa.ArrowException, ValueError, OSError) as error:  # ValueError: not UTF-8, columns
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise McrError(
+            f"{path} is not a whole file of traces ({reason}): run `mcr stitch` again"
+        ) from error
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        problem = _problem(row)
+        if (first := seen.setdefault(row["fingerprint"], number)) != number:
+            problem = f"is of the same case as row {first}"
+        if problem:
+            raise McrError(f"{path}, row {number}, field trace: {problem}; run `mcr stitch` again")
+    lists = [field.name for field in _SCHEMA if pa.types.is_list(field.type)]
+    return [Trace(**row | {name: tuple(row[name]) for name in lists}) for row in rows]
+
+
+def load(path: Path, cases: Sequence[Case]) -> dict[str, str]:
+    """The trace of each of `cases` by its fingerprint.
+
+    Raises:
+      McrError: as `read`, or a case has no trace.
+    """
+    known = {row.fingerprint: row.trace for row in read(path)}
+    require(path, known, cases)
+    return {case.fingerprint: known[case.fingerprint] for case in cases}
+
+
+def require(path: Path, known: Mapping[str, object], cases: Sequence[Case]) -> None:
+    """Raises McrError unless `known`, read from `path`, has every one of `cases`."""
+    missing = [case for case in cases if case.fingerprint not in known]
+    if missing:
+        first = missing[0].pmcid or missing[0].fingerprint[:12]
+        raise McrError(
+            f"{path} has no trace of {len(missing)} of {len(cases)} cases (the first is {first}): "
+            "it was made from other cases; run `mcr stitch` again"
+        )
+
+
+def digest(traces: Mapping[str, str]) -> str:
+    """SHA-256 (hex) of traces by fingerprint, whatever their order."""
+    return workdir.digest(sorted(traces.items()))
+
+
+def rows_digest(rows: Iterable[Trace]) -> str:
+    """SHA-256 (hex) of what a dataset packages of rows, whatever their order."""
+    return workdir.digest(sorted((row.fingerprint, row.trace, row.source) for row in rows))
+
+
+def breaks(trace: str) -> bool:
+    """Whether a completion could not hold this trace, or would be read otherwise than written."""
+    read = completion.parse(completion.render(trace, "-"))
+    whole = (read.trace, read.answer) == (trace.strip(), "-")
+    return not whole or bool(_TAG.search(trace)) or "\0" in trace
+
+
+def _problem(row: Mapping[str, str]) -> str:
+    if not row["trace"].strip():
+        return "is empty"
+    return "holds a tag of completions, or a NUL" if breaks(row["trace"]) else ""

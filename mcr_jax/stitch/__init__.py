@@ -1,0 +1,1 @@
+"""The stage between cases and training: a clinician's statements to one fluent trace, audited."""

@@ -1,0 +1,130 @@
+"""The English words that the audit of traces knows by what they do to a sentence."""
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Deny what follows: "no fever".
+DENIES = _words(
+    """
+    no not without never neither nor none nobody cannot denies denied denying lack lacks lacked
+    lacking absence
+    """
+)
+# Deny what comes before: "fever was absent".
+DENIES_BEFORE = _words("absent lacking")
+# After "not", these deny what comes before: "a rash was not seen".
+ASSERTS = _words(
+    """
+    seen found present observed detected identified noted shown visible evident demonstrated
+    performed reported felt heard supported
+    """
+)
+# After "not", these deny a relation, and neither of what stands in it: "does not fit fever".
+RELATES = _words(
+    """
+    fit explain explained match agree suggest suggestive support supportive consistent compatible
+    typical typically characteristic correspond favor favour indicate indicative account point
+    sufficient enough diagnostic only
+    """
+)
+AUXILIARIES = _words("was were is are had has have")
+# Where a clause begins, and the reach of a denial ends.
+TURNS = _words(
+    """
+    but so because although though however which while whereas thus therefore hence given since by
+    as due making suggesting leaving yet he she they
+    """
+)
+
+# What a clause says of the disease that it names.
+EXCLUDES = _words(
+    """
+    exclude excludes excluded excluding exclusion unlikely improbable against rejected dismissed
+    discarded discounted incompatible inconsistent precludes precluded refuted rule rules ruled
+    less not
+    """
+)
+AFFIRMS = _words(
+    """
+    confirm confirms confirmed confirming establish establishes established diagnosed diagnosis
+    favor favors favored favour favours favoured supported supports likeliest proved proven
+    concluded identified
+    """
+)
+
+# Too common, or too much a matter of style, for a statement to be told by.
+GLUE = (
+    DENIES
+    | DENIES_BEFORE
+    | EXCLUDES
+    | AFFIRMS
+    | _words(
+        """
+        a about above after again all alone also although an and any are as at be because been
+        before being both but by came can case clinical clinician come consider considered
+        considering consideration considerations could did differential do does due e each either
+        enough evaluated even evidence example find finding findings for found from further g given
+        gives had has have he hence her here him his hold how however i if in include included
+        includes including initial initially into is it its itself join leave leaves leaving likely
+        made make makes making may might more most much must need noted observed of off on one only
+        open or other others otherwise our out over own patient point points possibility possible
+        presence present presented rather reading reads s seen should show showed shown shows since
+        so some speak speaks such suggest suggested suggests than that the their them then there
+        therefore these they this those though through thus to together too toward under until up
+        very was we were what when where whereas whether which while who whose why will with within
+        would yet you your
+        """
+    )
+)
+# Of each pair one word is not said for the other. Words beside one another mean the same.
+OPPOSITES = tuple(
+    (tuple(one.split()), tuple(other.split()))
+    for one, other in (
+        ("left", "right"),
+        ("high higher raised elevated elevation increased", "low lower lowered reduced decreased"),
+        ("positive", "negative"),
+        ("unilateral", "bilateral"),
+        ("upper", "lower"),
+        ("proximal", "distal"),
+        ("anterior", "posterior"),
+        ("normal", "abnormal"),
+        ("improved improving improvement better", "worsened worsening worse"),
+        ("benign", "malignant"),
+    )
+)
+SAME = {word: side[0] for pair in reversed(OPPOSITES) for side in pair for word in side}
+
+# Are names of diseases although they do not end as such do.
+NAMES = _words(
+    """
+    anaphylaxis aneurysm asthma botulism cholera dementia dengue diabetes eczema embolism epilepsy
+    glaucoma gout gravis hernia herpes infarction influenza leprosy lupus malaria measles migraine
+    mumps myasthenia pneumothorax porphyria purpura rabies rickets rubella scleroderma scurvy
+    shingles stroke syphilis tetanus typhoid typhus varicella
+    """
+)
+# End as names of diseases do, and are none.
+NO_NAMES = _words(
+    """
+    apoptosis aroma coma diagnoses diagnosis diploma endocytosis genoma hypnosis misdiagnosis
+    mitosis osmosis phagocytosis prognoses prognosis stroma symbiosis
+    """
+)
+# Make a name of the word before them: "Proteus syndrome" …
+HEADS = _words(
+    """
+    syndrome disease disorder cancer tumor tumour fever infection deficiency palsy dystrophy
+    poisoning toxicity injury anomaly
+    """
+)
+# … unless it is one of these.
+LOOSE = AUXILIARIES | _words(
+    """
+    a active acute an and another any be been by chronic clinical common differential due fever for
+    further given grade her high his in its known likely low mild new no not of or other possible
+    primary probable rare same secondary serious severe similar different some such suspected
+    systemic that the their these this those to underlying unlikely with without
+    """
+)

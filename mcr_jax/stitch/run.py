@@ -1,0 +1,192 @@
+"""The stitching stage: a clinician's numbered statements of a case to one fluent reasoning trace.
+
+By default the model that is about to be fine-tuned writes it, so that no stronger model's knowledge
+leaks into the target. It is shown the statements alone. Not the presentation: of findings that no
+statement uses a model makes reasons that no clinician gave. Nor the diagnosis: what it does not
+know it cannot give away. So all that a trace has beyond the statements is the model's own.
+
+Every reply is in the ledger. One that fails the audit is drawn again as the next sample, up to
+config.stitch.attempts; then the statements, plainly joined, take its place.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from ml_collections import ConfigDict
+
+from mcr_jax import console
+from mcr_jax.cases import Case
+from mcr_jax.data.traces import JOINED, STITCHED, Trace
+from mcr_jax.errors import McrError, UsageError
+from mcr_jax.generate import driver
+from mcr_jax.generate.api import Generator, Outcome, Request
+from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
+from mcr_jax.prompts import Prompt, inert
+from mcr_jax.statements import number_statements
+from mcr_jax.stitch.audit import FAULTS, Audit, Auditor, Limits, joined, trace_of
+
+STAGE = "stitch"
+PROMPT = "stitch"
+
+# Why a sample is no trace, from the gravest on: it has no whole text, or what the audit says.
+_OUTCOMES = {
+    Outcome.PROMPT_TOO_LONG: "prompt_too_long",
+    Outcome.BLOCKED: "blocked",
+    Outcome.MALFORMED: "malformed",
+    Outcome.TRUNCATED: "truncated",
+}
+REASONS = (*_OUTCOMES.values(), *FAULTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+    """A reply, the trace in it, and what the audit says of that; None where there is no text."""
+
+    attempt: Attempt
+    trace: str
+    audit: Audit | None
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why it may not be trained on, in the order of REASONS."""
+        ending = _OUTCOMES.get(self.attempt.outcome)
+        return (*((ending,) if ending else ()), *(self.audit.faults if self.audit else ()))
+
+    @property
+    def final(self) -> bool:
+        """Whether another sample is not asked for."""
+        return not self.faults or self.attempt.outcome is Outcome.PROMPT_TOO_LONG
+
+
+def stitch(
+    ledger: Ledger,
+    config: ConfigDict,
+    cases: Sequence[Case],
+    generator: Generator,
+    model: str,
+    prompt: Prompt,
+) -> list[Trace]:
+    """Makes a trace of every case; what the ledger answers is not asked again.
+
+    Args:
+      ledger: takes every reply.
+      config: section stitch and the seed are read.
+      cases: all that training reads; their diagnoses are the names that the audit knows.
+      generator: who writes.
+      model: its name in the ledger.
+      prompt: takes `statements`, one numbered line each.
+
+    Returns:
+      One per case, in the order of `cases`.
+
+    Raises:
+      UsageError: the prompt is wrong, or attempts would all be the same.
+      McrError: some replies could not be had at all; nothing is made of the others then.
+    """
+    c = config.stitch
+    if c.attempts > 1 and not c.temperature:
+        raise UsageError(
+            f"config.stitch.attempts={c.attempts} with config.stitch.temperature=0 would draw the "
+            "same again: set one of them higher or attempts to 1"
+        )
+    limits = Limits(coverage=c.coverage, shortest=c.shortest, longest=c.longest)
+    auditor = Auditor(cases, limits)
+    samples: dict[str, list[_Sample]] = {case.fingerprint: [] for case in cases}
+    for drawn in range(1, c.attempts + 1):
+        again = [case for case in cases if not any(s.final for s in samples[case.fingerprint])]
+        if not again:
+            break
+        # Those that are done stay wanted: a declaration replaces what was declared before.
+        wanted = {f: len(found) for f, found in samples.items()}
+        wanted |= {case.fingerprint: drawn for case in again}
+        jobs = [_job(case, wanted[case.fingerprint], config, model, prompt) for case in cases]
+        answers = _answers(jobs, generator, ledger, model, drawn)
+        with console.track("audit", len(again)) as progress:
+            for case in again:
+                row = RowKey(stage=STAGE, case=case.fingerprint, model=model, sample=drawn - 1)
+                samples[case.fingerprint].append(_sample(case, answers[row], auditor))
+                progress.advance()
+    rows = []
+    with console.track("traces", len(cases)) as progress:
+        for case in cases:
+            rows.append(_trace(case, samples[case.fingerprint], auditor, model, prompt))
+            progress.advance()
+    return rows
+
+
+def _job(case: Case, wanted: int, config: ConfigDict, model: str, prompt: Prompt) -> driver.Job:
+    c = config.stitch
+    lines = number_statements([" ".join(statement.split()) for statement in case.statements])
+    request = Request(
+        key=case.fingerprint,
+        messages=({"role": "user", "content": prompt.render(statements=inert(lines))},),
+        n=c.attempts,
+        temperature=c.temperature,
+        top_p=c.top_p,
+        max_tokens=c.max_tokens,
+        seed=config.seed,
+        indices=tuple(range(wanted)),
+        fields={"statements": case.statements},
+    )
+    row = RowKey(stage=STAGE, case=case.fingerprint, model=model, sample=0)
+    return driver.Job(row=row, request=request)
+
+
+def _answers(
+    jobs: Sequence[driver.Job], generator: Generator, ledger: Ledger, model: str, drawn: int
+) -> Mapping[RowKey, Attempt]:
+    """Every wanted row's newest attempt. Raises McrError if one has none that settles it."""
+    scope = Scope(STAGE, model)
+    before, held = ledger.answers(scope), 0
+    for job in jobs:
+        digest = job.request.digest(generator.identity)
+        known = (before.get(job.row_of(index)) for index in job.request.wanted)
+        held += sum(a is not None and a.outcome.settled and a.digest == digest for a in known)
+    total = sum(len(job.request.wanted) for job in jobs)
+    label = f"stitch, sample {drawn} of a case" if drawn > 1 else "stitch"
+    with console.track(label, total, held) as progress:
+        summary = driver.run(scope, jobs, generator, ledger, progress=progress.advance)
+    answers = ledger.answers(scope)
+    left = [row for row, a in answers.items() if a is None or not a.outcome.settled]
+    if left:
+        why = f" ({summary.errors[0]})" if summary.errors else ""
+        raise McrError(
+            f"{len(left)} of {total} traces could not be had{why}; the others are kept: run "
+            "`mcr stitch` again to go on"
+        )
+    return answers
+
+
+def _sample(case: Case, attempt: Attempt, auditor: Auditor) -> _Sample:
+    if attempt.outcome not in (Outcome.OK, Outcome.TRUNCATED):
+        return _Sample(attempt, "", None)
+    trace = trace_of(attempt.text)
+    return _Sample(attempt, trace, auditor.audit(case, trace))
+
+
+def _trace(
+    case: Case, samples: Sequence[_Sample], auditor: Auditor, model: str, prompt: Prompt
+) -> Trace:
+    first, last = samples[0], samples[-1]
+    good = not last.faults
+    trace = last.trace if good else joined(case)
+    kept = last.audit if good else auditor.audit(case, trace)
+    return Trace(
+        fingerprint=case.fingerprint,
+        split=case.split,
+        trace=trace,
+        source=STITCHED if good else JOINED,
+        model=model,
+        model_version=last.attempt.model_version,
+        prompt=prompt.digest,
+        attempts=len(samples),
+        outcomes=tuple(sample.attempt.outcome.value for sample in samples),
+        faults_first=first.faults,
+        faults=last.faults,
+        coverage_first=first.audit.coverage if first.audit else None,
+        coverage=kept.coverage,
+        additions_first=first.audit.added if first.audit else (),
+        additions=kept.added,
+        length_first=first.audit.length if first.audit else None,
+        length=kept.length,
+    )

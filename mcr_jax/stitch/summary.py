@@ -1,0 +1,128 @@
+"""What stitching did to the clinicians' reasons, in numbers: stitch.json and its table.
+
+"First" is of the first sample of every case, as the model gave it: what stitching without an audit
+would have trained on. "Kept" is of the traces that are there now. The difference between them, the
+names that the model added, and the share that fell back to joined statements are this model's
+answer to how far stitching distorts the reasons.
+"""
+
+import collections
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from mcr_jax.data.traces import JOINED, STITCHED, Trace
+from mcr_jax.stitch.run import REASONS
+
+SCHEMA = 1
+NOTICE = "Research use, not for patient care"
+_NAMES = 20  # of what was added most often
+
+Interval = Callable[[Sequence[float]], tuple[float, float]]  # of the mean of one value per case
+
+_ROWS = {
+    "coverage": "statements made",
+    "faultless": "without any fault",
+    "with_additions": "naming what nothing gives",
+    "early": "giving the diagnosis away",
+    "length_ratio": "words, by the statements'",
+}
+
+
+def summarize(rows: Sequence[Trace], interval: Interval) -> dict[str, Any]:
+    """What stitch.json holds.
+
+    Args:
+      rows: at least one.
+      interval: of a mean of values between 0 and 1.
+    """
+
+    def mean(values: Sequence[float]) -> dict[str, Any]:
+        if not values:
+            return {"value": None, "low": None, "high": None, "cases": 0}
+        low, high = interval(values)
+        return {
+            "value": sum(values) / len(values),
+            "low": low,
+            "high": high,
+            "cases": len(values),
+        }
+
+    def ratio(values: Sequence[float]) -> dict[str, Any]:
+        return {"value": sum(values) / len(values) if values else None, "cases": len(values)}
+
+    told = [row for row in rows if row.coverage_first is not None]
+    fallen = [row for row in rows if row.source == JOINED]
+    reasons = collections.Counter(next(r for r in REASONS if r in row.faults) for row in fallen)
+    added = collections.Counter(name for row in told for name in row.additions_first)
+    outcomes = collections.Counter(outcome for row in rows for outcome in row.outcomes)
+    versions = sorted({row.model_version for row in rows})
+    return {
+        "schema": SCHEMA,
+        "notice": NOTICE,
+        "model": rows[0].model,
+        "model_versions": versions,
+        "prompt": rows[0].prompt,
+        "cases": dict(sorted(collections.Counter(row.split for row in rows).items())),
+        "first": {
+            "coverage": mean([row.coverage_first for row in told]),
+            "faultless": mean([float(not row.faults_first) for row in rows]),
+            "with_additions": mean([float(bool(row.additions_first)) for row in told]),
+            "early": mean([float("early" in row.faults_first) for row in told]),
+            "length_ratio": ratio([row.length_first for row in told]),
+            "faults": _counts(fault for row in rows for fault in row.faults_first),
+        },
+        "kept": {
+            "coverage": mean([row.coverage for row in rows]),
+            "coverage_of_stitched": mean([r.coverage for r in rows if r.source == STITCHED]),
+            "with_additions": mean([float(bool(row.additions)) for row in rows]),
+            "length_ratio": ratio([row.length for row in rows]),
+        },
+        "joined": {
+            "share": mean([float(row.source == JOINED) for row in rows]),
+            "reasons": {reason: reasons[reason] for reason in REASONS if reasons[reason]},
+        },
+        "attempts": {
+            str(n): count
+            for n, count in sorted(collections.Counter(row.attempts for row in rows).items())
+        },
+        "outcomes": dict(sorted(outcomes.items())),
+        "added_names": dict(added.most_common(_NAMES)),
+    }
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """The figures that people look at first."""
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"Traces of {sum(summary['cases'].values()):,} cases by {summary['model']}: "
+        "means [95 % interval]",
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+    )
+    for column in ("of a trace", "first sample", "kept"):
+        made.add_column(column)
+    for name, label in _ROWS.items():
+        made.add_row(label, _told(summary["first"].get(name)), _told(summary["kept"].get(name)))
+    joined = summary["joined"]
+    made.add_row("statements joined instead", "", _told(joined["share"]))
+    for reason in (reason for reason in REASONS if reason in joined["reasons"]):
+        count = joined["reasons"][reason]
+        made.add_row(f"  because {reason.replace('_', ' ')}", "", f"{count:,}")
+    return made
+
+
+def _counts(faults: Any) -> dict[str, int]:
+    counted = collections.Counter(faults)
+    return {reason: counted[reason] for reason in REASONS if counted[reason]}
+
+
+def _told(figure: dict[str, Any] | None) -> str:
+    if figure is None or figure["value"] is None:
+        return "–"
+    if "low" not in figure:
+        return f"{figure['value']:.2f}"
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
