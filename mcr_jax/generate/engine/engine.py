@@ -17,7 +17,15 @@ from mcr_jax.generate.engine import programs
 from mcr_jax.generate.engine.kernels import choose
 from mcr_jax.generate.engine.programs import Feed, Program, Report
 from mcr_jax.generate.engine.sampling import Options
-from mcr_jax.generate.engine.state import ENDED, WAITING, Jobs, Shape, blueprint, empty
+from mcr_jax.generate.engine.state import (
+    ENDED,
+    WAITING,
+    Jobs,
+    Shape,
+    blueprint,
+    empty,
+    layer_kernel,
+)
 from mcr_jax.generate.engine.weights import Weights
 from mcr_jax.model.config import DecoderConfig
 
@@ -179,11 +187,11 @@ class Engine:
         x = programs.prefill_start(program, self._weights, tokens)
         layers = []
         for index, (layer, kept) in enumerate(zip(self._weights.layers, state.layers, strict=True)):
-            store = kept.prompt_keys, kept.prompt_values
-            x, (keys, values) = programs.prefill_layer(
-                program, c.is_local(index), layer, x, store, entry, wanted
+            kernel = layer_kernel(c, self._shape, program.kernel, index)
+            x, kept = programs.prefill_layer(
+                program, c.is_local(index), kernel, layer, x, kept, entry, wanted
             )
-            layers.append(kept._replace(prompt_keys=keys, prompt_values=values))
+            layers.append(kept)
         first, lengths = programs.prefill_end(
             program, self._weights, x, state.first, state.prompt_lengths, entry, wanted, length
         )

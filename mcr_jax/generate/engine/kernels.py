@@ -4,7 +4,6 @@ import functools
 import logging
 
 import jax
-import jax.numpy as jnp
 
 from mcr_jax.generate.engine.attention import refusal
 from mcr_jax.generate.engine.state import Shape
@@ -16,8 +15,7 @@ def choose(c: DecoderConfig, shape: Shape) -> str:
     if c.attention == "xla" or jax.default_backend() != "gpu":
         _log_once("xla")
         return "xla"
-    kept = jnp.dtype(shape.kv_dtype or c.dtype)
-    refused = refusal(jnp.dtype(c.dtype), kept, None, c.head_dim)
+    refused = refusal(c.dtype, shape.kv_dtype or c.dtype, None, c.head_dim)
     if refused or "cuda" not in jax.local_devices()[0].client.platform_version:
         _log_once(f"xla (pallas: {refused or 'it needs an NVIDIA GPU'})")
         return "xla"

@@ -15,7 +15,16 @@ from jax.sharding import Mesh, PartitionSpec
 
 from mcr_jax.generate.engine import attention as decoding
 from mcr_jax.generate.engine.sampling import draw, sample_keys
-from mcr_jax.generate.engine.state import AT_LIMIT, ENDED, WAITING, Jobs, Output, Shape, State
+from mcr_jax.generate.engine.state import (
+    AT_LIMIT,
+    ENDED,
+    WAITING,
+    Jobs,
+    Output,
+    Shape,
+    State,
+    layer_kernel,
+)
 from mcr_jax.generate.engine.weights import Weights
 from mcr_jax.model.attention import attention
 from mcr_jax.model.config import DecoderConfig
@@ -96,15 +105,15 @@ def prefill_start(program: Program, weights: Weights, tokens: jax.Array) -> jax.
     )(weights.embedding, tokens)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
-def prefill_layer(program: Program, local: bool, layer, x, kept, entry, wanted):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
+def prefill_layer(program: Program, local: bool, kernel: str, layer, x, kept, entry, wanted):
     """One layer of prefill: x [D, T, E] and what the layer keeps, with the prompt's at `entry`.
 
     Args:
-      program, local: what it is, and whether it sees its window only.
+      program, local, kernel: what it is, whether it sees its window only, what it is kept for.
       layer: its weights.
       x: [D, T, E], given for good.
-      kept: its keys and values of prompts, given for good.
+      kept: its `Layer`, given for good.
       entry: int32 [D], places in the store.
       wanted: bool [D]; a shard without a prompt keeps what it has.
     """
@@ -118,19 +127,8 @@ def prefill_layer(program: Program, local: bool, layer, x, kept, entry, wanted):
             scale = c.attention_scale
             return attention(q, k, v, window=window, scale=scale, backend=c.attention), (k, v)
 
-        x, fresh = block(c, layer, x, turn(c, positions, local=local), attend)
-
-        def put(store, new):
-            new = decoding.keep(new.swapaxes(1, 2), store)  # [1, K, T, D]
-
-            def at_entry(old, new):
-                start = (entry[0], *(0,) * (old.ndim - 1))
-                before = jax.lax.dynamic_slice(old, start, new.shape)
-                return jax.lax.dynamic_update_slice(old, jnp.where(wanted[0], new, before), start)
-
-            return jax.tree.map(at_entry, store, new)
-
-        return x, tuple(put(store, new) for store, new in zip(kept, fresh, strict=True))
+        x, (k, v) = block(c, layer, x, turn(c, positions, local=local), attend)
+        return x, decoding.put_prompt(kept, k, v, entry[0], wanted[0], kernel)
 
     return _sharded(
         one, program.mesh, (PartitionSpec(), _OURS, _OURS, _OURS, _OURS), (_OURS, _OURS)
@@ -301,24 +299,21 @@ def _forward(program: Program, weights: Weights, state: State, at: decoding.Plac
     for index, (layer, kept) in enumerate(zip(weights.layers, state.layers, strict=True)):
         window = c.window if c.is_local(index) else None
 
-        def attend(q, k, v, kept=kept, window=window):
-            keys, values = (
-                decoding.put(store, x, place) for store, x in ((kept.keys, k), (kept.values, v))
-            )
-            kept = kept._replace(keys=keys, values=values)
-            return _attended(program, q, kept, at, window), kept
+        kernel = layer_kernel(c, program.shape, program.kernel, index)
+
+        def attend(q, k, v, kept=kept, window=window, kernel=kernel):
+            kept = decoding.put(kept, k, v, place, kernel)
+            return _attended(program, q, kept, at, window, kernel), kept
 
         x, kept = block(c, layer, x, turns[c.is_local(index)], attend)
         layers.append(kept)
     return _logits(c, weights.final_norm, _head(weights), x), tuple(layers)
 
 
-def _attended(program: Program, q, kept, at: decoding.Places, window: int | None):
+def _attended(program: Program, q, kept, at: decoding.Places, window: int | None, kernel: str):
     """Attention of the step; a device of the tensor axis has its heads, if they come out even."""
     c, mesh = program.config, program.mesh
     scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
-    refused = decoding.refusal(q.dtype, kept.keys.values.dtype, window, c.head_dim)
-    kernel = "xla" if refused else program.kernel
     attend = functools.partial(decoding.attention, window=window, scale=scale, kernel=kernel)
     if mesh.shape["tensor"] == 1 or c.kv_heads % mesh.shape["tensor"]:
         return attend(q, kept, at)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mcr_jax.generate.engine.attention import Kept, Layer, room
+from mcr_jax.generate.engine.attention import Kept, Layer, kernel_of, room
 from mcr_jax.generate.engine.sampling import Options
 from mcr_jax.model.config import DecoderConfig
 
@@ -162,15 +162,28 @@ def blueprint(c: DecoderConfig, shape: Shape, mesh: Mesh, kernel: str) -> State:
         sharding = NamedSharding(mesh, PartitionSpec("data", *spec))
         return jax.ShapeDtypeStruct((shards * n, *rest), dtype, sharding=sharding)
 
-    def kept(n: int, length: int) -> Kept:
-        dtype = shape.kv_dtype or c.dtype
-        size = (n, c.kv_heads, room(length, kernel))
-        values = array(dtype, *size, c.head_dim, spec=(by_head,))
-        return Kept(values, array("float32", *size, spec=(by_head,)) if dtype == "int8" else None)
+    def kept(n: int, length: int, kernel: str) -> tuple[Kept, Kept]:
+        dtype, places = shape.kv_dtype or c.dtype, room(length, kernel)
+        sizes = (
+            ((c.head_dim, places) if kernel == "xla" else (places, c.head_dim)),
+            (
+                places,
+                c.head_dim,
+            ),
+        )
+        scale = array("float32", n, c.kv_heads, places, spec=(by_head,))
+        return tuple(
+            Kept(
+                array(dtype, n, c.kv_heads, *size, spec=(by_head,)),
+                scale if dtype == "int8" else None,
+            )
+            for size in sizes
+        )
 
-    def layer() -> Layer:
-        prompt, own = kept(P, shape.prompt_tokens), kept(B, shape.max_tokens)
-        return Layer(prompt, prompt, own, own)
+    def layer(index: int) -> Layer:
+        of_layer = layer_kernel(c, shape, kernel, index)
+        prompt, own = kept(P, shape.prompt_tokens, of_layer), kept(B, shape.max_tokens, of_layer)
+        return Layer(*prompt, *own)
 
     def jobs(n: int) -> Jobs:
         number, real = array("int32", n), array("float32", n)
@@ -179,7 +192,7 @@ def blueprint(c: DecoderConfig, shape: Shape, mesh: Mesh, kernel: str) -> State:
 
     of_slot, one = array("int32", B), array("int32", 1)
     return State(
-        layers=tuple(layer() for _ in range(c.layers)),
+        layers=tuple(map(layer, range(c.layers))),
         first=array("float32", P, c.vocab_size),
         prompt_lengths=array("int32", P),
         queue=jobs(Q),
@@ -198,6 +211,12 @@ def blueprint(c: DecoderConfig, shape: Shape, mesh: Mesh, kernel: str) -> State:
         steps=one,
         drawn=one,
     )
+
+
+def layer_kernel(c: DecoderConfig, shape: Shape, kernel: str, index: int) -> str:
+    """The kernel that layer `index` is kept for, where the engine's is `kernel`."""
+    window = c.window if c.is_local(index) else None
+    return kernel_of(kernel, c.dtype, shape.kv_dtype or c.dtype, window, c.head_dim)
 
 
 def bytes_per_device(tree: Any) -> int:
