@@ -163,22 +163,13 @@ def blueprint(c: DecoderConfig, shape: Shape, mesh: Mesh, kernel: str) -> State:
         return jax.ShapeDtypeStruct((shards * n, *rest), dtype, sharding=sharding)
 
     def kept(n: int, length: int, kernel: str) -> tuple[Kept, Kept]:
-        dtype, places = shape.kv_dtype or c.dtype, room(length, kernel)
-        sizes = (
-            ((c.head_dim, places) if kernel == "xla" else (places, c.head_dim)),
-            (
-                places,
-                c.head_dim,
-            ),
-        )
-        scale = array("float32", n, c.kv_heads, places, spec=(by_head,))
-        return tuple(
-            Kept(
-                array(dtype, n, c.kv_heads, *size, spec=(by_head,)),
-                scale if dtype == "int8" else None,
-            )
-            for size in sizes
-        )
+        dtype, S = shape.kv_dtype or c.dtype, room(length, kernel)
+        scale = array("float32", n, c.kv_heads, S, spec=(by_head,)) if dtype == "int8" else None
+
+        def of(*size: int) -> Kept:
+            return Kept(array(dtype, n, c.kv_heads, *size, spec=(by_head,)), scale)
+
+        return of(c.head_dim, S) if kernel == "xla" else of(S, c.head_dim), of(S, c.head_dim)
 
     def layer(index: int) -> Layer:
         of_layer = layer_kernel(c, shape, kernel, index)

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from scipy import stats
 
+from mcr_jax.generate.engine import engine as engine_module
 from mcr_jax.generate.engine.engine import Engine, Prompt
 from mcr_jax.generate.engine.state import Shape, blueprint, bytes_per_device
 from mcr_jax.generate.engine.weights import take
@@ -306,6 +307,19 @@ def test_any_mesh_draws_the_same_tokens(model, engine, sizes):
     asked = [prompt(case, limits=(3, 8, 1, 6), top_p=0.9) for case in TOKENS]
     got = drawn(engine_of(spread, mesh=mesh), *asked)
     assert texts(got) == texts(drawn(engine, *asked))
+
+
+def test_the_gpu_kernel_writes_the_same_and_xla_serves_the_local_layers(tiny_shape, monkeypatch):
+    """In pallas' interpreter."""
+    gemma = dataclasses.replace(tiny_shape, **GEMMA, head_dim=16, dtype="bfloat16")
+    model = store.untrained(gemma, 5)
+    asked = [prompt(case, limits=4, temperature=0.0) for case in TOKENS]
+    expected = drawn(engine_of(model), *asked)
+    monkeypatch.setattr(engine_module, "choose", lambda config, shape: "interpret")
+    found = drawn(engine_of(model), *asked)
+    for key, sample in expected.items():
+        np.testing.assert_array_equal(found[key].tokens, sample.tokens)
+        np.testing.assert_allclose(found[key].logprobs, sample.logprobs, atol=0.02)
 
 
 def test_keys_and_values_of_eight_bits_write_nearly_the_same(model):
