@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from mcr_jax import console
-from mcr_jax.cli import build, judge, score, train
+from mcr_jax.cli import build, judge, score, stitch, train
 from mcr_jax.cli import eval as evaluation
 from mcr_jax.cli.experiment import Experiment, newest_step
 from mcr_jax.cli.flags import Flags
@@ -37,6 +37,8 @@ def run(experiment: Experiment) -> None:
     else:
         judge.ready(experiment)
         build.run(experiment)
+        if experiment.config.train.traces == "stitched":
+            stitch.run(experiment)
         train.run(experiment)
         evaluation.run(experiment)
     console.say(f"Open {workdir.report} in a browser. Research use, not for patient care.")
