@@ -212,6 +212,7 @@ class _Worker:
             verdict=verdict,
             error=error,
             usage=reply.usage,
+            mean_logprob=reply.mean_logprob,
             model_version=reply.model_version,
             seconds=seconds,
         )

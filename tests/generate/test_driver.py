@@ -93,12 +93,26 @@ def test_more_samples_ask_for_the_new_ones_only(ledger):
 
 
 @pytest.mark.parametrize(
-    "change", [{"prompt": "another"}, {"seed": 1}, {"temperature": 0.5}, {"max_tokens": 9}]
+    "change",
+    [
+        *({"prompt": "another"}, {"seed": 1}, {"temperature": 0.5}, {"max_tokens": 9}),
+        *({"top_k": 5}, {"stop": ("</answer>",)}),
+    ],
 )
 def test_anything_that_changes_answers_asks_again(ledger, change):
     run([job()], Scripted(lambda *_: "old"), ledger)
     run([job(**change)], Scripted(lambda *_: "new"), ledger)
     assert attempts(ledger)["c", 0].text == "new"
+
+
+def test_a_request_without_filters_and_stops_has_the_digest_it_always_had():
+    before_they_existed = "6a944e57498919bda8658e77f27bf747df80ac106e41fde031aaa1371dd40eb0"
+    assert job().request.digest("scripted/1") == before_they_existed
+
+
+def test_the_order_of_stops_changes_no_answer():
+    one, other = (job(stop=stop).request.digest("m") for stop in (("a", "b"), ("b", "a")))
+    assert one == other
 
 
 def test_another_identity_asks_again(ledger):
