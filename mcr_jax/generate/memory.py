@@ -23,6 +23,7 @@ from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.sharding import AXES, abstract, make_mesh, shardings
 
 USABLE = 0.92  # of a device's memory; the runtime, its programs and gaps take the rest
+_GB = 1e9
 _EIGHT = 8  # slots come in eights: so many rows at least make a product with a weight worthwhile
 
 
@@ -84,7 +85,7 @@ class Memory:
         parts = dataclasses.asdict(self)
         if self.total > self.weights + self.twice:
             del parts["twice"]
-        return ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
+        return ", ".join(f"{name} {size / _GB:.3g}" for name, size in parts.items())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,22 +123,21 @@ class Plan:
     def lines(self) -> Iterator[str]:
         """The plan for people."""
         copies = "1 copy" if self.data == 1 else f"{self.data} copies"
-        on = "a device" if self.tensor == 1 else f"{self.tensor} devices"
         yield (
-            f"{copies} of the model, {on} each (mesh: data {self.data}, tensor {self.tensor}) on "
-            f"{self.machine.count} x {self.machine.kind}"
+            f"{self.machine.count} x {self.machine.kind}: {copies} of the model "
+            f"(mesh: data {self.data}, tensor {self.tensor})"
         )
         yield (
             f"weights {self.config.dtype}, keys and values {self.kv_dtype}, "
             f"decoding attention {self.kernel}"
         )
         yield (
-            f"GB of each device: {self.memory}: {self.memory.total / 1e9:.2f} of "
-            f"{USABLE * self.machine.bytes / 1e9:.2f} usable ({self.machine.bytes / 1e9:.2f})"
+            f"GB of each device: {self.memory}: {self.memory.total / _GB:.3g} of "
+            f"{USABLE * self.machine.bytes / _GB:.3g} usable ({self.machine.bytes / _GB:.3g})"
         )
         fewer = f" of {self.wanted} wanted" if self.shape.slots < self.wanted else ""
-        every = f", {self.data * self.shape.slots} in all" if self.data > 1 else ""
-        yield f"{self.shape.slots} slots{fewer} for each copy{every}"
+        all_ = f" for each copy, {self.data * self.shape.slots} in all" if self.data > 1 else ""
+        yield f"{self.shape.slots} slots{fewer}{all_}"
 
     def facts(self) -> dict[str, Any]:
         """The plan for the manifest."""
@@ -295,7 +295,7 @@ def _too_large(plan: Plan, section: str) -> McrError:
         help_.append(f"config.{section}.dtype=bfloat16")
     return McrError(
         f"not even {_EIGHT} slots fit: with {plan.tensor} x {plan.machine.kind} for a copy of the "
-        f"model each needs {plan.memory.total / 1e9:.2f} GB ({plan.memory}) and has "
-        f"{USABLE * plan.machine.bytes / 1e9:.2f} usable: lower {', '.join(help_)}, or use more or "
+        f"model each needs {plan.memory.total / _GB:.3g} GB ({plan.memory}) and has "
+        f"{USABLE * plan.machine.bytes / _GB:.3g} usable: lower {', '.join(help_)}, or use more or "
         "larger devices"
     )
