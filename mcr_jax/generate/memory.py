@@ -250,6 +250,7 @@ def memory(config: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> Mem
 def _step(c: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> int:
     """What a step of decoding has at a time: an attention, or the logits and their weights."""
     size, slots = jnp.dtype(c.dtype).itemsize, shape.slots
+    kept = jnp.dtype(shape.kv_dtype or c.dtype).itemsize
     drawn = slots // tensor if slots % tensor == 0 else slots
     logits = slots * _cut(c.vocab_size, tensor) + 5 * drawn * c.vocab_size
     hidden = slots * (4 * c.width + 4 * _cut(c.mlp_width, tensor))
@@ -261,8 +262,11 @@ def _step(c: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> int:
         (shape.prompts, shape.share, shape.prompt_tokens),
         (slots, 1, shape.max_tokens),
     ):
-        block = min(BLOCK, room(length, kernel))
-        read = 2 * n * kv_heads * block * c.head_dim * (size + 4)  # cut out, and as it is computed
+        places = room(length, kernel)
+        block = min(BLOCK, places)
+        # Cut out, and as it is computed, which may be turned round for the product.
+        copies = (places > block) * kept + (kept != size) * 2 * size
+        read = 2 * n * kv_heads * block * c.head_dim * copies
         attention += read + 3 * n * members * heads * block * 4
     return max(4 * logits, attention) + 4 * hidden
 
@@ -271,9 +275,9 @@ def _prefill(c: DecoderConfig, shape: Shape, tensor: int) -> int:
     """What one layer has of a prompt, from the inside."""
     tokens, size = shape.prompt_tokens, jnp.dtype(c.dtype).itemsize
     heads, kv_heads = _heads(c, tensor)
-    streams = (8 * c.width + 4 * (heads + kv_heads) * c.head_dim) * 4
+    streams = (3 * c.width + 2 * (heads + 2 * kv_heads) * c.head_dim) * 4
     block = min(_blockwise.BLOCK, tokens)
-    return tokens * (4 * _cut(c.mlp_width, tensor) * size + streams) + 4 * heads * block * block * 4
+    return tokens * (3 * _cut(c.mlp_width, tensor) * size + streams) + 2 * heads * block * block * 4
 
 
 def _heads(c: DecoderConfig, tensor: int) -> tuple[int, int]:
@@ -288,14 +292,16 @@ def _cut(size: int, tensor: int) -> int:
 
 
 def _too_large(plan: Plan, section: str) -> McrError:
-    help_ = [f"config.{section}.prompt_tokens or config.{section}.max_tokens"]
-    if plan.kv_dtype != "int8":
-        help_.append(f"config.{section}.kv_dtype=int8")
+    part, usable, help_ = plan.memory, USABLE * plan.machine.bytes, []
     if plan.config.dtype == "float32":
-        help_.append(f"config.{section}.dtype=bfloat16")
+        help_.append("set config.sample.dtype=bfloat16")
+    if part.weights + part.twice <= usable:
+        if plan.kv_dtype != "int8":
+            help_.append(f"set config.{section}.kv_dtype=int8")
+        help_.append(f"lower config.{section}.prompt_tokens or config.{section}.max_tokens")
+    help_.append("use more or larger devices")
     return McrError(
         f"not even {_EIGHT} slots fit: with {plan.tensor} x {plan.machine.kind} for a copy of the "
         f"model each needs {plan.memory.total / _GB:.3g} GB ({plan.memory}) and has "
-        f"{USABLE * plan.machine.bytes / _GB:.3g} usable: lower {', '.join(help_)}, or use more or "
-        "larger devices"
+        f"{usable / _GB:.3g} usable: {', or '.join(help_)}"
     )
