@@ -1,8 +1,9 @@
 """The sampling stage: N completions per case from a model of the workdir, into the ledger."""
 
 import dataclasses
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -69,15 +70,18 @@ def sample(
         written.
     """
     plan = local.prepare(decoder, config, _wanted(config), tensor=config.sample.tensor)
-    for line in plan.lines():
-        console.say(f"sample: {line}")
     requests = [_request(case, config, prompt) for case in cases]
-    _warn_of_long(requests, tokenizer, config)
     drawn, mesh = {}, plan.mesh()
+
+    @functools.cache
+    def announce() -> None:  # once, and only if there is something to draw
+        for line in (*plan.lines(), *_too_long(requests, tokenizer, config)):
+            console.say(f"sample: {line}")
+
     with Ledger(workdir.ledger) as ledger:
         for name in config.sample.models:
             drawn[name] = _draw(
-                name, plan, mesh, decoder, requests, workdir, config, tokenizer, ledger
+                name, plan, mesh, decoder, requests, workdir, config, tokenizer, ledger, announce
             )
     return drawn
 
@@ -92,6 +96,7 @@ def _draw(
     config: ConfigDict,
     tokenizer: Tokenizer,
     ledger: Ledger,
+    announce: Callable[[], None],
 ) -> Drawn:
     """Samples one model, which is out of memory again when this returns."""
     model, origin = local.load(name, plan, mesh, decoder, workdir, config, tokenizer)
@@ -104,6 +109,8 @@ def _draw(
     ]
     total, began = sum(r.n for r in requests), time.monotonic()
     held = _held(jobs, model, ledger, scope)
+    if held < total:
+        announce()
     with console.track(f"sample {name}", total, held, model.status) as progress:
         summary = driver.run(scope, jobs, model, ledger, progress=progress.advance)
     return Drawn(summary=summary, tokens=model.tokens, seconds=time.monotonic() - began)
@@ -121,13 +128,15 @@ def _held(jobs: Sequence[driver.Job], model: LocalModel, ledger: Ledger, scope: 
     )
 
 
-def _warn_of_long(requests: Sequence[Request], tokenizer: Tokenizer, config: ConfigDict) -> None:
+def _too_long(
+    requests: Sequence[Request], tokenizer: Tokenizer, config: ConfigDict
+) -> Iterator[str]:
     lengths = [len(tokenizer.encode_prompt(request.messages)) for request in requests]
     room = config.sample.prompt_tokens
     if long := sum(length > room for length in lengths):
-        console.say(
-            f"sample: {long} of {len(lengths)} prompts have more than config.sample.prompt_tokens="
-            f"{room} tokens and end as prompt_too_long; the longest has {max(lengths)}"
+        yield (
+            f"{long} of {len(lengths)} prompts have more than config.sample.prompt_tokens={room} "
+            f"tokens and end as prompt_too_long; the longest has {max(lengths)}"
         )
 
 
