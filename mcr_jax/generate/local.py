@@ -21,7 +21,7 @@ from mcr_jax.errors import McrError
 from mcr_jax.generate import memory
 from mcr_jax.generate.api import Outcome, Reply, Request, Usage
 from mcr_jax.generate.engine import kernels
-from mcr_jax.generate.engine.engine import Engine, Prompt, Sample
+from mcr_jax.generate.engine.engine import Engine, Prompt, Pulse, Sample
 from mcr_jax.generate.engine.state import Shape
 from mcr_jax.generate.engine.weights import take
 from mcr_jax.generate.memory import Plan
@@ -59,7 +59,8 @@ class LocalModel:
         self._eos = frozenset(tokenizer.eos_ids)
         self._version = fingerprint(model)
         self._engine = Engine(model.config, take(model), shape, tokenizer.eos_ids, seed, mesh)
-        self._pace: tuple[int, float] | None = None  # tokens drawn, and when that was first seen
+        self._first: tuple[Pulse, float] | None = None  # that showed tokens, and when
+        self._last, self._live = Pulse(), 0  # the last pulse, and the slots that were writing
         self.tokens = 0
         self.identity = (
             f"jax/{self._version}/{tokenizer.fingerprint}/seed={seed}/prompt={shape.prompt_tokens}/"
@@ -73,7 +74,7 @@ class LocalModel:
           McrError: the tokenizer is not the model's, an answer may be longer than the engine has
             room for, or a device is out of memory.
         """
-        self._pace = None
+        self._first = None
         fitting: list[tuple[Request, list[int]]] = []
         for request in requests:
             ids = self._ids(request)
@@ -93,17 +94,24 @@ class LocalModel:
             yield self._answer(*fitting[sample.prompt], sample)
 
     def status(self) -> str:
-        """How the run goes, for a progress line: tokens per second and slots that are writing."""
+        """How the run goes, for a progress line: tokens per second and slots that are writing.
+
+        The slots are the mean since the last time this was asked.
+        """
         pulse, now = self._engine.pulse, time.monotonic()
         if not pulse.tokens:
             return ""
-        if self._pace is None or pulse.tokens < self._pace[0]:
-            self._pace = pulse.tokens, now
-        tokens, since = self._pace
-        if pulse.tokens == tokens or now == since:
-            return f"{pulse.alive} of {pulse.slots} slots"
-        rate = (pulse.tokens - tokens) / (now - since)
-        return f"{rate:,.0f} tokens/s, {pulse.alive} of {pulse.slots} slots"
+        if self._first is None or pulse.tokens < self._last.tokens:  # of another run
+            self._first, self._last, self._live = (pulse, now), Pulse(), 0
+        if pulse.steps > self._last.steps:
+            drawn = pulse.tokens - self._last.tokens
+            self._live = round(drawn / (pulse.steps - self._last.steps))
+            self._last = pulse
+        first, since = self._first
+        slots = f"{self._live} of {pulse.slots} slots"
+        if pulse.tokens == first.tokens or now == since:
+            return slots
+        return f"{(pulse.tokens - first.tokens) / (now - since):,.0f} tokens/s, {slots}"
 
     def _ids(self, request: Request) -> list[int]:
         ids = self._tokenizer.encode_prompt(request.messages)

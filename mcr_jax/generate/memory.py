@@ -23,7 +23,6 @@ from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.sharding import AXES, abstract, make_mesh, shardings
 
 USABLE = 0.92  # of a device's memory; the runtime, its programs and gaps take the rest
-_GB = 1e9
 _EIGHT = 8  # slots come in eights: so many rows at least make a product with a weight worthwhile
 
 
@@ -85,7 +84,7 @@ class Memory:
         parts = dataclasses.asdict(self)
         if self.total > self.weights + self.twice:
             del parts["twice"]
-        return ", ".join(f"{name} {size / _GB:.3g}" for name, size in parts.items())
+        return ", ".join(f"{name} {_told(size)}" for name, size in parts.items())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,8 +131,8 @@ class Plan:
             f"decoding attention {self.kernel}"
         )
         yield (
-            f"GB of each device: {self.memory}: {self.memory.total / _GB:.3g} of "
-            f"{USABLE * self.machine.bytes / _GB:.3g} usable ({self.machine.bytes / _GB:.3g})"
+            f"on each device: {self.memory}: {_told(self.memory.total)} of "
+            f"{_told(USABLE * self.machine.bytes)} usable ({_told(self.machine.bytes)})"
         )
         fewer = f" of {self.wanted} wanted" if self.shape.slots < self.wanted else ""
         all_ = f" for each copy, {self.data * self.shape.slots} in all" if self.data > 1 else ""
@@ -291,6 +290,10 @@ def _cut(size: int, tensor: int) -> int:
     return size // tensor if size % tensor == 0 else size
 
 
+def _told(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
+
+
 def _too_large(plan: Plan, section: str) -> McrError:
     part, usable, help_ = plan.memory, USABLE * plan.machine.bytes, []
     if plan.config.dtype == "float32":
@@ -302,6 +305,6 @@ def _too_large(plan: Plan, section: str) -> McrError:
     help_.append("use more or larger devices")
     return McrError(
         f"not even {_EIGHT} slots fit: with {plan.tensor} x {plan.machine.kind} for a copy of the "
-        f"model each needs {plan.memory.total / _GB:.3g} GB ({plan.memory}) and has "
-        f"{usable / _GB:.3g} usable: {', or '.join(help_)}"
+        f"model each needs {_told(plan.memory.total)} ({plan.memory}) and has "
+        f"{_told(usable)} usable: {', or '.join(help_)}"
     )
