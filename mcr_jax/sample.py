@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -16,11 +17,11 @@ from mcr_jax.generate import driver, local
 from mcr_jax.generate.api import Request
 from mcr_jax.generate.engine.state import Shape
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope
-from mcr_jax.generate.local import LocalModel
 from mcr_jax.generate.memory import Plan
+from mcr_jax.model import store
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.prompts import Prompt
-from mcr_jax.workdir import Workdir
+from mcr_jax.workdir import Workdir, digest
 
 STAGE = "sample"
 
@@ -69,6 +70,8 @@ def sample(
       McrError: a checkpoint is missing, nothing fits into the devices, or the ledger cannot be
         written.
     """
+    for name in config.sample.models:
+        store.check_name(name)  # or the first would be sampled before a slip in the second is told
     plan = local.prepare(decoder, config, _wanted(config), tensor=config.sample.tensor)
     requests = [_request(case, config, prompt) for case in cases]
     drawn, mesh = {}, plan.mesh()
@@ -100,7 +103,12 @@ def _draw(
 ) -> Drawn:
     """Samples one model, which is out of memory again when this returns."""
     model, origin = local.load(name, plan, mesh, decoder, workdir, config, tokenizer)
-    facts = {"identity": model.identity, "weights": origin, "plan": plan.facts()}
+    facts = {
+        "identity": model.identity,
+        "weights": origin,
+        "plan": plan.facts(),
+        "config": digest(json.loads(config.to_json())),
+    }
     workdir.note(f"sample.{name}", facts)
     scope = Scope(STAGE, name)
     jobs = [
@@ -108,24 +116,12 @@ def _draw(
         for r in requests
     ]
     total, began = sum(r.n for r in requests), time.monotonic()
-    held = _held(jobs, model, ledger, scope)
+    held = driver.held(scope, jobs, model, ledger)
     if held < total:
         announce()
     with console.track(f"sample {name}", total, held, model.status) as progress:
         summary = driver.run(scope, jobs, model, ledger, progress=progress.advance)
     return Drawn(summary=summary, tokens=model.tokens, seconds=time.monotonic() - began)
-
-
-def _held(jobs: Sequence[driver.Job], model: LocalModel, ledger: Ledger, scope: Scope) -> int:
-    """How many completions are there already, of this very model."""
-    known = ledger.answers(scope)
-    return sum(
-        attempt.outcome.settled and attempt.digest == digest
-        for job in jobs
-        for digest in [job.request.digest(model.identity)]
-        for index in job.request.wanted
-        if (attempt := known.get(job.row_of(index)))
-    )
 
 
 def _too_long(

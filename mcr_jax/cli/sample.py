@@ -1,7 +1,6 @@
 """Draws N completions of every case from every model of the config, into the ledger."""
 
 import contextlib
-import json
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -9,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from mcr_jax import console
 from mcr_jax.cli.experiment import Experiment, devices, run_stage
 from mcr_jax.errors import Stopped
-from mcr_jax.workdir import digest
 
 
 def main(argv: Sequence[str]) -> None:
@@ -26,18 +24,10 @@ def run(experiment: Experiment) -> None:
     from mcr_jax.sample import sample
 
     e = experiment
-    e.refuse_other(e.origin())
     with _stoppable():
+        e.refuse_other(e.origin())
         sampled = sample(e.workdir, e.config, e.shape, e.eval_cases(), e.tokenizer, e.prompt)
-    e.workdir.note(
-        "sample",
-        {
-            "prompt": e.prompt.digest,
-            "seed": e.config.seed,
-            "config": digest(json.loads(e.config.to_json())),
-            **devices(),
-        },
-    )
+    e.workdir.note("sample", {"prompt": e.prompt.digest, "seed": e.config.seed, **devices()})
     for name, drawn in sampled.items():
         done = "nothing to do"
         if drawn.summary.asked:

@@ -54,12 +54,17 @@ def named(
       UsageError: another name.
       McrError: as `starting_params` and `trained`.
     """
+    check_name(name)
     if name == UNTRAINED:
         return untrained(config, seed, mesh), config.folder or f"drawn from seed {seed}"
-    if name == TRAINED:
-        model, step = trained(checkpoints, config, mesh, which, seed)
-        return model, f"checkpoint of step {step}"
-    raise UsageError(f"config.sample.models names {name!r}; there are {UNTRAINED} and {TRAINED}")
+    model, step = trained(checkpoints, config, mesh, which, seed)
+    return model, f"checkpoint of step {step}"
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError unless an experiment has a decoder of that name."""
+    if name not in (UNTRAINED, TRAINED):
+        raise UsageError(f"there is no model {name!r}: there are {UNTRAINED} and {TRAINED}")
 
 
 def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:

@@ -92,6 +92,16 @@ def test_more_samples_ask_for_the_new_ones_only(ledger):
     assert generator.asked == [("c", 2), ("c", 3), ("c", 4)]
 
 
+def test_what_is_held_is_what_a_run_would_not_ask_for(ledger):
+    generator = Scripted(failing(Outcome.INFRA_ERROR))
+    assert driver.held(SCOPE, [job(n=2)], generator, ledger) == 0
+    run([job(n=2)], Scripted(), ledger)
+    run([job(n=1)], Scripted(), ledger)
+    assert driver.held(SCOPE, [job(n=3)], generator, ledger) == 2
+    run([job("other")], generator, ledger)
+    assert driver.held(SCOPE, [job("other"), job(n=2)], generator, ledger) == 2
+
+
 @pytest.mark.parametrize(
     "change",
     [

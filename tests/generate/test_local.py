@@ -2,15 +2,17 @@
 
 import dataclasses
 import re
+import weakref
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome, Request
 from mcr_jax.generate.engine.state import Shape
-from mcr_jax.generate.local import LocalModel
+from mcr_jax.generate.local import LocalModel, memory_errors
 from mcr_jax.model import store
 from mcr_jax.model.sharding import make_mesh, one_device
 
@@ -238,6 +240,23 @@ def test_ids_that_the_tokenizer_lacks_are_no_text_and_no_fault(make, clinic_toke
     asked = [request(n, stop=("never written",)) for n in range(3)]
     found = replies(make(tokenizer=Fewer()), *asked)
     assert max(reply.usage.output for reply in found.values()) == 12
+
+
+def test_a_model_that_was_used_leaves_nothing_behind(make):
+    """Or the next one would have to fit beside it."""
+    local = make()
+    assert len(replies(local, request(1, stop=("never",)))) == SAMPLES
+    weights = [weakref.ref(x) for x in jax.tree.leaves(local._engine._weights)]
+    model = weakref.ref(local)
+    del local
+    assert model() is None
+    assert not any(x() is not None for x in weights)
+
+
+def test_a_device_out_of_memory_is_one_line():
+    with pytest.raises(McrError, match=r"^out of memory .* is kept$") as told, memory_errors():
+        jax.block_until_ready(jnp.zeros(1 << 50))
+    assert "\n" not in str(told.value)
 
 
 def test_the_status_tells_the_pace_and_how_many_slots_write(local):

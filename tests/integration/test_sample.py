@@ -57,7 +57,7 @@ def test_every_way_to_sample_ends_in_the_ledger_with_its_plan_in_the_manifest(mc
     plan = manifest["sample.sft"]["plan"]
     assert (plan["dtype"], plan["kv_dtype"], plan["slots"]) == ("bfloat16", "int8", 8)
     assert plan["mesh"] == {"data": 1, "tensor": 1} and plan["bytes_per_device"]["weights"] > 0
-    assert len(manifest["sample"]["config"]) == 64
+    assert len(manifest["sample.sft"]["config"]) == 64
     drawn = rows(workdir, "sample")[COMPLETIONS:]
     assert len(drawn) == COMPLETIONS // 2
     for row in drawn:
