@@ -7,6 +7,8 @@ driver.run(scope, jobs, model, ledger)
 
 import contextlib
 import dataclasses
+import gc
+import math
 import time
 from collections.abc import Iterator, Sequence
 
@@ -72,7 +74,7 @@ class LocalModel:
 
         Raises:
           McrError: the tokenizer is not the model's, an answer may be longer than the engine has
-            room for, or a device is out of memory.
+            room for, a device is out of memory, or the model computes no numbers.
         """
         self._first = None
         fitting: list[tuple[Request, list[int]]] = []
@@ -145,13 +147,19 @@ class LocalModel:
         tokens = sample.tokens.tolist()
         self.tokens += len(tokens)
         text = self._text(tokens[:-1] if tokens[-1] in self._eos else tokens)
+        mean_logprob = float(sample.logprobs.mean(dtype=np.float64))
+        if not math.isfinite(mean_logprob):
+            raise McrError(
+                f"{request.key[:12]}: the model's probabilities are not numbers: its weights are "
+                "broken, or training diverged, or they overflow in config.sample.dtype"
+            )
         return self._reply(
             request,
             sample.index,
             cut(text, request.stop),
             Outcome.OK if sample.ended else Outcome.TRUNCATED,
             usage=Usage(prompt=len(ids), output=len(tokens)),
-            mean_logprob=float(sample.logprobs.mean(dtype=np.float64)),
+            mean_logprob=mean_logprob,
         )
 
     def _text(self, ids: Sequence[int]) -> str:
@@ -216,6 +224,7 @@ def load(
       UsageError: there is no decoder of that name.
       McrError: the weights cannot be read, or a device is out of memory.
     """
+    gc.collect()  # flax modules hold themselves: what one before had is there until then
     with memory_errors():
         model, origin = store.named(
             *(name, dataclasses.replace(decoder, dtype=plan.config.dtype), mesh),

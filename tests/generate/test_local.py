@@ -1,6 +1,7 @@
 """The local model keeps the contract: text in, typed answers out, nothing cut in silence."""
 
 import dataclasses
+import gc
 import re
 import weakref
 
@@ -27,11 +28,11 @@ def make(tiny_shape, clinic_tokenizer):
     only_first = np.eye(1, config.width, dtype=np.float32)[0]
     eos = np.eye(config.vocab_size, dtype=np.float32)[clinic_tokenizer.eos_ids[0]]
 
-    def made(shape=SHAPE, *, seed=0, weights=0, mesh=None, tokenizer=clinic_tokenizer):
+    def made(shape=SHAPE, *, seed=0, weights=0, mesh=None, tokenizer=clinic_tokenizer, heat=1.0):
         mesh = mesh or one_device()
         model = store.untrained(config, weights, mesh)
         table = model.embedding[...].at[:, 0].set(40.0)  # the first coordinate is 1 …
-        norm = only_first / config.width**0.5  # … and alone reaches the head
+        norm = heat * only_first / config.width**0.5  # … and alone reaches the head
         head = np.outer(eos, only_first) * np.log(config.vocab_size / 9)
         for parameter, values in (
             *((model.embedding, table), (model.final_norm, norm)),
@@ -250,12 +251,19 @@ def test_a_model_that_was_used_leaves_nothing_behind(make):
     model = weakref.ref(local)
     del local
     assert model() is None
+    gc.collect()  # as `load` does before the next one
     assert not any(x() is not None for x in weights)
 
 
 def test_a_device_out_of_memory_is_one_line():
     with pytest.raises(McrError, match=r"^out of memory .* is kept$") as told, memory_errors():
         jax.block_until_ready(jnp.zeros(1 << 50))
+    assert "\n" not in str(told.value)
+
+
+def test_a_model_that_computes_no_numbers_is_refused_in_a_line(make):
+    with pytest.raises(McrError, match="probabilities are not numbers") as told:
+        list(make(heat=np.nan).generate([request(1)]))
     assert "\n" not in str(told.value)
 
 
