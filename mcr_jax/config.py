@@ -53,6 +53,8 @@ _RANGES = {  # smallest and largest value of a field
     "synthetic.val": (0, float("inf")),
     "synthetic.test": (0, float("inf")),
     "sample.temperature": (0, float("inf")),
+    "sample.top_k": (0, _MAX_SEED),
+    "sample.tensor": (0, 1_000_000),
     "sample.top_p": (1e-6, 1),
     "stitch.temperature": (0, float("inf")),
     "stitch.top_p": (1e-6, 1),
@@ -73,6 +75,8 @@ _CHOICES = {  # of a tuple, each of its values
     "train.traces": ("enumerated", "stitched"),
     "sample.checkpoint": ("newest", "best"),
     "stitch.model": ("base", "sft", "gemini"),
+    "sample.dtype": ("", "float32", "bfloat16"),
+    "sample.kv_dtype": ("", "float32", "bfloat16", "int8"),
     "train.remat": ("none", "dots", "full"),
     "attention": ("auto", "xla", "cudnn", "splash"),
 }
@@ -179,13 +183,23 @@ def default() -> ConfigDict:
     c.sample = ConfigDict()
     c.sample.models = ("base", "sft")  # base: before training; sft: the newest checkpoint
     c.sample.checkpoint = "newest"  # which sft is: newest | best, the one of the lowest val loss
-    c.sample.n = 10
-    c.sample.temperature = 0.7
-    c.sample.top_p = 1.0
+    c.sample.n = 10  # completions of each case; more of them later draws the new ones only
+    c.sample.temperature = 0.7  # 0 takes the likeliest token
+    c.sample.top_k = 0  # so many of the likeliest tokens are drawn from; 0 is all
+    c.sample.top_p = 1.0  # and of these the likeliest of so much probability
+    c.sample.stop = ()  # texts such as "</answer>" that end a completion, which keeps them
     c.sample.max_tokens = 256
     c.sample.prompt_tokens = 512  # longer prompts end as prompt_too_long
-    c.sample.slots = 64  # completions written at a time; fewer where memory is short
+    # Completions that each copy of the model writes at a time, in eights; fewer where a device's
+    # memory is short. Throughput grows with them. They change no completion, but for what rounding
+    # does on an accelerator.
+    c.sample.slots = 64
     c.sample.share = 10  # most of them that read one prompt's keys and values together
+    c.sample.dtype = ""  # of the weights: float32 | bfloat16; "" is train.compute
+    c.sample.kv_dtype = ""  # of keys and values: float32 | bfloat16 | int8; "" is the weights'
+    # Devices that hold one copy of the model together; all devices are used, by as many copies as
+    # that makes. 0 takes the fewest on which sample.slots fit.
+    c.sample.tensor = 0
 
     c.judge = ConfigDict()
     c.judge.name = "offline"  # offline | gemini
@@ -236,6 +250,7 @@ def check(config: ConfigDict, origin: str) -> ConfigDict:
         raise UsageError(
             f"{origin}: config field sample.models names each model once, not {models}"
         )
+    _check_stop(resolved.sample.stop, origin)
     return resolved.lock()
 
 
@@ -243,6 +258,16 @@ def judge_name(config: ConfigDict) -> str:
     """The judge as it stands in the ledger: "offline", or kind and model as "gemini:MODEL"."""
     kind = config.judge.name
     return kind if kind == "offline" else f"{kind}:{config.judge.model}"
+
+
+def sampling_dtype(config: ConfigDict) -> str:
+    """The dtype that weights are sampled in: config.sample.dtype, or "" what training computes in.
+
+    Weights that are kept in bfloat16 are not made larger unless sample.dtype says so.
+    """
+    if config.sample.dtype:
+        return config.sample.dtype
+    return "bfloat16" if config.model.dtype == "bfloat16" else config.train.compute
 
 
 def load(path: Path) -> ConfigDict:
@@ -294,6 +319,17 @@ def _check_choice(name: str, value: str | tuple[str, ...], origin: str) -> None:
     if not right:
         raise UsageError(
             f"{origin}: config field {name} is {says.format(', '.join(known))}, not {value!r}"
+        )
+
+
+def _check_stop(texts: tuple[str, ...], origin: str) -> None:
+    # U+FFFD stands for half a character, which the next token may complete.
+    if len(set(texts)) != len(texts) or not all(
+        isinstance(text, str) and text and "\ufffd" not in text for text in texts
+    ):
+        raise UsageError(
+            f"{origin}: config field sample.stop is some texts, each once, none of them empty or "
+            f"with U+FFFD in it, not {texts!r}"
         )
 
 

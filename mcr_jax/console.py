@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _silent = False
 
@@ -38,9 +39,18 @@ def show_log() -> None:
 class Track:
     """Progress of one piece of work; made by `track`."""
 
-    def __init__(self, description: str, total: int, done: int, live: object | None, task: object):
+    def __init__(
+        self,
+        description: str,
+        total: int,
+        done: int,
+        live: object | None,
+        task: object,
+        status: Callable[[], str] | None = None,
+    ):
         self.description, self.total, self.done = description, total, done
-        self._live, self._task = live, task
+        self._live, self._task, self._status = live, task, status
+        self._lock = threading.Lock()
         self._spoken = time.monotonic()
         # Where and when the first unit was done: it takes longer than the others, it compiles.
         self._steady: tuple[int, float] | None = None
@@ -51,10 +61,21 @@ class Track:
 
     def update(self, done: int, note: str = "") -> None:
         """Sets the finished units to `done`."""
-        now = time.monotonic()
-        if self._steady is None and done > self.done:
-            self._steady = (done, now)
-        self.done = done
+        with self._lock:
+            if self._steady is None and done > self.done:
+                self._steady = (done, time.monotonic())
+            self.done = done
+            self._show(note)
+
+    def refresh(self) -> None:
+        """Shows the status anew, where no unit may be finished for long."""
+        with self._lock:
+            self._show("")
+
+    def _show(self, note: str) -> None:
+        done, now = self.done, time.monotonic()
+        if self._status is not None:
+            note = self._status()
         if self._live is not None:
             self._live.update(self._task, completed=done, note=note)
         elif now - self._spoken >= 10 and done < self.total:
@@ -67,10 +88,17 @@ class Track:
 
 
 @contextlib.contextmanager
-def track(description: str, total: int, done: int = 0) -> Iterator[Track]:
-    """Shows progress of `total` units, `done` of them finished before, while the block runs."""
+def track(
+    description: str, total: int, done: int = 0, status: Callable[[], str] | None = None
+) -> Iterator[Track]:
+    """Shows progress of `total` units, `done` of them finished before, while the block runs.
+
+    A `status` stands beside them in place of notes. It is asked every second, also while no unit
+    is finished, and from another thread.
+    """
     if _silent or not sys.stdout.isatty():
-        yield Track(description, total, done, None, None)
+        with _refreshing(Track(description, total, done, None, None, status), status) as made:
+            yield made
         return
     from rich import progress
     from rich.console import Console
@@ -87,4 +115,26 @@ def track(description: str, total: int, done: int = 0) -> Iterator[Track]:
     )
     with progress.Progress(*columns, console=Console(), transient=True, expand=True) as live:
         task = live.add_task(description, total=total, completed=done, note="")
-        yield Track(description, total, done, live, task)
+        with _refreshing(Track(description, total, done, live, task, status), status) as made:
+            yield made
+
+
+@contextlib.contextmanager
+def _refreshing(made: Track, status: Callable[[], str] | None) -> Iterator[Track]:
+    """Refreshes it from a thread, if it has a status."""
+    if status is None:
+        yield made
+        return
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(1.0):
+            made.refresh()
+
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    try:
+        yield made
+    finally:
+        over.set()
+        thread.join()

@@ -1,10 +1,11 @@
 """The sampling stage: N completions per case from a model of the workdir, into the ledger."""
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -12,110 +13,137 @@ from mcr_jax import console
 from mcr_jax.cases import Case
 from mcr_jax.data.example import prompt_messages
 from mcr_jax.data.tokenizer import Tokenizer
-from mcr_jax.errors import UsageError
-from mcr_jax.generate import driver
+from mcr_jax.generate import driver, local
 from mcr_jax.generate.api import Request
 from mcr_jax.generate.engine.state import Shape
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope
-from mcr_jax.generate.local import LocalModel
+from mcr_jax.generate.memory import Plan
 from mcr_jax.model import store
-from mcr_jax.model.blueprint import blueprint
 from mcr_jax.model.config import DecoderConfig
-from mcr_jax.model.decoder import Decoder
-from mcr_jax.model.sharding import make_mesh, one_device
 from mcr_jax.prompts import Prompt
-from mcr_jax.workdir import Workdir
+from mcr_jax.workdir import Workdir, digest
 
 STAGE = "sample"
-UNTRAINED, TRAINED = "base", "sft"  # what config.sample.models may name
-_WEIGHTS = 0.75  # the share of a device's memory that they may take of it alone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampled:
-    """Per model, how many completions are wanted, were open, and are there now."""
+class Drawn:
+    """What was done for one model.
 
-    models: Mapping[str, driver.Summary]
+    Attributes:
+      summary: how many completions are wanted, were open, and are there now.
+      tokens: of the completions that were drawn now.
+      seconds: that took, compilation included, the loading of the model not.
+    """
+
+    summary: driver.Summary
+    tokens: int
+    seconds: float
 
 
 def sample(
     workdir: Workdir,
     config: ConfigDict,
-    shape: DecoderConfig,
+    decoder: DecoderConfig,
     cases: Sequence[Case],
     tokenizer: Tokenizer,
     prompt: Prompt,
-) -> Sampled:
+) -> Mapping[str, Drawn]:
     """Draws config.sample.n completions of every case from every model in config.sample.models.
+
+    Before the first it prints what it will take of the devices' memory, and which prompts are too
+    long. What the ledger holds already is not drawn again.
 
     Args:
       workdir: holds the checkpoints; its ledger takes the completions.
-      config: sections sample and the seed are read.
-      shape: of the decoder.
+      config: sections sample, model and train, and the seed are read.
+      decoder: its shape.
       cases: whose presentations are shown.
       tokenizer: made the ids the models know.
       prompt: the question each case is put in.
 
+    Returns:
+      What was done for each model, by its name.
+
     Raises:
-      UsageError: config.sample names a model that is none.
-      McrError: a checkpoint is missing, or the ledger cannot be written.
+      UsageError: config.sample names a model that is none, or asks for another mesh than there is.
+      McrError: a checkpoint is missing, nothing fits into the devices, or the ledger cannot be
+        written.
     """
-    summaries, mesh = {}, _mesh(shape)
+    for name in config.sample.models:
+        store.check_name(name)  # or the first would be sampled before a slip in the second is told
+    plan = local.prepare(decoder, config, _wanted(config), tensor=config.sample.tensor)
+    requests = [_request(case, config, prompt) for case in cases]
+    drawn, mesh = {}, plan.mesh()
+
+    @functools.cache
+    def announce() -> None:  # once, and only if there is something to draw
+        for line in (*plan.lines(), *_too_long(requests, tokenizer, config)):
+            console.say(f"sample: {line}")
+
     with Ledger(workdir.ledger) as ledger:
         for name in config.sample.models:
-            model, origin = _model(name, workdir, config, shape, mesh)
-            generator = LocalModel(model, tokenizer, _engine_shape(config), config.seed, mesh)
-            workdir.note(f"sample.{name}", {"identity": generator.identity, "weights": origin})
-            jobs = [
-                driver.Job(
-                    row=RowKey(stage=STAGE, case=case.fingerprint, model=name, sample=0),
-                    request=_request(case, config, prompt),
-                )
-                for case in cases
-            ]
-            summaries[name] = _run(name, jobs, generator, ledger)
-            del model, generator  # or the next one would have to fit beside it
-    return Sampled(models=summaries)
+            drawn[name] = _draw(
+                name, plan, mesh, decoder, requests, workdir, config, tokenizer, ledger, announce
+            )
+    return drawn
 
 
-def _run(name: str, jobs: list[driver.Job], generator: LocalModel, ledger: Ledger):
+def _draw(
+    name: str,
+    plan: Plan,
+    mesh: Mesh,
+    decoder: DecoderConfig,
+    requests: Sequence[Request],
+    workdir: Workdir,
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    ledger: Ledger,
+    announce: Callable[[], None],
+) -> Drawn:
+    """Samples one model, which is out of memory again when this returns."""
+    model, origin = local.load(name, plan, mesh, decoder, workdir, config, tokenizer)
+    facts = {
+        "identity": model.identity,
+        "weights": origin,
+        "plan": plan.facts(),
+        "config": digest(json.loads(config.to_json())),
+    }
+    workdir.note(f"sample.{name}", facts)
     scope = Scope(STAGE, name)
-    total = sum(job.request.n for job in jobs)
-    held = sum(a is not None for a in ledger.answers(scope).values())
-    with console.track(f"sample {name}", total, held) as progress:
-        return driver.run(scope, jobs, generator, ledger, progress=progress.advance)
+    jobs = [
+        driver.Job(row=RowKey(stage=STAGE, case=r.key, model=name, sample=0), request=r)
+        for r in requests
+    ]
+    total, began = sum(r.n for r in requests), time.monotonic()
+    held = driver.held(scope, jobs, model, ledger)
+    if held < total:
+        announce()
+    with console.track(f"sample {name}", total, held, model.status) as progress:
+        summary = driver.run(scope, jobs, model, ledger, progress=progress.advance)
+    return Drawn(summary=summary, tokens=model.tokens, seconds=time.monotonic() - began)
 
 
-def _mesh(shape: DecoderConfig) -> Mesh:
-    """One device, or all where one has no room for the weights and what sampling needs beside."""
-    stats = jax.devices()[0].memory_stats() or {}  # CPUs tell none
-    weights = jax.tree.leaves(blueprint(shape)[1])
-    taken = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in weights)
-    small = taken > _WEIGHTS * stats.get("bytes_limit", math.inf)
-    return make_mesh(1, 1, -1) if small else one_device()
+def _too_long(
+    requests: Sequence[Request], tokenizer: Tokenizer, config: ConfigDict
+) -> Iterator[str]:
+    lengths = [len(tokenizer.encode_prompt(request.messages)) for request in requests]
+    room = config.sample.prompt_tokens
+    if long := sum(length > room for length in lengths):
+        yield (
+            f"{long} of {len(lengths)} prompts have more than config.sample.prompt_tokens={room} "
+            f"tokens and end as prompt_too_long; the longest has {max(lengths)}"
+        )
 
 
-def _model(
-    name: str, workdir: Workdir, config: ConfigDict, shape: DecoderConfig, mesh: Mesh
-) -> tuple[Decoder, str]:
-    if name == UNTRAINED:
-        origin = shape.folder or f"drawn from seed {config.seed}"
-        return store.untrained(shape, config.seed, mesh), origin
-    if name == TRAINED:
-        checkpoints = config.train.checkpoints or workdir.checkpoints
-        which = config.sample.checkpoint
-        model, step = store.trained(checkpoints, shape, mesh, which, config.seed)
-        return model, f"checkpoint of step {step}"
-    raise UsageError(f"config.sample.models names {name!r}; there are {UNTRAINED} and {TRAINED}")
-
-
-def _engine_shape(config: ConfigDict) -> Shape:
+def _wanted(config: ConfigDict) -> Shape:
     c = config.sample
     return Shape(
         slots=c.slots,
         share=c.share,
         prompt_tokens=c.prompt_tokens,
         max_tokens=c.max_tokens,
+        kv_dtype=c.kv_dtype,
     )
 
 
@@ -126,7 +154,9 @@ def _request(case: Case, config: ConfigDict, prompt: Prompt) -> Request:
         messages=prompt_messages(case, prompt),
         n=c.n,
         temperature=c.temperature,
+        top_k=c.top_k,
         top_p=c.top_p,
         max_tokens=c.max_tokens,
+        stop=c.stop,
         seed=config.seed,
     )

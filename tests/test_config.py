@@ -106,6 +106,36 @@ def test_a_word_that_is_no_choice_is_refused_with_those_that_are(name):
     assert configs.default()[name.split(".")[0]][name.split(".")[1]] in message
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("sample.top_k", -1), ("sample.tensor", -1), ("sample.slots", 0)),
+        *(("sample.dtype", "int8"), ("sample.kv_dtype", "float16")),
+        *(("sample.stop", ("",)), ("sample.stop", ("a", "a")), ("sample.stop", ("\ufffd",))),
+        *(("sample.stop", (1,)),),
+    ],
+)
+def test_what_nothing_can_be_sampled_with_is_refused(name, value):
+    assert name in refusal(name, value)
+
+
+@pytest.mark.parametrize(
+    ("kept", "compute", "asked", "expected"),
+    [
+        ("float32", "float32", "", "float32"),
+        ("float32", "bfloat16", "", "bfloat16"),
+        ("bfloat16", "float32", "", "bfloat16"),
+        ("bfloat16", "bfloat16", "float32", "float32"),
+    ],
+)
+def test_weights_are_sampled_as_training_computes_unless_the_config_says_otherwise(
+    kept, compute, asked, expected
+):
+    config = configs.default()
+    config.model.dtype, config.train.compute, config.sample.dtype = kept, compute, asked
+    assert configs.sampling_dtype(configs.check(config, "mine.py")) == expected
+
+
 def test_an_integer_stands_for_a_float_and_compares_as_one():
     resolved = configs.check(with_field("optim.weight_decay", 0), "mine.py")
     assert isinstance(resolved.optim.weight_decay, float)

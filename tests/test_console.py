@@ -2,6 +2,7 @@
 
 import io
 import re
+import threading
 
 import pytest
 
@@ -50,6 +51,38 @@ def test_at_most_a_line_in_ten_seconds_and_none_at_the_end(clock, capsys):
     assert [line.split()[1].rstrip(",") for line in lines(capsys)] == [
         f"{done}/50" for done in (10, 20, 30, 40)
     ]
+
+
+def test_a_status_stands_in_place_of_notes_and_is_shown_while_nothing_ends(clock, capsys):
+    told = iter(["none yet", "5 tokens/s", "7 tokens/s"])
+    with console.track("sample", 10, status=lambda: next(told, "")) as progress:
+        for _ in range(2):
+            clock.now += 11
+            progress.refresh()
+        clock.now += 11
+        progress.advance(1)
+    assert lines(capsys) == [
+        "  sample: 0/10  none yet",
+        "  sample: 0/10  5 tokens/s",
+        "  sample: 1/10  7 tokens/s",
+    ]
+
+
+def test_refreshing_from_a_thread_loses_no_unit():
+    with console.track("sample", 10_000, status=lambda: "") as progress:
+        over = threading.Event()
+
+        def refresh():
+            while not over.is_set():
+                progress.refresh()
+
+        thread = threading.Thread(target=refresh)
+        thread.start()
+        for _ in range(5000):
+            progress.advance()
+        over.set()
+        thread.join()
+    assert progress.done == 5000
 
 
 def test_a_silent_process_prints_nothing_until_it_is_to_speak_again(clock, capsys):

@@ -40,8 +40,10 @@ class Request:
       messages: the conversation so far, ending with the user's turn.
       n: how many answers are wanted; their indices are 0 … n-1.
       temperature: 0 is greedy.
+      top_k: how many of the likeliest tokens are drawn from; 0 is all.
       top_p: nucleus mass kept, in (0, 1].
       max_tokens: limit of new tokens per answer.
+      stop: texts that end an answer; it keeps the first of them that it comes to.
       schema: JSON schema the answer must follow, or None for free text.
       seed: with `key` and the index, fixes a sample on generators that are repeatable.
       indices: the answers still wanted, of 0 … n-1; None means all.
@@ -52,8 +54,10 @@ class Request:
     messages: tuple[Message, ...]
     n: int = 1
     temperature: float = 0.0
+    top_k: int = 0
     top_p: float = 1.0
     max_tokens: int = 1024
+    stop: tuple[str, ...] = ()
     schema: Mapping[str, object] | None = None
     seed: int = 0
     indices: tuple[int, ...] | None = None
@@ -67,7 +71,8 @@ class Request:
     def digest(self, identity: str) -> str:
         """SHA-256 (hex) of all that decides an answer, by the generator called `identity`.
 
-        `n` and `indices` are left out: which samples are wanted does not change any of them.
+        `n` and `indices` are left out: which samples are wanted does not change any of them. So
+        are `top_k` and `stop` where they do nothing: ledgers from before they existed stay valid.
         """
         decisive = {
             "identity": identity,
@@ -79,6 +84,10 @@ class Request:
             "schema": self.schema,
             "seed": self.seed,
         }
+        if self.top_k:
+            decisive["top_k"] = self.top_k
+        if self.stop:
+            decisive["stop"] = sorted(self.stop)
         canonical = json.dumps(decisive, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -102,6 +111,8 @@ class Reply:
       text: what the model said; empty unless the outcome is OK or TRUNCATED.
       outcome: how the attempt ended.
       usage: tokens spent.
+      mean_logprob: nats per token of the answer as kept, its end token included, under the model
+        itself, without temperature and filters; None where the generator does not tell.
       model_version: what the service says it ran.
       error: one line for people when the outcome is not OK.
       retry_after: seconds the service asked to wait, or None.
@@ -112,6 +123,7 @@ class Reply:
     text: str
     outcome: Outcome
     usage: Usage = Usage()
+    mean_logprob: float | None = None
     model_version: str = ""
     error: str = ""
     retry_after: float | None = None

@@ -99,14 +99,7 @@ def run(
       McrError: a row cannot be written, or two jobs share a row or a key.
     """
     jobs, retry = list(jobs), retry or Retry()
-    _check_unique(jobs)
-    digests = {
-        job.row_of(i): job.request.digest(generator.identity)
-        for job in jobs
-        for i in job.request.wanted
-    }
-    ledger.declare(scope, digests)
-    known = ledger.answers(scope)
+    known = _declared(scope, jobs, generator, ledger)
     pending = []
     for job in jobs:
         wanted = job.request.wanted
@@ -126,6 +119,28 @@ def run(
         settled=asked - len(errors),
         errors=tuple(dict.fromkeys(errors)),
     )
+
+
+def held(
+    scope: Scope,
+    jobs: Sequence[Job],
+    generator: Generator,
+    ledger: Ledger,
+    retry: Retry | None = None,
+) -> int:
+    """How many rows `run`, of the same arguments, would not ask for; declares as it does."""
+    known, attempts = _declared(scope, jobs, generator, ledger), (retry or Retry()).attempts
+    return sum(not _is_open(attempt, attempts) for attempt in known.values())
+
+
+def _declared(scope: Scope, jobs: Sequence[Job], generator: Generator, ledger: Ledger) -> Known:
+    _check_unique(jobs)
+    digests = {}
+    for job in jobs:
+        digest = job.request.digest(generator.identity)
+        digests |= dict.fromkeys(map(job.row_of, job.request.wanted), digest)
+    ledger.declare(scope, digests)
+    return ledger.answers(scope)
 
 
 def _check_unique(jobs: Sequence[Job]) -> None:
@@ -212,6 +227,7 @@ class _Worker:
             verdict=verdict,
             error=error,
             usage=reply.usage,
+            mean_logprob=reply.mean_logprob,
             model_version=reply.model_version,
             seconds=seconds,
         )

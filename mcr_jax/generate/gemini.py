@@ -128,6 +128,10 @@ class Gemini:
         if request.schema is not None:
             options["response_mime_type"] = "application/json"
             options["response_schema"] = request.schema
+        if request.top_k:
+            options["top_k"] = request.top_k
+        if request.stop:
+            options["stop_sequences"] = list(request.stop)
         if self._thinking_budget is not None:
             options["thinking_config"] = types.ThinkingConfig(thinking_budget=self._thinking_budget)
         if "automatic_continuation" in types.GenerateContentConfig.model_fields:

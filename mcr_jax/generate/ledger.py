@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome, Usage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _PATIENCE = 30.0  # seconds to wait for another process's lock
 
 _OUTCOMES = ", ".join(f"'{outcome.value}'" for outcome in Outcome)
@@ -44,6 +44,7 @@ CREATE TABLE IF NOT EXISTS attempts (
   model_version    TEXT    NOT NULL,
   seconds          REAL    NOT NULL,
   created          TEXT    NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+  mean_logprob     REAL,
   UNIQUE (stage, case_fingerprint, model, sample, judge, repeat, digest, attempt)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS wanted (
@@ -57,9 +58,11 @@ CREATE TABLE IF NOT EXISTS wanted (
   PRIMARY KEY (stage, model, judge, case_fingerprint, sample, repeat)
 ) STRICT, WITHOUT ROWID
 """
+_FROM_1 = "ALTER TABLE attempts ADD COLUMN mean_logprob REAL"  # what a file of schema 1 lacks
 _COLUMNS = (
     "stage, case_fingerprint, model, sample, judge, repeat, digest, attempt, outcome, text, "
-    "verdict, error, prompt_tokens, output_tokens, cached_tokens, model_version, seconds"
+    "verdict, error, prompt_tokens, output_tokens, cached_tokens, model_version, seconds, "
+    "mean_logprob"
 )
 
 
@@ -98,7 +101,11 @@ class RowKey:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One row. `verdict` is what the text was parsed into, or None; `seconds` is wall time."""
+    """One row.
+
+    `verdict` is what the text was parsed into, or None; `mean_logprob` as in `Reply`; `seconds` is
+    wall time.
+    """
 
     row: RowKey
     digest: str
@@ -110,13 +117,18 @@ class Attempt:
     usage: Usage = Usage()
     model_version: str = ""
     seconds: float = 0.0
+    mean_logprob: float | None = None
 
 
 class Ledger:
     """A SQLite file in WAL mode. One per workdir; safe to write from several threads."""
 
     def __init__(self, path: str | Path, *, readonly: bool = False):
-        """Opens `path`, creating it unless `readonly`. Raises McrError if it cannot be used."""
+        """Opens `path`, creating it unless `readonly`; a file of schema 1 is brought to 2.
+
+        Raises:
+          McrError: it cannot be used.
+        """
         self.path = Path(path)
         self._lock = threading.Lock()
         if readonly and not self.path.exists():
@@ -146,17 +158,28 @@ class Ledger:
             self._enter_wal()
             # FULL: a row acknowledged here survives a power cut, not only a killed process.
             self._db.execute("PRAGMA synchronous = FULL")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in ((SCHEMA_VERSION,) if readonly else (0, SCHEMA_VERSION)):
+        version = self._version()
+        if version not in range(1 if readonly else 0, SCHEMA_VERSION + 1):
             raise McrError(
-                f"{self.path}: ledger schema {version}, this version reads {SCHEMA_VERSION}"
+                f"{self.path}: ledger schema {version}, this version reads 1 to {SCHEMA_VERSION}"
             )
-        if version == 0:
-            self._db.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.split(";"):
-                self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            self._db.execute("COMMIT")
+        self._columns = [f"a.{name}" for name in _COLUMNS.split(", ")]
+        if readonly and version == 1:
+            self._columns[-1] = "NULL"
+        if not readonly and version < SCHEMA_VERSION:
+            self._bring_up_to_date()
+
+    def _version(self) -> int:
+        return self._db.execute("PRAGMA user_version").fetchone()[0]
+
+    def _bring_up_to_date(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        version = self._version()  # another process may have been first
+        statements = {0: _SCHEMA.split(";"), 1: [_FROM_1], SCHEMA_VERSION: []}[version]
+        for statement in statements:
+            self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._db.execute("COMMIT")
 
     def _enter_wal(self) -> None:
         # The change of mode does not wait for other processes as every other statement does: one
@@ -189,7 +212,7 @@ class Ledger:
             *_place(row),
             *(attempt.digest, attempt.attempt, str(attempt.outcome), _storable(attempt.text)),
             *(verdict, _storable(attempt.error), usage.prompt, usage.output, usage.cached),
-            *(_storable(attempt.model_version), attempt.seconds),
+            *(_storable(attempt.model_version), attempt.seconds, attempt.mean_logprob),
         )
         marks = ", ".join("?" * len(values))
         with self._lock, self._reporting():
@@ -238,9 +261,9 @@ class Ledger:
 
     def answers(self, scope: Scope) -> dict[RowKey, Attempt | None]:
         """The newest attempt at every wanted row of `scope`, None where there was none yet."""
-        columns = ", ".join(f"a.{name}" for name in _COLUMNS.split(", "))
         query = f"""
-          SELECT w.stage, w.case_fingerprint, w.model, w.sample, w.judge, w.repeat, {columns}
+          SELECT w.stage, w.case_fingerprint, w.model, w.sample, w.judge, w.repeat,
+            {", ".join(self._columns)}
           FROM wanted w LEFT JOIN attempts a
             ON  a.stage = w.stage AND a.case_fingerprint = w.case_fingerprint
             AND a.model = w.model AND a.sample = w.sample AND a.judge = w.judge
@@ -292,8 +315,8 @@ def _row_key(values: tuple[Any, ...]) -> RowKey:
 
 
 def _attempt(values: tuple[Any, ...]) -> Attempt:
-    digest, attempt, outcome, text, verdict, error, *usage, model_version, seconds = values[6:]
-    prompt, output, cached = usage
+    digest, attempt, outcome, text, verdict, error, *rest = values[6:]
+    prompt, output, cached, model_version, seconds, mean_logprob = rest
     return Attempt(
         row=_row_key(values[:6]),
         digest=digest,
@@ -305,4 +328,5 @@ def _attempt(values: tuple[Any, ...]) -> Attempt:
         usage=Usage(prompt=prompt, output=output, cached=cached),
         model_version=model_version,
         seconds=seconds,
+        mean_logprob=mean_logprob,
     )

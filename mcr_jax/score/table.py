@@ -29,17 +29,29 @@ def table(results: Mapping[str, Any]) -> Table:
     Returns:
       A row per metric; a column per model with value, interval and, where something is unresolved,
       coverage and the range left open; and for each pair of consecutive models the paired
-      difference with its interval and p-value. Two models fit into 80 columns.
+      difference with its interval and p-value. Below stands how the completions ended. Two models
+      fit into 80 columns.
     """
     models = {name: metrics(model) for name, model in results["models"].items()}
     compared = {(c["a"], c["b"], c["metric"]): c for c in results["comparisons"]}
     pairs = list(dict.fromkeys((a, b) for a, b, _ in compared))
+    ended = [
+        f"Completions of {name}: "
+        + ", ".join(f"{count} {kind}" for kind, count in model["outcomes"].items())
+        for name, model in results["models"].items()
+    ]
     name = escape(results["config"]["name"] or "results")
     confidence = f"{100 * results['config']['confidence']:g} %"
     shown = Table(
         box=box.HORIZONTALS,
         title=f"{name}: mean over cases [{confidence} interval]",
-        caption=f"Differences are paired by case; p unadjusted.\n{results['notice']}.",
+        caption="\n".join(
+            (
+                "Differences are paired by case; p unadjusted.",
+                *(escape(line) for line in ended),
+                f"{results['notice']}.",
+            )
+        ),
         show_lines=True,
         pad_edge=False,
         show_edge=False,

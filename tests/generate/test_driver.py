@@ -92,13 +92,37 @@ def test_more_samples_ask_for_the_new_ones_only(ledger):
     assert generator.asked == [("c", 2), ("c", 3), ("c", 4)]
 
 
+def test_what_is_held_is_what_a_run_would_not_ask_for(ledger):
+    generator = Scripted(failing(Outcome.INFRA_ERROR))
+    assert driver.held(SCOPE, [job(n=2)], generator, ledger) == 0
+    run([job(n=2)], Scripted(), ledger)
+    run([job(n=1)], Scripted(), ledger)
+    assert driver.held(SCOPE, [job(n=3)], generator, ledger) == 2
+    run([job("other")], generator, ledger)
+    assert driver.held(SCOPE, [job("other"), job(n=2)], generator, ledger) == 2
+
+
 @pytest.mark.parametrize(
-    "change", [{"prompt": "another"}, {"seed": 1}, {"temperature": 0.5}, {"max_tokens": 9}]
+    "change",
+    [
+        *({"prompt": "another"}, {"seed": 1}, {"temperature": 0.5}, {"max_tokens": 9}),
+        *({"top_k": 5}, {"stop": ("</answer>",)}),
+    ],
 )
 def test_anything_that_changes_answers_asks_again(ledger, change):
     run([job()], Scripted(lambda *_: "old"), ledger)
     run([job(**change)], Scripted(lambda *_: "new"), ledger)
     assert attempts(ledger)["c", 0].text == "new"
+
+
+def test_a_request_without_filters_and_stops_has_the_digest_it_always_had():
+    before_they_existed = "6a944e57498919bda8658e77f27bf747df80ac106e41fde031aaa1371dd40eb0"
+    assert job().request.digest("scripted/1") == before_they_existed
+
+
+def test_the_order_of_stops_changes_no_answer():
+    one, other = (job(stop=stop).request.digest("m") for stop in (("a", "b"), ("b", "a")))
+    assert one == other
 
 
 def test_another_identity_asks_again(ledger):

@@ -74,6 +74,14 @@ def test_request_on_the_wire(gemini):
     assert config["thinkingConfig"] == {"thinking_budget": 0}
 
 
+def test_filters_and_stops_are_asked_for_only_where_there_are_some(gemini):
+    one(Gemini("m"), ask(top_k=5, stop=("</answer>",)))
+    one(Gemini("m"))
+    config, plain = (call.body["generationConfig"] for call in gemini.calls)
+    assert (config["topK"], config["stopSequences"]) == (5, ["</answer>"])
+    assert not {"topK", "stopSequences"} & plain.keys()
+
+
 def test_no_schema_and_no_budget_leave_the_services_defaults(gemini):
     one(Gemini("m"))
     config = gemini.calls[0].body["generationConfig"]

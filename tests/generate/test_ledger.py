@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import pathlib
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,6 +17,7 @@ from mcr_jax.generate.api import Outcome, Usage
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 
 SCOPE = Scope("diagnosis", "sft", "offline")
+SCHEMA_1 = pathlib.Path(__file__).parent / "golden" / "ledger_1.sqlite"  # by the code of that time
 
 # Writes rows for ever, or up to a count, and acknowledges each on stdout once it is written.
 WRITER = """
@@ -62,6 +65,7 @@ def test_attempt_comes_back_as_it_was_written(ledger):
         usage=Usage(prompt=11, output=12, cached=3),
         model_version="m-1",
         seconds=0.25,
+        mean_logprob=-1.5,
     )
     ledger.declare(SCOPE, {row(): "d1"})
     ledger.write(written)
@@ -177,6 +181,57 @@ def test_ledger_of_a_later_version_is_refused(tmp_path):
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(McrError, match="schema 99"):
         Ledger(path)
+
+
+def of_schema_1(ledger):
+    (answered, missing) = ledger.answers(Scope("sample", "sft")).values()
+    assert (answered.text, answered.usage) == (
+        "<answer>violet rime</answer>",
+        Usage(prompt=11, output=12, cached=3),
+    )
+    assert answered.mean_logprob is None and missing is None
+    (verdict,) = ledger.answers(SCOPE).values()
+    assert verdict.verdict == {"same": True}
+
+
+def test_ledger_of_schema_1_is_read_as_it_is(tmp_path):
+    path = pathlib.Path(shutil.copy(SCHEMA_1, tmp_path))
+    with Ledger(path, readonly=True) as ledger:
+        of_schema_1(ledger)
+    assert path.read_bytes() == SCHEMA_1.read_bytes()
+
+
+def test_ledger_of_schema_1_is_brought_up_to_date_when_opened_for_writing(tmp_path):
+    path = shutil.copy(SCHEMA_1, tmp_path)
+    newer = attempt(row(stage="sample", judge="", sample=1), mean_logprob=-0.5)
+    with Ledger(path) as ledger:
+        of_schema_1(ledger)
+        ledger.write(newer)
+    for readonly in (True, False):
+        with Ledger(path, readonly=readonly) as ledger:
+            assert [a.mean_logprob for a in ledger.answers(Scope("sample", "sft")).values()] == [
+                None,
+                -0.5,
+            ]
+            assert ledger.count() == 3
+
+
+def test_a_new_file_has_the_columns_of_one_brought_up_to_date(tmp_path):
+    shutil.copy(SCHEMA_1, tmp_path / "old")
+    columns = []
+    for name in ("old", "new"):
+        Ledger(tmp_path / name).close()
+        with contextlib.closing(sqlite3.connect(tmp_path / name)) as db:
+            columns.append(db.execute("PRAGMA table_info(attempts)").fetchall())
+    assert columns[0] == columns[1]
+
+
+def test_processes_bring_a_file_up_to_date_at_the_same_time(tmp_path):
+    path = shutil.copy(SCHEMA_1, tmp_path)
+    writers = [writer(path, name, count=3) for name in ("one", "two", "three")]
+    assert [w.communicate(timeout=120)[0].split() for w in writers] == [["0", "1", "2"]] * 3
+    with Ledger(path) as ledger:
+        assert ledger.count() == 2 + 9
 
 
 def test_threads_write_at_the_same_time(ledger):

@@ -1,37 +1,55 @@
 """The local model keeps the contract: text in, typed answers out, nothing cut in silence."""
 
 import dataclasses
+import gc
+import re
+import weakref
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome, Request
-from mcr_jax.generate.engine.decode import Shape
-from mcr_jax.generate.local import LocalModel
+from mcr_jax.generate.engine.state import Shape
+from mcr_jax.generate.local import LocalModel, memory_errors
 from mcr_jax.model import store
+from mcr_jax.model.sharding import make_mesh, one_device
 
-SHAPE = Shape(prompts=2, samples=10, prompt_tokens=24, max_tokens=12)
+SHAPE = Shape(slots=8, share=4, prompt_tokens=24, max_tokens=12, chunk=5)
+CASES, SAMPLES = 5, 6
 
 
 @pytest.fixture(scope="module")
-def decoder(tiny_shape, clinic_tokenizer):
-    """Writes any token at random and ends its answer at about every tenth."""
-    shape = dataclasses.replace(tiny_shape, vocab_size=clinic_tokenizer.vocab_size, tied=False)
-    made = store.untrained(shape, 0)
-    only_first = np.eye(1, shape.width, dtype=np.float32)[0]
-    made.embedding[...] = made.embedding[...].at[:, 0].set(40.0)  # the first coordinate is 1 …
-    made.final_norm[...] = only_first / shape.width**0.5  # … and alone reaches the head
-    eos = np.eye(shape.vocab_size, dtype=np.float32)[clinic_tokenizer.eos_ids[0]]
-    made.head[...] = np.outer(eos, only_first) * np.log(shape.vocab_size / 9)
+def make(tiny_shape, clinic_tokenizer):
+    """Makes a local model that writes any token at random and ends at about every tenth."""
+    config = dataclasses.replace(tiny_shape, vocab_size=clinic_tokenizer.vocab_size, tied=False)
+    only_first = np.eye(1, config.width, dtype=np.float32)[0]
+    eos = np.eye(config.vocab_size, dtype=np.float32)[clinic_tokenizer.eos_ids[0]]
+
+    def made(shape=SHAPE, *, seed=0, weights=0, mesh=None, tokenizer=clinic_tokenizer, heat=1.0):
+        mesh = mesh or one_device()
+        model = store.untrained(config, weights, mesh)
+        table = model.embedding[...].at[:, 0].set(40.0)  # the first coordinate is 1 …
+        norm = heat * only_first / config.width**0.5  # … and alone reaches the head
+        head = np.outer(eos, only_first) * np.log(config.vocab_size / 9)
+        for parameter, values in (
+            *((model.embedding, table), (model.final_norm, norm)),
+            (model.head, head.astype(np.float32)),
+        ):
+            parameter[...] = jax.device_put(values, parameter[...].sharding)
+        return LocalModel(model, tokenizer, shape, seed, mesh)
+
     return made
 
 
 @pytest.fixture(scope="module")
-def local(decoder, clinic_tokenizer):
-    return LocalModel(decoder, clinic_tokenizer, SHAPE, 0)
+def local(make):
+    return make()
 
 
-def request(number: int, content: str = "Violet nails?", n: int = 10, **options) -> Request:
+def request(number: int, content: str = "Violet nails?", n: int = SAMPLES, **options) -> Request:
     options = {"temperature": 1.0, "max_tokens": 12} | options
     messages = ({"role": "user", "content": content},)
     return Request(key=f"{number:08x}" + "0" * 56, messages=messages, n=n, **options)
@@ -45,13 +63,13 @@ def replies(local, *requests) -> dict:
 
 @pytest.fixture(scope="module")
 def five(local):
-    requests = [request(n) for n in range(5)]
+    requests = [request(n) for n in range(CASES)]
     return requests, replies(local, *requests)
 
 
 def test_every_wanted_answer_comes_once_with_its_cost(five, clinic_tokenizer):
     requests, found = five
-    assert found.keys() == {(r.key, i) for r in requests for i in range(10)}
+    assert found.keys() == {(r.key, i) for r in requests for i in range(SAMPLES)}
     prompt = len(clinic_tokenizer.encode_prompt(requests[0].messages))
     assert {reply.usage.prompt for reply in found.values()} == {prompt}
     assert all(1 <= reply.usage.output <= 12 for reply in found.values())
@@ -74,6 +92,26 @@ def test_an_answer_that_ends_at_once_is_ok_and_empty(local):
     assert {reply.text for reply in at_once} == {""}
 
 
+def test_the_log_probability_is_the_mean_of_what_the_model_gives_each_token(five, clinic_tokenizer):
+    """The end token has e^log(V/9) parts beside V - 1 others of one part each."""
+    V = clinic_tokenizer.vocab_size
+    total = np.log(V - 1 + V / 9)
+    for reply in five[1].values():
+        ended = reply.outcome is Outcome.OK
+        expected = -total + ended * np.log(V / 9) / reply.usage.output
+        # The first coordinate is not quite all that there is of a vector.
+        assert reply.mean_logprob == pytest.approx(expected, abs=0.01)
+
+
+def test_temperature_changes_what_is_drawn_and_not_how_it_is_weighed(local, clinic_tokenizer):
+    V = clinic_tokenizer.vocab_size
+    (reply,) = replies(local, request(1, n=1, temperature=0.0)).values()
+    assert (reply.text, reply.usage.output) == ("", 1)  # nothing is likelier than the end
+    assert reply.mean_logprob == pytest.approx(np.log(V / 9) - np.log(V - 1 + V / 9), abs=0.01)
+    (reply,) = replies(local, request(1, n=1, temperature=9.0, top_k=1)).values()
+    assert (reply.text, reply.usage.output) == ("", 1)
+
+
 def test_nothing_behind_the_end_and_nothing_behind_the_limit_is_in_the_text(local, five):
     requests, whole = five
     short = replies(local, *(dataclasses.replace(r, max_tokens=5) for r in requests))
@@ -88,7 +126,7 @@ def test_nothing_behind_the_end_and_nothing_behind_the_limit_is_in_the_text(loca
 def test_the_samples_of_a_case_differ(five):
     requests, found = five
     for r in requests:
-        long = [found[r.key, i].text for i in range(10) if found[r.key, i].usage.output > 3]
+        long = [found[r.key, i].text for i in range(SAMPLES) if found[r.key, i].usage.output > 3]
         assert len(long) > 2
         assert len(set(long)) == len(long)
 
@@ -97,12 +135,40 @@ def test_an_answer_is_the_same_in_any_order_with_any_mates_and_any_subset(local,
     requests, whole = five
     backwards = replies(local, *reversed(requests))
     assert backwards == whole
-    some = dataclasses.replace(requests[3], indices=(7, 2))
+    some = dataclasses.replace(requests[3], indices=(5, 2))
     stranger = request(77, "Green noons for nine days.", n=3)
     found = replies(local, stranger, some)
-    assert {i for key, i in found if key == some.key} == {2, 7}
-    for index in (2, 7):
+    assert {i for key, i in found if key == some.key} == {2, 5}
+    for index in (2, 5):
         assert found[some.key, index] == whole[some.key, index]
+
+
+@pytest.fixture(scope="module")
+def other(make):
+    """As `local`, of other sizes."""
+    return make(dataclasses.replace(SHAPE, slots=16, share=3, chunk=64))
+
+
+def test_an_answer_is_the_same_with_any_slots_share_and_chunk(other, five):
+    requests, whole = five
+    assert same_answers(replies(other, *requests), whole)
+
+
+@pytest.mark.parametrize(("data", "tensor"), [(2, 1), (2, 2)])
+def test_an_answer_is_the_same_on_any_mesh(make, five, data, tensor):
+    requests, whole = five
+    there = make(mesh=make_mesh(data, 1, tensor, jax.devices()[: data * tensor]))
+    assert same_answers(replies(there, *requests), whole)
+
+
+def same_answers(found, expected) -> bool:
+    """Whether they are equal, but for how log-probabilities are rounded."""
+    assert found.keys() == expected.keys()
+    for place, reply in found.items():
+        known = expected[place]
+        assert reply.mean_logprob == pytest.approx(known.mean_logprob, abs=1e-5)
+        assert dataclasses.replace(reply, mean_logprob=known.mean_logprob) == known
+    return True
 
 
 def test_a_prompt_without_room_is_told_so_and_has_no_text(local, five):
@@ -125,17 +191,97 @@ def test_a_prompt_that_just_fits_is_answered(local, clinic_tokenizer):
     assert reply.outcome in (Outcome.OK, Outcome.TRUNCATED)
 
 
-def test_more_samples_than_a_batch_holds_are_refused(local):
-    with pytest.raises(ValueError, match="11 samples, room for 10"):
-        list(local.generate([request(1, n=11)]))
+def test_an_answer_longer_than_there_is_room_for_is_refused_in_a_line(local):
+    with pytest.raises(McrError, match=r"up to 13 tokens is asked for, and .* room for 12") as told:
+        list(local.generate([request(1, max_tokens=13)]))
+    assert "\n" not in str(told.value)
 
 
-def test_the_identity_follows_from_all_that_decides_an_answer(local, decoder, clinic_tokenizer):
-    def identity(model=decoder, shape=SHAPE, seed=0):
-        return LocalModel(model, clinic_tokenizer, shape, seed).identity
+def stops_in(five) -> tuple[str, str]:
+    """Two texts that stand in some of the answers: of one letter, and over three of them."""
+    texts = [reply.text for reply in five[1].values() if len(reply.text) > 8]
+    return texts[0][3], texts[-1][4:7]
 
-    other = store.untrained(decoder.config, 1)
-    wider = dataclasses.replace(SHAPE, prompts=3)
-    names = [identity(), identity(other), identity(shape=wider), identity(seed=1)]
-    assert len(set(names)) == 4
-    assert identity() == local.identity
+
+def test_an_answer_ends_right_behind_the_first_stop_string(local, five):
+    requests, whole = five
+    stops = stops_in(five)
+    asked = [dataclasses.replace(r, stop=stops) for r in requests]
+    found, stopped = replies(local, *asked), 0
+    for place, reply in found.items():
+        before = whole[place]
+        ends = [before.text.find(stop) + len(stop) for stop in stops if stop in before.text]
+        if not ends:
+            assert reply == before
+            continue
+        stopped += 1
+        assert (reply.text, reply.outcome) == (before.text[: min(ends)], Outcome.OK)
+        assert reply.usage.output <= before.usage.output
+    assert 2 < stopped < len(found)
+
+
+def test_stops_are_found_whenever_the_engine_asks(other, local, five):
+    requests = [dataclasses.replace(r, stop=stops_in(five)) for r in five[0]]
+    assert same_answers(replies(other, *requests), replies(local, *requests))
+
+
+def test_ids_that_the_tokenizer_lacks_are_no_text_and_no_fault(make, clinic_tokenizer):
+    """A model's table is often padded; a text of such ids is that of the others."""
+
+    class Fewer:
+        vocab_size = 40
+        fingerprint = clinic_tokenizer.fingerprint
+        eos_ids = clinic_tokenizer.eos_ids
+        encode_prompt = clinic_tokenizer.encode_prompt
+
+        def decode(self, ids):
+            assert all(i < self.vocab_size for i in ids)
+            return clinic_tokenizer.decode(ids)
+
+    asked = [request(n, stop=("never written",)) for n in range(3)]
+    found = replies(make(tokenizer=Fewer()), *asked)
+    assert max(reply.usage.output for reply in found.values()) == 12
+
+
+def test_a_model_that_was_used_leaves_nothing_behind(make):
+    """Or the next one would have to fit beside it."""
+    local = make()
+    assert len(replies(local, request(1, stop=("never",)))) == SAMPLES
+    weights = [weakref.ref(x) for x in jax.tree.leaves(local._engine._weights)]
+    model = weakref.ref(local)
+    del local
+    assert model() is None
+    gc.collect()  # as `load` does before the next one
+    assert not any(x() is not None for x in weights)
+
+
+def test_a_device_out_of_memory_is_one_line():
+    with pytest.raises(McrError, match=r"^out of memory .* is kept$") as told, memory_errors():
+        jax.block_until_ready(jnp.zeros(1 << 50))
+    assert "\n" not in str(told.value)
+
+
+def test_a_model_that_computes_no_numbers_is_refused_in_a_line(make):
+    with pytest.raises(McrError, match="probabilities are not numbers") as told:
+        list(make(heat=np.nan).generate([request(1)]))
+    assert "\n" not in str(told.value)
+
+
+def test_the_status_tells_the_pace_and_how_many_slots_write(local):
+    for _ in range(2):  # of each run anew
+        told = [local.status() for _ in local.generate([request(n) for n in range(CASES)])]
+        shown = [re.search(r"(\d+) of 8 slots$", line) for line in told]
+        assert all(shown) and 4 <= max(int(match[1]) for match in shown) <= 8
+        assert any(" tokens/s, " in line for line in told)
+
+
+def test_the_identity_follows_from_what_decides_an_answer_and_from_nothing_else(make, local):
+    same = {"slots": 16, "share": 2, "chunk": 64, "max_tokens": 20}
+    assert make(dataclasses.replace(SHAPE, **same)).identity == local.identity
+    others = [
+        make(weights=1),
+        make(seed=1),
+        make(dataclasses.replace(SHAPE, prompt_tokens=32)),
+        make(dataclasses.replace(SHAPE, kv_dtype="int8")),
+    ]
+    assert len({local.identity, *(other.identity for other in others)}) == 5

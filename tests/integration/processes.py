@@ -136,9 +136,10 @@ def rows(workdir: pathlib.Path, stage: str = "%") -> list[sqlite3.Row]:
 
 
 def said(workdir: pathlib.Path) -> dict[tuple, tuple]:
-    """What the ledger holds, without the times: row to outcome, text and verdict."""
+    """What the ledger holds, without the times: row to outcome, text, tokens and verdict."""
     place = ("stage", "case_fingerprint", "model", "sample", "judge", "repeat", "digest", "attempt")
-    content = ("outcome", "text", "verdict", "error")
+    content = ("outcome", "text", "verdict", "error", "prompt_tokens", "output_tokens")
+    content = (*content, "mean_logprob")
     return {
         tuple(row[name] for name in place): tuple(row[name] for name in content)
         for row in rows(workdir)

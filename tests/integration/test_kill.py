@@ -107,6 +107,24 @@ def test_killed_in_training_sampling_and_judging_it_ends_as_if_it_never_was(mcr,
     assert _metrics(workdir) == _metrics(finished.path)
 
 
+def test_sigterm_in_sampling_loses_no_completion_and_has_a_status_of_its_own(
+    mcr, workdir, finished, tiny
+):
+    unfinished(workdir, "sample")
+    process = mcr.start("demo", f"--workdir={workdir}", *tiny)
+    until(lambda: len(rows(workdir)) > 0, process)
+    process.terminate()
+    out, _ = process.communicate()
+    assert process.returncode == 75, out
+    assert out.splitlines()[-1].startswith("mcr demo: stopped by SIGTERM; every finished")
+    assert "Traceback" not in out
+    drawn = _written(workdir)
+    assert 0 < len(drawn) < COMPLETIONS, "not stopped in sampling"
+    mcr.ok("demo", f"--workdir={workdir}", *tiny)
+    assert _written(workdir)[: len(drawn)] == drawn
+    assert said(workdir) == said(finished.path)
+
+
 def test_no_verdict_that_was_paid_for_is_asked_again(mcr, workdir, tiny, gemini):
     """The service stops answering after a few verdicts: the kill surely comes between two calls."""
     unfinished(workdir, "judge")

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mcr_jax.errors import McrError
-from mcr_jax.model import store
-from mcr_jax.model.blueprint import blueprint
+from mcr_jax.errors import McrError, UsageError
+from mcr_jax.model import hf, hf_config, lora, store
+from mcr_jax.model.blueprint import blueprint, parts
+from mcr_jax.model.config import LoraConfig
+from mcr_jax.model.sharding import one_device
 from mcr_jax.train.checkpoint import Checkpoints
 from mcr_jax.train.step import State
 
@@ -60,6 +62,54 @@ def test_a_checkpoint_gives_the_decoder_back(saved, tiny_shape):
     jax.tree.map(np.testing.assert_array_equal, params_of(restored), params_of(model))
     tokens = np.arange(6)[None]
     np.testing.assert_array_equal(restored(tokens), model(tokens))
+
+
+def test_weights_are_read_and_drawn_in_another_dtype_than_they_are_kept_in(
+    saved, tiny_shape, tmp_path
+):
+    folder, model = saved
+    half = dataclasses.replace(tiny_shape, dtype="bfloat16")
+    options = {"checkpoints": folder, "which": "newest", "seed": 9}
+    plain = store.untrained(dataclasses.replace(tiny_shape, embedding_scale=1.0), 9)
+    hf.save(plain, tmp_path / "hf")
+    in_folder = dataclasses.replace(hf_config.read(tmp_path / "hf"), dtype="bfloat16")
+    for name, shape, kept in (
+        ("sft", half, model),
+        ("base", half, model),
+        ("base", in_folder, plain),
+    ):
+        found, _ = store.named(name, shape, one_device(), **options)
+        assert found.config.dtype == "bfloat16"
+        cast = jax.tree.map(lambda x: x.astype("bfloat16"), params_of(kept))
+        jax.tree.map(np.testing.assert_array_equal, params_of(found), cast)
+
+
+def test_adapters_are_merged_into_weights_of_another_dtype(tiny_shape, tmp_path):
+    shape = dataclasses.replace(tiny_shape, lora=LoraConfig(rank=2, alpha=4.0))
+    model = store.untrained(tiny_shape, 9)
+    model = lora.add(model, shape.lora, seed=1)
+    for name in shape.lora.targets:
+        b = getattr(model.layers, f"{name}_lora_b")
+        b[...] = jax.numpy.ones_like(b[...])
+    adapters = parts(params_of(model))[0]
+    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints.save(4, State(step=jax.numpy.int32(4), params=adapters, opt_state={}))
+    checkpoints.close()
+    options = {"checkpoints": tmp_path, "which": "newest", "seed": 9}
+    merged = params_of(lora.merge(model))
+    for dtype, far in (("float32", 0), ("bfloat16", 2**-6)):
+        kept = dataclasses.replace(shape, dtype=dtype)
+        found, origin = store.named("sft", kept, one_device(), **options)
+        assert (found.config.dtype, found.config.lora) == (dtype, None)
+        assert origin == "checkpoint of step 4"
+        for name, x in params_of(found)["layers"].items():
+            other = merged["layers"][name]
+            np.testing.assert_allclose(x.astype("float32"), other, rtol=far, atol=far / 4)
+
+
+def test_a_name_of_no_decoder_is_a_wrong_call(tiny_shape):
+    with pytest.raises(UsageError, match="no model 'sfx': there are base and sft"):
+        store.named("sfx", tiny_shape, one_device(), checkpoints="", which="newest", seed=0)
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(tiny_shape, tmp_path):

@@ -1,0 +1,80 @@
+"""Where a text that is written token by token first holds one of some stop strings."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+_BLOCK = 16  # tokens that are looked at together, and as many before them for context
+_HALF = "\ufffd"  # what a tokenizer makes of bytes that are no character, or not yet
+
+
+class StopFinder:
+    """Finds the fewest tokens whose text holds a stop string; to be asked as they grow.
+
+    What it finds follows from the tokens alone, not from when it was asked before: it goes over
+    them in blocks that begin at multiples of a fixed length. It remembers by their digest which
+    blocks held none, so that asking now and then about many growing answers decodes each token a
+    few times, not once for every time it is asked.
+
+    Args:
+      decode: token ids to their text.
+      stops: none of them empty or with U+FFFD in it.
+      eos: ids that end an answer and are no part of its text.
+    """
+
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], stops: tuple[str, ...], eos: tuple[int, ...]
+    ):
+        self._decode, self._stops, self._eos = decode, stops, frozenset(eos)
+        self._longest = max(map(len, stops))
+        # By digest of tokens in full blocks without a stop string: of their text, as much as one
+        # that goes on may begin in.
+        self._tails: dict[bytes, str] = {}
+
+    def __call__(self, tokens: np.ndarray) -> int | None:
+        """How many of `tokens`, int [any], are kept; None if there is no stop string in them."""
+        ids = tokens.tolist()
+        if ids and ids[-1] in self._eos:
+            ids.pop()
+        first, tail = self._known(tokens, len(ids))
+        while first < len(ids):
+            last = min(first + _BLOCK, len(ids))
+            window = ids[max(0, first - _BLOCK) : last]
+            context = len(window) - (last - first)
+            # Half a character at the end of the context is read again with its other half.
+            told = len(self._decode(window[:context]).rstrip(_HALF))
+
+            def behind(count: int, window=window, told=told, tail=tail) -> str:
+                return tail + self._decode(window[:count])[told:]
+
+            text = behind(len(window))
+            if self._holds(text):
+                counts = range(context + 1, len(window) + 1)
+                return first - context + next(n for n in counts if self._holds(behind(n)))
+            if last - first < _BLOCK:
+                break
+            first, tail = last, text.rstrip(_HALF)[-self._longest :]
+        self._tails[_digest(tokens[:first])] = tail
+        return None
+
+    def _known(self, tokens: np.ndarray, count: int) -> tuple[int, str]:
+        """How many tokens are known to hold no stop string, and the tail of their text."""
+        for full in range(count - count % _BLOCK, 0, -_BLOCK):
+            tail = self._tails.get(_digest(tokens[:full]))
+            if tail is not None:
+                return full, tail
+        return 0, ""
+
+    def _holds(self, text: str) -> bool:
+        return any(stop in text for stop in self._stops)
+
+
+def cut(text: str, stops: tuple[str, ...]) -> str:
+    """`text` up to the end of the stop string in it that ends first; all of it without one."""
+    ends = [at + len(stop) for stop in stops if (at := text.find(stop)) >= 0]
+    return text[: min(ends, default=len(text))]
+
+
+def _digest(tokens: np.ndarray) -> bytes:
+    return hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()

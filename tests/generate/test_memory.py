@@ -1,0 +1,180 @@
+"""The plan tells what XLA allocates, and takes the slots and the mesh that fit."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mcr_jax.errors import McrError, UsageError
+from mcr_jax.generate import memory
+from mcr_jax.generate.engine import programs, state
+from mcr_jax.generate.engine.programs import Feed, Program
+from mcr_jax.generate.engine.state import Shape
+from mcr_jax.generate.engine.weights import Weights
+from mcr_jax.generate.memory import USABLE, Machine, plan
+from mcr_jax.model import published
+from mcr_jax.model.blueprint import blueprint
+from mcr_jax.model.config import DecoderConfig, LoraConfig
+from mcr_jax.model.sharding import abstract, make_mesh, shardings
+
+# Large enough that what a step computes outweighs what the compiler adds to any program.
+CONFIG = DecoderConfig(
+    vocab_size=2048,
+    layers=2,
+    width=128,
+    heads=8,
+    kv_heads=4,
+    head_dim=32,
+    mlp_width=512,
+    tied=False,
+)
+SHAPE = Shape(slots=16, share=4, prompt_tokens=256, max_tokens=192)
+BIG = dataclasses.replace(published.shape("qwen2_5_7b"), dtype="bfloat16")
+ROOMY = Shape(slots=64, prompt_tokens=2048, max_tokens=1536)
+
+
+def machine(count: int, gigabytes: float) -> Machine:
+    return Machine(kind="imagined", count=count, bytes=int(gigabytes * 1e9))
+
+
+def compiled(config: DecoderConfig, shape: Shape, tensor: int):
+    """XLA's memory of a chunk of steps and of a prompt's prefill in a layer, each device's."""
+    mesh = make_mesh(1, 1, tensor, jax.devices()[:tensor])
+    program = Program(config, shape, mesh, "xla")
+    params = blueprint(config)[1]
+    params = abstract(params, shardings(mesh, params))
+    layer = {}
+    for name, x in params["layers"].items():
+        placed = NamedSharding(mesh, PartitionSpec(*x.sharding.spec[1:]))
+        layer[name] = jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=placed)
+    weights = Weights(
+        params["embedding"], (layer,) * config.layers, params["final_norm"], params.get("head")
+    )
+    like = state.blueprint(config, shape, mesh, "xla")
+
+    def ours(dtype, *size):
+        placed = NamedSharding(mesh, PartitionSpec("data"))
+        return jax.ShapeDtypeStruct(size, jnp.dtype(dtype), sharding=placed)
+
+    jobs, rows = shape.jobs, shape.rows
+    feed = Feed(
+        *(like.queue, ours("uint32", jobs), ours("int32", jobs), ours("int32", 1)),
+        ours("bool", rows),
+    )
+    numbers = np.zeros(1, np.int32), np.int32(0)
+    decode = programs.decode.lower(program, weights, like, feed, *numbers).compile()
+    x = ours(config.dtype, 1, shape.prompt_tokens, config.width)
+    store = like.layers[0].prompt_keys, like.layers[0].prompt_values
+    prefill = programs.prefill_layer.lower(
+        program, False, layer, x, store, ours("int32", 1), ours("bool", 1)
+    ).compile()
+    return decode.memory_analysis(), prefill.memory_analysis()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change"),
+    [
+        (2, {}),
+        (1, {"kv_dtype": "int8", "prompt_tokens": 640, "max_tokens": 1024}),
+    ],
+    ids=["tensor", "long"],
+)
+def test_what_stays_is_told_to_the_byte_and_what_passes_within_bounds(tensor, change):
+    shape = dataclasses.replace(SHAPE, **change)
+    told = memory.memory(CONFIG, shape, tensor, "xla")
+    decode, prefill = compiled(CONFIG, shape, tensor)
+    output = 2 * 2 * 4 * shape.rows * (shape.max_tokens + 1)  # the copies that the host reads
+    stays = told.weights + told.prompts + told.answers + told.output - output
+    feed = shape.jobs * 11 * 4 + shape.rows + 64
+    assert stays <= decode.argument_size_in_bytes <= stays + feed
+    assert decode.alias_size_in_bytes >= told.prompts + told.answers
+    passes = max(decode.temp_size_in_bytes, prefill.temp_size_in_bytes)
+    assert told.work / 4 < passes < told.work
+
+
+def fits(made: memory.Plan) -> bool:
+    return made.memory.total <= USABLE * made.machine.bytes
+
+
+def test_all_slots_are_taken_where_there_is_room_in_eights_of_them():
+    made = plan(BIG, dataclasses.replace(ROOMY, slots=100), machine(1, 141), "xla")
+    assert (made.shape.slots, made.data, made.tensor) == (96, 1, 1)
+    assert plan(BIG, dataclasses.replace(ROOMY, slots=1), machine(1, 141), "xla").shape.slots == 8
+
+
+def test_no_eight_more_would_fit():
+    made = plan(BIG, dataclasses.replace(ROOMY, slots=512), machine(1, 40), "xla")
+    assert 8 < made.shape.slots < 512 and made.shape.slots % 8 == 0 and fits(made)
+    more = dataclasses.replace(made.shape, slots=made.shape.slots + 8)
+    assert memory.memory(made.config, more, 1, "xla").total > USABLE * made.machine.bytes
+
+
+def test_a_copy_lies_on_as_few_devices_as_the_slots_fit_on():
+    for gigabytes, tensor in ((141, 1), (24, 2), (16, 2), (10, 4)):
+        made = plan(BIG, ROOMY, machine(4, gigabytes), "xla")
+        assert (made.tensor, made.data, made.shape.slots) == (tensor, 4 // tensor, 64)
+
+
+def test_where_all_slots_fit_on_no_mesh_the_most_are_written_at_a_time():
+    wanted = dataclasses.replace(ROOMY, slots=4096)
+    made = plan(BIG, wanted, machine(4, 24), "xla")
+    others = [plan(BIG, wanted, machine(4, 24), "xla", tensor=n) for n in (1, 2, 4)]
+    assert made.data * made.shape.slots == max(p.data * p.shape.slots for p in others)
+    assert made in others
+
+
+def test_int8_and_bfloat16_leave_room_for_more_slots():
+    many = dataclasses.replace(ROOMY, slots=4096)
+    half = plan(BIG, dataclasses.replace(many, kv_dtype="int8"), machine(1, 60), "xla")
+    whole = plan(BIG, many, machine(1, 60), "xla")
+    assert half.shape.slots > 1.4 * whole.shape.slots
+    assert (
+        whole.shape.slots
+        > plan(dataclasses.replace(BIG, dtype="float32"), many, machine(1, 60), "xla").shape.slots
+    )
+
+
+def test_adapters_count_as_merged():
+    lora = dataclasses.replace(BIG, lora=LoraConfig(rank=32, alpha=64))
+    assert plan(lora, ROOMY, machine(1, 40), "xla") == plan(BIG, ROOMY, machine(1, 40), "xla")
+
+
+def test_a_decoder_without_room_is_told_in_a_line_with_what_would_help():
+    long, large = dataclasses.replace(ROOMY, max_tokens=32_768), {"dtype": "float32"}
+    for wanted, gigabytes, helps in ((long, 43, True), (ROOMY, 16, False)):
+        with pytest.raises(McrError) as refused:
+            plan(dataclasses.replace(BIG, **large), wanted, machine(1, gigabytes), "xla")
+        line = str(refused.value)
+        assert "\n" not in line
+        assert line.startswith("not even 8 slots fit")
+        assert "set config.sample.dtype=bfloat16" in line
+        for hint in ("config.sample.max_tokens", "config.sample.kv_dtype=int8"):
+            assert (hint in line) is helps  # where the weights alone are too large it is no help
+
+
+def test_a_mesh_that_is_none_is_refused():
+    with pytest.raises(UsageError, match=r"config\.sample\.tensor=3 does not divide the 4 devices"):
+        plan(BIG, ROOMY, machine(4, 141), "xla", tensor=3)
+
+
+def test_the_plan_names_the_mesh_the_dtypes_and_the_bytes():
+    made = plan(BIG, dataclasses.replace(ROOMY, slots=4096), machine(4, 24), "xla")
+    told = " ".join(made.lines())
+    for word in (
+        "4 x imagined",
+        f"data {made.data}",
+        f"tensor {made.tensor}",
+        "bfloat16",
+        "weights",
+    ):
+        assert word in told
+    assert f"{made.shape.slots} slots of 4096 wanted" in told
+
+
+def test_this_machine_has_memory():
+    here = memory.machine()
+    assert here.count == len(jax.devices()) and here.bytes > 1e8
+    assert plan(CONFIG, SHAPE, here, "xla").mesh().shape == {"data": 8, "fsdp": 1, "tensor": 1}

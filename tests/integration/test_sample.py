@@ -1,0 +1,65 @@
+"""Sampling in a workdir draws only what is missing, the same on any devices, and tells all."""
+
+from processes import COMPLETIONS, MODELS, TINY, read, rows, said, unfinished
+
+
+def test_more_samples_draw_the_new_ones_only_and_keep_every_verdict(mcr, workdir, tiny):
+    before = [tuple(row) for row in rows(workdir)]
+    n, new = TINY["sample.n"] + 2, 2 * TINY["synthetic.test"]
+    flags = [flag for flag in tiny if "sample.n=" not in flag]
+    out = mcr.ok("demo", f"--workdir={workdir}", *flags, f"--config.sample.n={n}")
+    for model in MODELS:
+        assert f"sample: {model}: {n * new // 2} completions, {new} drawn now" in out
+    after = [tuple(row) for row in rows(workdir)]
+    assert after[: len(before)] == before
+    assert [row[1] for row in after[len(before) :]].count("sample") == 2 * new
+    places = [tuple(row)[1:7] for row in rows(workdir)]
+    assert len(set(places)) == len(places)
+    results = read(workdir / "results.json")
+    assert results["config"]["samples"] == n
+    assert "5" in results["models"]["sft"]["accuracy"]
+    assert sum(results["models"]["sft"]["outcomes"].values()) == n * new // 2
+    assert "agrees" in mcr.ok("verify", f"--workdir={workdir}")
+
+
+def test_a_prompt_without_room_is_an_outcome_that_is_told_scored_and_shown(mcr, workdir, tiny):
+    flags = [flag for flag in tiny if "sample.prompt_tokens=" not in flag]
+    out = mcr.ok("demo", f"--workdir={workdir}", *flags, "--config.sample.prompt_tokens=40")
+    cases, completions = TINY["synthetic.test"], COMPLETIONS // 2
+    assert f"{cases} of {cases} prompts have more than config.sample.prompt_tokens=40" in out
+    assert "end as prompt_too_long; the longest has " in out
+    for model in read(workdir / "results.json")["models"].values():
+        assert model["outcomes"] == {"prompt_too_long": completions}
+        assert (model["accuracy"]["1"]["resolved"], model["accuracy"]["1"]["worst"]) == (0, 0)
+    assert "prompt too long" in (workdir / "report.html").read_text()
+    assert "prompt_too_long" in out.partition("accuracy@1")[2]
+
+
+def test_another_number_of_devices_draws_the_same(mcr, workdir, finished, tiny):
+    unfinished(workdir, "sample")
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    out = mcr.ok("sample", f"--workdir={workdir}", "--config.sample.models=('base',)", **two)
+    assert "2 x cpu: 2 copies of the model (mesh: data 2, tensor 1)" in out
+    assert "8 slots for each copy, 16 in all" in out
+    assert said(workdir) == {
+        place: row
+        for place, row in said(finished.path).items()
+        if (place[0], place[2]) == ("sample", "base")
+    }
+
+
+def test_every_way_to_sample_ends_in_the_ledger_with_its_plan_in_the_manifest(mcr, workdir, tiny):
+    flags = {"dtype": "bfloat16", "kv_dtype": "int8", "top_k": 3, "stop": "('e', 'zz')"}
+    flags = [f"--config.sample.{name}={value}" for name, value in flags.items()]
+    flags.append("--config.sample.models=('sft',)")
+    mcr.ok("sample", f"--workdir={workdir}", *flags)
+    manifest = read(workdir / "manifest.json")
+    plan = manifest["sample.sft"]["plan"]
+    assert (plan["dtype"], plan["kv_dtype"], plan["slots"]) == ("bfloat16", "int8", 8)
+    assert plan["mesh"] == {"data": 1, "tensor": 1} and plan["bytes_per_device"]["weights"] > 0
+    assert len(manifest["sample.sft"]["config"]) == 64
+    drawn = rows(workdir, "sample")[COMPLETIONS:]
+    assert len(drawn) == COMPLETIONS // 2
+    for row in drawn:
+        assert row["mean_logprob"] < 0
+        assert row["text"].find("e") in (-1, len(row["text"]) - 1)
