@@ -100,8 +100,11 @@ def split(model: Decoder) -> tuple[Any, Any, Any]:
     return graph, nnx.to_pure_dict(adapters), nnx.to_pure_dict(frozen)
 
 
-def merge(model: Decoder) -> Decoder:
+def merge(model: Decoder, *, keep: bool = True) -> Decoder:
     """The decoder whose weights have the adapters in them: W + scale A B, in float32, cast to W's.
+
+    Unless `keep`, `model` is of no use after it: what is merged is given up one kind after the
+    other, so that never are there two copies of all.
 
     Raises:
       ValueError: there are no adapters.
@@ -123,6 +126,10 @@ def merge(model: Decoder) -> Decoder:
             out_shardings=layers[name].sharding,
         )
         layers[name] = one_by_one(stacked)
+        if not keep:
+            jax.block_until_ready(layers[name])
+            for old in stacked:
+                old.delete()
     plain = dataclasses.replace(model.config, lora=None)
     return nnx.merge(blueprint(plain)[0], params | {"layers": layers})
 

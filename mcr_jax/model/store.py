@@ -112,7 +112,7 @@ def trained(
     """
     if config.lora:
         model, step = adapted(folder, config, mesh, which, seed)
-        return lora.merge(model), step
+        return lora.merge(model, keep=False), step
     graph, shapes = blueprint(config)
     params, step = _restored(folder, shapes, mesh or one_device(), which)
     return nnx.merge(graph, params), step
