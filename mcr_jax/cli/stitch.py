@@ -5,7 +5,7 @@ newest checkpoint, and gemini asks Gemini (set GEMINI_API_KEY). Every trace is a
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
@@ -41,10 +41,11 @@ def run(experiment: Experiment) -> None:
         _show(workdir.read_json(workdir.stitching))
         return
     cases = e.training_cases()
-    generator, origin = _generator(e)
+    generator, origin, status = _generator(e)
     workdir.note("stitch.model", {"identity": generator.identity, "weights": origin})
     with Ledger(workdir.ledger) as ledger:
-        rows = stitch(ledger, e.config, cases, generator, model_name(e.config), prompt)
+        name = model_name(e.config)
+        rows = stitch(ledger, e.config, cases, generator, name, prompt, status)
     made = traces.digest({row.fingerprint: row.trace for row in rows})
     if e.config.train.traces == traces.STITCHED:  # or those it was trained on would be lost
         e.refuse_other({"traces": made})
@@ -64,33 +65,31 @@ def model_name(config: ConfigDict) -> str:
     return f"gemini:{c.gemini}" if c.model == "gemini" else c.model
 
 
-def _generator(e: Experiment) -> "tuple[Generator, str]":
-    """The generator that config.stitch names, and where its weights come from."""
+def _generator(e: Experiment) -> "tuple[Generator, str, Callable[[], str] | None]":
+    """The generator that config.stitch names, where its weights come from, how to ask how it does."""
     c = e.config.stitch
     if c.model == "gemini":
         from mcr_jax.generate.gemini import Gemini
 
-        return Gemini(c.gemini, timeout=c.timeout, concurrency=c.concurrency), "the service's"
+        return Gemini(c.gemini, timeout=c.timeout, concurrency=c.concurrency), "the service's", None
+    from mcr_jax.generate import local
     from mcr_jax.generate.engine.state import Shape
-    from mcr_jax.generate.local import LocalModel
-    from mcr_jax.model import store
-    from mcr_jax.model.sharding import one_device
 
-    mesh, seed = one_device(), e.config.seed
-    if c.model == "base":
-        model, origin = store.untrained(e.shape, seed, mesh), e.shape.folder or f"seed {seed}"
-    else:
-        which = e.config.sample.checkpoint
-        model, step = store.trained(e.checkpoints, e.shape, mesh, which, seed)
-        origin = f"checkpoint of step {step}"
     # One sample at a time: a second one is drawn only of the cases whose first one failed.
     shape = Shape(
         slots=e.config.sample.slots,
         share=1,
         prompt_tokens=c.prompt_tokens,
         max_tokens=c.max_tokens,
+        kv_dtype=e.config.sample.kv_dtype,
     )
-    return LocalModel(model, e.tokenizer, shape, seed, mesh), origin
+    plan = local.prepare(e.shape, e.config, shape, section="stitch")
+    for line in plan.lines():
+        console.say(f"stitch: {line}")
+    model, origin = local.load(
+        c.model, plan, plan.mesh(), e.shape, e.workdir, e.config, e.tokenizer
+    )
+    return model, origin, model.status
 
 
 def _inputs(e: Experiment, prompt: prompts.Prompt) -> dict[str, Any]:

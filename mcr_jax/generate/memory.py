@@ -184,8 +184,7 @@ def plan(
     """
     if tensor and machine.count % tensor:
         raise UsageError(
-            f"config.{section}.tensor={tensor} does not divide the {machine.count} devices; 0 "
-            "chooses"
+            f"config.sample.tensor={tensor} does not divide the {machine.count} devices; 0 chooses"
         )
     config = dataclasses.replace(config, lora=None)
     most = max(_EIGHT, wanted.slots - wanted.slots % _EIGHT)
@@ -300,7 +299,7 @@ def _too_large(plan: Plan, section: str) -> McrError:
         help_.append("set config.sample.dtype=bfloat16")
     if part.weights + part.twice <= usable:
         if plan.kv_dtype != "int8":
-            help_.append(f"set config.{section}.kv_dtype=int8")
+            help_.append("set config.sample.kv_dtype=int8")
         help_.append(f"lower config.{section}.prompt_tokens or config.{section}.max_tokens")
     help_.append("use more or larger devices")
     return McrError(

@@ -65,6 +65,7 @@ def stitch(
     generator: Generator,
     model: str,
     prompt: Prompt,
+    status: Callable[[], str] | None = None,
 ) -> list[Trace]:
     """Makes a trace of every case; what the ledger answers is not asked again.
 
@@ -75,6 +76,7 @@ def stitch(
       generator: who writes.
       model: its name in the ledger.
       prompt: takes `statements`, one numbered line each.
+      status: tells how the generator does, for the progress line.
 
     Returns:
       One per case, in the order of `cases`.
@@ -100,7 +102,7 @@ def stitch(
         wanted = {f: len(found) for f, found in samples.items()}
         wanted |= {case.fingerprint: drawn for case in again}
         jobs = [_job(case, wanted[case.fingerprint], config, model, prompt) for case in cases]
-        answers = _answers(jobs, generator, ledger, model, drawn)
+        answers = _answers(jobs, generator, ledger, model, drawn, status)
         with console.track("audit", len(again)) as progress:
             for case in again:
                 row = RowKey(stage=STAGE, case=case.fingerprint, model=model, sample=drawn - 1)
@@ -133,18 +135,19 @@ def _job(case: Case, wanted: int, config: ConfigDict, model: str, prompt: Prompt
 
 
 def _answers(
-    jobs: Sequence[driver.Job], generator: Generator, ledger: Ledger, model: str, drawn: int
+    jobs: Sequence[driver.Job],
+    generator: Generator,
+    ledger: Ledger,
+    model: str,
+    drawn: int,
+    status: Callable[[], str] | None,
 ) -> Mapping[RowKey, Attempt]:
     """Every wanted row's newest attempt. Raises McrError if one has none that settles it."""
     scope = Scope(STAGE, model)
-    before, held = ledger.answers(scope), 0
-    for job in jobs:
-        digest = job.request.digest(generator.identity)
-        known = (before.get(job.row_of(index)) for index in job.request.wanted)
-        held += sum(a is not None and a.outcome.settled and a.digest == digest for a in known)
+    held = driver.held(scope, jobs, generator, ledger)
     total = sum(len(job.request.wanted) for job in jobs)
     label = f"stitch, sample {drawn} of a case" if drawn > 1 else "stitch"
-    with console.track(label, total, held) as progress:
+    with console.track(label, total, held, status) as progress:
         summary = driver.run(scope, jobs, generator, ledger, progress=progress.advance)
     answers = ledger.answers(scope)
     left = [row for row, a in answers.items() if a is None or not a.outcome.settled]

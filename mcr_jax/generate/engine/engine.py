@@ -144,7 +144,7 @@ class Engine:
         Raises:
           ValueError: a prompt or a limit is none or beyond the shape, or a sample is asked twice.
         """
-        self._state = empty(*self._program)
+        self._state, self.pulse = empty(*self._program), Pulse()
         run = _Run(self._shape, self._shards, prompts)
         feed, put = run.feed, self._put
         reports: collections.deque[tuple[int, Report]] = collections.deque()
@@ -214,7 +214,6 @@ class _Run:
         self._groups = _groups(shape, prompts)
         self._next = next(self._groups, None)
         self._shards = [_Shard(shape) for _ in range(shards)]
-        self._fresh: list[tuple[_Shard, int, Prompt]] = []
 
     @property
     def open(self) -> bool:

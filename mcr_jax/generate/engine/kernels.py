@@ -1,4 +1,4 @@
-"""Which kernel reads keys and values in a step of decoding, chosen once and said in a line."""
+"""Which kernel reads keys and values in a step of decoding; what a device lacks, XLA does."""
 
 import functools
 import logging
@@ -11,16 +11,17 @@ from mcr_jax.model.config import DecoderConfig
 
 
 def choose(c: DecoderConfig, shape: Shape) -> str:
-    """ "pallas" on an NVIDIA GPU where it can serve a layer, else "xla"; logs why, once."""
+    """Pallas on an NVIDIA GPU where it can serve a layer, else XLA; says once where it cannot."""
     if c.attention == "xla" or jax.default_backend() != "gpu":
-        _log_once("xla")
         return "xla"
     refused = refusal(c.dtype, shape.kv_dtype or c.dtype, None, c.head_dim)
-    if refused or "cuda" not in jax.local_devices()[0].client.platform_version:
-        _log_once(f"xla (pallas: {refused or 'it needs an NVIDIA GPU'})")
+    if "cuda" not in jax.local_devices()[0].client.platform_version:
+        refused = "it needs an NVIDIA GPU"
+    if refused:
+        _log_once(f"xla (pallas: {refused})")
         return "xla"
-    local = ", xla in layers with a sliding window" if any(c.local_layers) else ""
-    _log_once(f"pallas{local}")
+    if any(c.local_layers):
+        _log_once("pallas, and xla in layers with a sliding window")
     return "pallas"
 
 

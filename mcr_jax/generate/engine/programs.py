@@ -156,7 +156,7 @@ def prefill_end(program: Program, weights: Weights, x, first, lengths, entry, wa
 def decode(
     program: Program, weights: Weights, state: State, feed: Feed, eos: jax.Array, seed: jax.Array
 ) -> tuple[State, Report]:
-    """Adds the feed's jobs and makes up to `shape.chunk` steps, fewer where nothing is left to do.
+    """Adds the feed's jobs and makes up to `shape.steps` steps, fewer where nothing is left to do.
 
     In a step every slot that writes draws one token. One that has none to write first takes a job
     and draws its first token from the logits kept with the prompt, so that slots never wait for one
@@ -173,7 +173,7 @@ def decode(
 
     def one(weights, state, feed, eos, seed):
         state = _fed(state, feed, seed)
-        until = state.steps + program.shape.chunk
+        until = state.steps + program.shape.steps
 
         def busy(state: State) -> jax.Array:
             here = jnp.any(state.alive) | (state.head < state.tail)[0]

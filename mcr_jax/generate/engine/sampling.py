@@ -62,7 +62,7 @@ def draw(
 
     Returns:
       The tokens, int32 [B], and their log-probabilities (nats) under the logits as they are,
-      without temperature and filters, float32 [B].
+      without temperature and filters, float32 [B]; NaN where a logit is NaN or +inf.
     """
     B, V = logits.shape
     x = jnp.pad(logits, ((0, 0), (0, -V % _BLOCK)), constant_values=-jnp.inf)
@@ -76,7 +76,7 @@ def draw(
         lambda: _likeliest(x, tops, best),
         lambda: _drawn(at, x, tops, best, options),
     )
-    return token, of_token - log_total
+    return jnp.minimum(token, V - 1), of_token - log_total  # of NaN, any token
 
 
 def _likeliest(x, tops, best):
@@ -106,8 +106,9 @@ def _drawn(keys, x, tops, best, options: Options):
         options.top_k,
     )
     p = jnp.where(x >= floor[:, None, None], jnp.exp((x - best[:, None, None]) / heat), 0.0)
-    reached = options.top_p * p.sum(axis=(1, 2))
-    everything = options.top_p >= 1
+    whole = p.sum(axis=(1, 2))
+    reached = options.top_p * whole
+    everything = (options.top_p >= 1) | ~jnp.isfinite(whole)  # no number: nothing to search for
 
     def attempt(state):
         tries, _, ruled_out, token, of_token = state
@@ -121,7 +122,7 @@ def _drawn(keys, x, tops, best, options: Options):
         )
         open_ = ~state[1]
         token, of_token = jnp.where(open_, drawn, token), jnp.where(open_, of_drawn, of_token)
-        done = ~open_ | everything | (likelier < reached)
+        done = ~open_ | everything | (likelier < reached) | (likelier == 0)
         return tries + 1, done, jnp.where(done, ruled_out, of_drawn), token, of_token
 
     first, of_first = _likeliest(x, tops, best)

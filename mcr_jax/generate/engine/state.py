@@ -36,7 +36,8 @@ class Shape:
       prompt_tokens: T, room for a prompt.
       max_tokens: S, room for an answer, its end token included.
       kv_dtype: of keys and values: "float32", "bfloat16", "int8", or "" for the model's.
-      chunk: most steps between two looks of the host.
+      chunk: most steps between two looks of the host; 0 is a quarter of the longest answer, 64 at
+        most, so that few slots run dry before the host sees it.
     """
 
     slots: int = 64
@@ -44,11 +45,16 @@ class Shape:
     prompt_tokens: int
     max_tokens: int
     kv_dtype: str = ""
-    chunk: int = 64
+    chunk: int = 0
 
     def __post_init__(self) -> None:
         if self.slots < 1 or self.slots % 8:
             raise ValueError(f"slots={self.slots} is not a multiple of 8")
+
+    @property
+    def steps(self) -> int:
+        """Most steps between two looks of the host."""
+        return self.chunk or min(64, max(8, self.max_tokens // 4))
 
     @property
     def prompts(self) -> int:

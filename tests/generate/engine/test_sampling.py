@@ -157,3 +157,13 @@ def test_rows_of_one_batch_are_drawn_each_in_its_own_way():
     for i, alone in enumerate(({"temperature": 0.0}, {"top_k": 2}, {"top_p": 0.8}, {})):
         same = drawn(keys, jnp.zeros(rows, int), wide, options(rows, **alone))[0]
         np.testing.assert_array_equal(tokens[part == i], np.asarray(same)[part == i])
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_told_and_end(broken):
+    logits = np.zeros(300, np.float32)
+    logits[7] = broken
+    for how in ({}, {"top_p": 0.9}, {"top_k": 3}, {"temperature": 0.0}):
+        tokens, logprobs = tokens_of(logits, draws=5, **how)
+        assert ((tokens >= 0) & (tokens < 300)).all()
+        assert np.isnan(logprobs).all()
