@@ -10,7 +10,7 @@ config.stitch.attempts; then the statements, plainly joined, take its place.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
