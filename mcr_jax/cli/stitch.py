@@ -66,7 +66,7 @@ def model_name(config: ConfigDict) -> str:
 
 
 def _generator(e: Experiment) -> "tuple[Generator, str, Callable[[], str] | None]":
-    """The generator that config.stitch names, where its weights are from, how it tells its status."""
+    """The generator that config.stitch names, where its weights are from, how to ask its status."""
     c = e.config.stitch
     if c.model == "gemini":
         from mcr_jax.generate.gemini import Gemini
