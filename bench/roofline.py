@@ -11,9 +11,9 @@ that of steps alone with every slot busy:
 
 P matmul parameters, B slots, κ bytes of keys and values per token, c tokens of them that a sample
 reads: its own so far, and its share of a prompt that half of its samples still read. BW and F are
-measured in the same process. transformers' `generate` has the same work in batches of several
-sizes, each side in a process of its own. Needs no more than
-jax, flax, optax, numpy, torch and transformers.
+measured in the same process. transformers' `generate` has as many of the same prompts as a
+batch takes, for several sizes of it, after a short call; each side is in a process of its own.
+Needs no more than jax, flax, optax, numpy, torch and transformers.
 """
 
 import argparse
@@ -218,6 +218,7 @@ def _peer(config: DecoderConfig, tokens, lengths, flags):
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = EOS
     for size in map(int, flags.peer_prompts.split(",")):
         size = min(size, len(tokens))
+        Transformers(model, tokens[:1], np.full((1, SAMPLES), 8), 1)()  # warms up
         call = Transformers(model, tokens[:size], lengths[:size], size)
         start = time.perf_counter()
         call()

@@ -140,7 +140,7 @@ def _wanted(config: ConfigDict) -> Shape:
     c = config.sample
     return Shape(
         slots=c.slots,
-        share=c.share,
+        share=min(c.share, c.n),
         prompt_tokens=c.prompt_tokens,
         max_tokens=c.max_tokens,
         kv_dtype=c.kv_dtype,

@@ -188,9 +188,9 @@ def plan(
         )
     config = dataclasses.replace(config, lora=None)
     most = max(_EIGHT, wanted.slots - wanted.slots % _EIGHT)
-    sizes = (
-        [tensor] if tensor else [n for n in range(1, machine.count + 1) if not machine.count % n]
-    )
+    sizes = [n for n in range(1, machine.count + 1) if not machine.count % n]
+    sizes.sort(key=lambda n: config.kv_heads % n > 0)  # else each would keep and read all heads
+    sizes = [tensor] if tensor else sizes
 
     def made(tensor: int, slots: int) -> Plan:
         shape = dataclasses.replace(wanted, slots=slots)

@@ -67,9 +67,9 @@ def compiled(config: DecoderConfig, shape: Shape, tensor: int):
     numbers = np.zeros(1, np.int32), np.int32(0)
     decode = programs.decode.lower(program, weights, like, feed, *numbers).compile()
     x = ours(config.dtype, 1, shape.prompt_tokens, config.width)
-    store = like.layers[0].prompt_keys, like.layers[0].prompt_values
+    kernel = program.kernel
     prefill = programs.prefill_layer.lower(
-        program, False, layer, x, store, ours("int32", 1), ours("bool", 1)
+        program, False, kernel, layer, x, like.layers[0], ours("int32", 1), ours("bool", 1)
     ).compile()
     return decode.memory_analysis(), prefill.memory_analysis()
 

@@ -1,7 +1,8 @@
 """Attention of one decoding step: samples that share their prompt's keys and values.
 
 The keys of a prompt are read once for all samples of it, those of its own answer by each sample;
-both parts end with their softmax's maximum and sum, by which they are put together in float32.
+both parts end with their softmax's maximum and sum, by which they are put together in float32. (The
+GPU's kernel rounds its part to the model's dtype before.)
 
 Dimensions: B slots, P prompts, R slots that share a prompt, H query heads, K key heads, G = H / K,
 D head size, T places of a prompt, S of an answer; N and M stand for either.
@@ -12,7 +13,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.gpu import decode_attention
 
 _F32 = {"preferred_element_type": jnp.float32}
 _MASKED = -1e30  # finite: a block without a visible key must not make a NaN
@@ -49,7 +49,7 @@ class Places(NamedTuple):
       prompt: int32 [B], the prompt of a slot.
       rank: int32 [B], below R; slots of one prompt have different ones.
       members: int32 [P, R], the slot of each prompt and rank; B where there is none.
-      prompt_lengths: int32 [P].
+      prompt_lengths: int32 [P]; 0 where no slot reads the prompt.
       lengths: int32 [B], places of its answer that a slot sees, at least 1; the newest is its own.
     """
 
@@ -74,11 +74,17 @@ def places(prompt, rank, alive, prompt_lengths, lengths, ranks: int) -> Places:
     nobody = jnp.full((prompt_lengths.shape[0], ranks), slots, jnp.int32)
     row = jnp.where(alive, prompt, prompt_lengths.shape[0])  # beyond the end: dropped
     members = nobody.at[row, rank].set(jnp.arange(slots, dtype=jnp.int32), mode="drop")
+    prompt_lengths = jnp.where(members.min(axis=1) < slots, prompt_lengths, 0)
     return Places(prompt, rank, members, prompt_lengths, lengths)
 
 
 def keep(x: jax.Array, like: Kept) -> Kept:
-    """x [..., D] as it is kept in `like`. int8 is symmetric, one scale to a vector of D."""
+    """x [..., D] as it is kept in `like`. int8 is symmetric, one scale to a vector of D.
+
+    What is no number becomes 0: it would reach those that are given the place after it, since
+    even a weight of 0 does not hide it.
+    """
+    x = jnp.where(jnp.isfinite(x), x, 0)
     if like.scale is None:
         return Kept(x.astype(like.values.dtype), None)
     x = x.astype(jnp.float32)
@@ -177,10 +183,10 @@ def kernel_of(kernel: str, dtype: str, kept: str, window: int | None, head_dim: 
 
 def refusal(dtype: str, kept: str, window: int | None, head_dim: int) -> str | None:
     """Why the pallas kernel cannot do this, or None if it can; of dtypes by name."""
-    if kept == "int8":
-        return "int8 keys and values"
-    if dtype not in ("bfloat16", "float16"):
+    if dtype != "bfloat16":
         return f"{dtype} arithmetic"
+    if kept != dtype:
+        return f"{kept} keys and values"
     if window is not None:
         return "a sliding window"
     if head_dim < 16 or head_dim & (head_dim - 1):
@@ -251,9 +257,11 @@ def _pallas(q, keys: Kept, values: Kept, lengths, *, scale: float, interpret: bo
     """As `_xla`; sequence n sees its first lengths[n] keys."""
     N, K, M, G, D = q.shape
     S = keys.values.shape[2]
+    from jax.experimental.pallas.ops.gpu import decode_attention  # nobody else needs pallas
+
     rows = M * G
     block_h = next(size for size in (16, 32, 64) if size >= min(rows, 64))
-    block_k = _PALLAS_BLOCK if D <= 128 else _PALLAS_BLOCK // 2
+    block_k = _PALLAS_BLOCK if D <= 64 else _PALLAS_BLOCK // 2  # into any GPU's shared memory
     splits = 1  # of a sequence, each a program of its own, until there are enough to fill a GPU
     while N * K * splits < 512 and S % (2 * splits * block_k) == 0:
         splits *= 2

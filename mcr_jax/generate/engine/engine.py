@@ -31,7 +31,7 @@ from mcr_jax.model.config import DecoderConfig
 
 Stop = Callable[[np.ndarray], int | None]  # tokens so far -> how many of them are kept, or None
 
-_SHORTEST = 64  # tokens; prompts are padded to at least as many
+_SHORTEST = 48  # tokens; prompts are padded to at least as many
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +118,9 @@ class Engine:
       eos: ids of the tokens that end a sample.
       seed: root of all keys.
       mesh: with axes data and tensor.
+
+    Raises:
+      ValueError: shape.slots is not a multiple of 8.
     """
 
     def __init__(
@@ -129,6 +132,8 @@ class Engine:
         seed: int,
         mesh: Mesh,
     ):
+        if shape.slots < 1 or shape.slots % 8:
+            raise ValueError(f"slots={shape.slots} is not a multiple of 8")
         self._program = Program(config, shape, mesh, choose(config, shape))
         self._weights, self._shape, self._mesh = weights, shape, mesh
         self._eos, self._seed = np.asarray(eos, np.int32), np.int32(seed)
@@ -139,28 +144,37 @@ class Engine:
     def run(self, prompts: Iterable[Prompt]) -> Iterator[Sample]:
         """Yields every wanted sample once, as they finish.
 
-        One run at a time. Leaving it early is fine, the next starts anew.
+        Leaving it early is fine: close the iterator, and the next run starts anew. Prompts are
+        looked at when their turn comes.
 
         Raises:
-          ValueError: a prompt or a limit is none or beyond the shape, or a sample is asked twice.
+          ValueError: a prompt, a limit or an option is none or beyond the shape, or a sample is
+            asked for twice.
+          RuntimeError: another run is open.
         """
+        if self._state is not None:
+            raise RuntimeError("the engine is drawing; close that run first")
         self._state, self.pulse = empty(*self._program), Pulse()
-        run = _Run(self._shape, self._shards, prompts)
-        feed, put = run.feed, self._put
+        try:
+            yield from self._run(_Run(self._shape, self._shards, prompts))
+        finally:
+            self._state = None
+
+    def _run(self, run: "_Run") -> Iterator[Sample]:
         reports: collections.deque[tuple[int, Report]] = collections.deque()
         chunk = 0
         while run.open:
             for batch in run.prefills():
                 self._prefill(*batch)
+            feed = self._put(run.feed(chunk))
             self._state, report = programs.decode(
-                self._program, self._weights, self._state, put(feed(chunk)), self._eos, self._seed
+                self._program, self._weights, self._state, feed, self._eos, self._seed
             )
             jax.tree.map(lambda x: x.copy_to_host_async(), report)
             reports.append((chunk, report))
             chunk += 1
             if len(reports) > 1:
                 yield from self._seen(run, *reports.popleft())
-        self._state = None
 
     def lowered(self) -> jax.stages.Lowered:
         """The decoding program as it will be compiled: `compile().memory_analysis()` and so on."""
@@ -242,7 +256,7 @@ class _Run:
 
     def _padded_size(self, length: int) -> int:
         """The least size that holds a prompt: powers of two, and half-way between, up to T."""
-        power = 1 << max(length - 1, _SHORTEST - 1).bit_length()
+        power = 1 << (max(length, _SHORTEST) - 1).bit_length()
         between = power * 3 // 4
         return min(between if length <= between else power, self._shape.prompt_tokens)
 
@@ -371,6 +385,15 @@ def _groups(shape: Shape, prompts: Iterable[Prompt]) -> Iterator[tuple[int, Prom
             raise ValueError(f"a prompt of {length} tokens, room for {shape.prompt_tokens}")
         if any(not 1 <= limit <= shape.max_tokens for limit in prompt.limits):
             raise ValueError(f"limits of {prompt.limits} tokens, room for {shape.max_tokens}")
+        if not (prompt.temperature >= 0 and prompt.top_k >= 0 and 0 < prompt.top_p <= 1):
+            raise ValueError(
+                f"temperature {prompt.temperature}, top_k {prompt.top_k}, top_p {prompt.top_p}: at "
+                "least 0, at least 0, and above 0 up to 1"
+            )
+        if not 0 <= prompt.case < 2**32 or any(index < 0 for index in samples):
+            raise ValueError(
+                f"case {prompt.case}, samples {samples}: not counted from 0 in 32 bits"
+            )
         if len(set(samples)) != len(samples):
             raise ValueError(f"samples {samples} are not each wanted once")
         wanted = list(zip(samples, prompt.limits, strict=True))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from mcr_jax.generate.engine import attention as decoding
-from mcr_jax.generate.engine.sampling import draw, sample_keys
+from mcr_jax.generate.engine.sampling import Options, draw, sample_keys
 from mcr_jax.generate.engine.state import (
     AT_LIMIT,
     ENDED,
@@ -112,8 +112,8 @@ def prefill_layer(program: Program, local: bool, kernel: str, layer, x, kept, en
     Args:
       program, local, kernel: what it is, whether it sees its window only, what it is kept for.
       layer: its weights.
-      x: [D, T, E], given for good.
-      kept: its `Layer`, given for good.
+      x: [D, T, E], donated.
+      kept: its `Layer`, donated.
       entry: int32 [D], places in the store.
       wanted: bool [D]; a shard without a prompt keeps what it has.
     """
@@ -165,7 +165,7 @@ def decode(
     Args:
       program: static.
       weights: of the decoder.
-      state: given for good.
+      state: donated.
       feed: what is new.
       eos: int32 [any], the tokens that end a sample.
       seed: int scalar, of the run.
@@ -235,7 +235,7 @@ def _step(program: Program, weights: Weights, state: State, eos: jax.Array) -> S
         lambda: logits,
     )
     logits = _by_slot(program.mesh, logits)
-    token, logprob = draw(slots.key, state.lengths, logits, slots.options)
+    token, logprob = draw(slots.key, state.lengths, logits, _of_living(slots.options, state.alive))
     written = state.output
     row = jnp.where(state.alive, slots.row, written.status.shape[0])  # beyond the end: dropped
     lengths = state.lengths + state.alive
@@ -255,6 +255,15 @@ def _step(program: Program, weights: Weights, state: State, eos: jax.Array) -> S
         output=output,
         steps=state.steps + 1,
         drawn=state.drawn + jnp.sum(state.alive, dtype=jnp.int32),
+    )
+
+
+def _of_living(options: Options, alive: jax.Array) -> Options:
+    """Slots that write nothing take the likeliest token: the cheapest, and nobody reads it."""
+    return Options(
+        temperature=jnp.where(alive, options.temperature, 0),
+        top_k=jnp.where(alive, options.top_k, 0),
+        top_p=jnp.where(alive, options.top_p, 1),
     )
 
 

@@ -12,17 +12,18 @@ import jax
 import jax.numpy as jnp
 
 _BLOCK = 128
-_TINY = 2.0**-24
+_TINY = 2.0**-23
 
 
 class Options(NamedTuple):
     """How to draw, row by row.
 
     Attributes:
-      temperature: float32 [B]; 0 takes the likeliest token.
-      top_k: int32 [B]; only the k likeliest tokens, and those as likely as the last; 0 is all.
-      top_p: float32 [B]; of these, only the smallest set of likeliest tokens whose share reaches
-        it (Holtzman et al., 2020), and those as likely as the last; 1 is all.
+      temperature: float32 [B], at least 0, which takes the likeliest token.
+      top_k: int32 [B], at least 0; only the k likeliest tokens, and those as likely as the last; 0
+        is all.
+      top_p: float32 [B], above 0; of these, only the smallest set of likeliest tokens whose share
+        reaches it (Holtzman et al., 2020), and those as likely as the last; 1 is all.
     """
 
     temperature: jax.Array
@@ -111,7 +112,7 @@ def _drawn(keys, x, tops, best, options: Options):
     everything = (options.top_p >= 1) | ~jnp.isfinite(whole)  # no number: nothing to search for
 
     def attempt(state):
-        tries, _, ruled_out, token, of_token = state
+        tries, found, ruled_out, token, of_token = state
         left = jnp.where(x > ruled_out[:, None, None], p, 0.0)
         key = jax.vmap(jax.random.fold_in, (0, None))(keys, tries)
         drawn, of_drawn = _inverted(key, left, x)
@@ -120,10 +121,10 @@ def _drawn(keys, x, tops, best, options: Options):
             lambda: jnp.zeros(B),
             lambda: jnp.where(x > of_drawn[:, None, None], p, 0.0).sum(axis=(1, 2)),
         )
-        open_ = ~state[1]
-        token, of_token = jnp.where(open_, drawn, token), jnp.where(open_, of_drawn, of_token)
-        done = ~open_ | everything | (likelier < reached) | (likelier == 0)
-        return tries + 1, done, jnp.where(done, ruled_out, of_drawn), token, of_token
+        token, of_token = jnp.where(found, token, drawn), jnp.where(found, of_token, of_drawn)
+        outside = ~everything & (likelier >= reached) & (likelier > 0)
+        ruled_out = jnp.where(outside, of_drawn, ruled_out)
+        return tries + 1, found | ~outside, ruled_out, token, of_token
 
     first, of_first = _likeliest(x, tops, best)
     start = jnp.int32(0), greedy, jnp.full(B, -jnp.inf), first, of_first
@@ -134,7 +135,7 @@ def _drawn(keys, x, tops, best, options: Options):
 def _inverted(keys, p, x):
     """A token of each row of the weights p [B, N, W] in proportion to them, and its logit in x."""
     u = jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
-    u = ((u >> 8).astype(jnp.float32) + 0.5) * _TINY  # in (0, 1), both ends left out
+    u = ((u >> 9).astype(jnp.float32) + 0.5) * _TINY  # in (0, 1), both ends left out
     block = _first_beyond(p.sum(axis=-1), u[:, 0])
     inside = jnp.take_along_axis(p, block[:, None, None], axis=1)[:, 0]
     place = _first_beyond(inside, u[:, 1])
@@ -160,7 +161,7 @@ def _kth_largest(x, k):
     Floats sort as their bits do once negative ones are turned round.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    high = jnp.uint32(1 << 31)
+    high, k = jnp.uint32(1 << 31), jnp.minimum(k, x[0].size)
     ordered = jnp.where(bits >= high, ~bits, bits | high)
 
     def decide(i, found):

@@ -32,7 +32,7 @@ class Shape:
       slots: B, samples decoded together; a multiple of 8. Products of matrices come out the same,
         bit for bit, for every row of a whole tile, but not always for those of a tile cut short.
       share: R, most samples that read one prompt's keys together; those of a case that has more are
-        given its prompt more than once.
+        given its prompt more than once. Prompts with fewer samples leave slots without work.
       prompt_tokens: T, room for a prompt.
       max_tokens: S, room for an answer, its end token included.
       kv_dtype: of keys and values: "float32", "bfloat16", "int8", or "" for the model's.
@@ -47,10 +47,6 @@ class Shape:
     kv_dtype: str = ""
     chunk: int = 0
 
-    def __post_init__(self) -> None:
-        if self.slots < 1 or self.slots % 8:
-            raise ValueError(f"slots={self.slots} is not a multiple of 8")
-
     @property
     def steps(self) -> int:
         """Most steps between two looks of the host."""
@@ -58,8 +54,12 @@ class Shape:
 
     @property
     def prompts(self) -> int:
-        """P: three times what fills the slots, as a prompt stays until its last sample ends."""
-        return 3 * -(-self.slots // self.share) + 1
+        """P: what fills the slots three times, as a prompt stays until its last sample ends.
+
+        Half as many more are for samples that wait.
+        """
+        filling = -(-self.slots // self.share)
+        return filling * min(self.share, 3) + -(-filling // 2)
 
     @property
     def jobs(self) -> int:
@@ -112,7 +112,7 @@ class Output(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that changes on the devices; every program that takes it is given it for good.
+    """All that changes on the devices; donated to every program that takes it.
 
     Attributes:
       layers: a `Layer` each.

@@ -107,7 +107,9 @@ def test_the_gpu_kernel_computes_the_same():
     ("asked", "says"),
     [
         (("float32", "bfloat16", None, 64), "float32 arithmetic"),
-        (("bfloat16", "int8", None, 64), "int8"),
+        (("float16", "float16", None, 64), "float16 arithmetic"),
+        (("bfloat16", "int8", None, 64), "int8 keys and values"),
+        (("bfloat16", "float32", None, 64), "float32 keys and values"),
         (("bfloat16", "bfloat16", 8, 64), "sliding window"),
         (("bfloat16", "bfloat16", None, 80), "head size of 80"),
         (("bfloat16", "bfloat16", None, 128), None),

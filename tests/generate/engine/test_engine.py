@@ -356,12 +356,41 @@ def test_a_sample_that_is_stopped_ends_there_and_its_slot_goes_on(model, engine)
             assert len(cut[key].logprobs) == len(cut[key].tokens)
 
 
-def test_a_run_that_is_left_early_spoils_nothing(engine):
+def test_a_run_that_is_left_early_leaves_nothing_behind(engine):
     asked = [prompt(case) for case in TOKENS]
     expected = texts(drawn(engine, *asked))
-    for _ in engine.run(asked):
-        break
+    run = engine.run(asked)
+    next(run)
+    with pytest.raises(RuntimeError, match="close that run first"):
+        next(engine.run(asked))
+    held = len(jax.live_arrays())
+    run.close()
+    assert len(jax.live_arrays()) < held - 20  # the stores are gone with it
     assert texts(drawn(engine, *asked)) == expected
+
+
+def test_a_prompt_that_makes_no_numbers_spoils_no_other(model):
+    graph, params = nnx.split(model)
+    pure = nnx.to_pure_dict(params)
+    pure["embedding"] = pure["embedding"].at[40].set(np.nan)
+    broken = engine_of(nnx.merge(graph, pure))
+    asked = [dataclasses.replace(prompt(c), temperature=0.7, top_p=0.9) for c in TOKENS]
+    bad = dataclasses.replace(asked[0], tokens=np.full(12, 40, np.int32), case=99)
+    expected = drawn(broken, *asked)
+    found = drawn(
+        broken,
+        *[
+            bad,
+            *asked,
+            dataclasses.replace(bad, case=98),
+            *(dataclasses.replace(p, case=p.case + 1000) for p in asked),
+        ],
+    )
+    assert all(np.isnan(found[99, i].logprobs[0]) for i in range(4))
+    for key, sample in expected.items():
+        np.testing.assert_array_equal(found[key].tokens, sample.tokens)
+        np.testing.assert_array_equal(found[key].logprobs, sample.logprobs)
+    assert all(np.isfinite(s.logprobs).all() for key, s in found.items() if key[0] > 1000)
 
 
 def test_nothing_wanted_is_nothing_done(engine):
@@ -377,6 +406,10 @@ def test_nothing_wanted_is_nothing_done(engine):
         ({"limits": (9,)}, "room for 8"),
         ({"limits": (0,)}, "room for 8"),
         ({"samples": (1, 1), "limits": (2, 2)}, "each wanted once"),
+        ({"top_p": 0.0}, "top_p 0.0"),
+        ({"top_p": float("nan")}, "top_p nan"),
+        ({"temperature": -1.0}, "temperature -1.0"),
+        ({"case": 2**32}, "in 32 bits"),
     ],
 )
 def test_what_cannot_be_is_refused(engine, bad, says):
@@ -385,6 +418,6 @@ def test_what_cannot_be_is_refused(engine, bad, says):
         list(engine.run([asked]))
 
 
-def test_slots_come_in_whole_tiles():
+def test_slots_come_in_whole_tiles(model):
     with pytest.raises(ValueError, match="slots=12 is not a multiple of 8"):
-        dataclasses.replace(SHAPE, slots=12)
+        engine_of(model, dataclasses.replace(SHAPE, slots=12))

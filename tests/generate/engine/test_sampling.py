@@ -123,7 +123,7 @@ sixteenths = st.integers(-128, 128).map(lambda n: n / 16)  # logits are equal or
 @settings(max_examples=200)
 @given(
     st.lists(sixteenths, min_size=140, max_size=140),
-    st.integers(0, 150),
+    st.integers(0, 400),
     st.floats(0.01, 0.999),
     st.integers(0, 1000),
 )
