@@ -262,8 +262,8 @@ def _step(c: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> int:
     ):
         places = room(length, kernel)
         block = min(BLOCK, places)
-        # Cut out, and as it is computed, which may be turned round for the product.
-        copies = (places > block) * kept + (kept != size) * 2 * size
+        # Cut out, and in the dtype that it is computed in.
+        copies = (places > block) * kept + (kept != size) * size
         read = 2 * n * kv_heads * block * c.head_dim * copies
         attention += read + 3 * n * members * heads * block * 4
     return max(4 * logits, attention) + 4 * hidden
