@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.generate.engine.attention import BLOCK, room
+from mcr_jax.generate.engine.attention import BLOCK, TILE, room
 from mcr_jax.generate.engine.state import Shape, blueprint, bytes_per_device
 from mcr_jax.model import _blockwise
 from mcr_jax.model.blueprint import blueprint as parameters
@@ -255,9 +255,10 @@ def _step(c: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> int:
     if kernel != "xla" and not any(c.local_layers):
         return 4 * (logits + hidden)
     heads, kv_heads = _heads(c, tensor)
+    tile = TILE if jax.default_backend() == "cpu" else shape.prompts
     attention = 0
     for n, members, length in (
-        (shape.prompts, shape.share, shape.prompt_tokens),
+        (min(shape.prompts, tile), shape.share, shape.prompt_tokens),
         (slots, 1, shape.max_tokens),
     ):
         places = room(length, kernel)

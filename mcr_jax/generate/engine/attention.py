@@ -8,7 +8,6 @@ Dimensions: B slots, P prompts, R slots that share a prompt, H query heads, K ke
 D head size, T places of a prompt, S of an answer; N and M stand for either.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 _F32 = {"preferred_element_type": jnp.float32}
 _MASKED = -1e30  # finite: a block without a visible key must not make a NaN
 _PALLAS_BLOCK = 128
+TILE = 4  # prompts that XLA reads at a time on a CPU
 BLOCK = 512  # keys that XLA reads at a time; blocks beyond the longest sequence are not read
 
 
@@ -66,6 +66,18 @@ class _Part(NamedTuple):
     out: jax.Array
     top: jax.Array
     total: jax.Array
+
+
+class _Sight(NamedTuple):
+    """The places that the queries of sequence n see: from begins[n, m], if any, up to ends[n].
+
+    Attributes:
+      ends: int32 [N].
+      begins: int32 [N, M] or None.
+    """
+
+    ends: jax.Array
+    begins: jax.Array | None
 
 
 def places(prompt, rank, alive, prompt_lengths, lengths, ranks: int) -> Places:
@@ -152,21 +164,9 @@ def attention(
     q_PxKxRxGxD = grouped.swapaxes(1, 2)
     whole = layer.prompt_keys, layer.prompt_values
     if kernel == "xla":
-        position = at.prompt_lengths[at.prompt] + at.lengths - 1
-        of_member = jnp.take(position, at.members, mode="fill", fill_value=0)
-
-        def sees_prompt(place):  # [T] -> [P, R or 1, T]
-            real = place < at.prompt_lengths[:, None, None]
-            return real if window is None else real & (place > of_member[..., None] - window)
-
-        def sees_answer(place):  # [S] -> [B, 1, S]
-            seen = place < at.lengths[:, None, None]
-            if window is None:
-                return seen
-            return seen & (place >= at.lengths[:, None, None] - window)
-
-        to_prompt = _xla(q_PxKxRxGxD, *whole, sees_prompt, at.prompt_lengths.max(), scale)
-        own = _xla(q_BxKx1xGxD, layer.keys, layer.values, sees_answer, at.lengths.max(), scale)
+        of_prompt, of_answer = _sights(at, window)
+        to_prompt = _in_tiles(q_PxKxRxGxD, *whole, of_prompt, scale)
+        own = _xla(q_BxKx1xGxD, layer.keys, layer.values, of_answer, scale)
     else:
         options = {"scale": scale, "interpret": kernel == "interpret"}
         to_prompt = _pallas(q_PxKxRxGxD, *whole, at.prompt_lengths, **options)
@@ -208,15 +208,44 @@ def _merged(a: _Part, b: _Part) -> jax.Array:
     return out / (a.total * share_a + b.total * share_b)[..., None]
 
 
-def _xla(
-    q: jax.Array,
-    keys: Kept,
-    values: Kept,
-    sees: Callable[[jax.Array], jax.Array],
-    longest: jax.Array,
-    scale: float,
-) -> _Part:
-    """q [N, K, M, G, D] over S keys, `longest` of which are seen by any."""
+def _sights(at: Places, window: int | None) -> tuple[_Sight, _Sight]:
+    """What slots see of their prompts, and of their answers."""
+    if window is None:
+        return _Sight(at.prompt_lengths, None), _Sight(at.lengths, None)
+    after = at.prompt_lengths[at.prompt] + at.lengths - window
+    of_member = jnp.take(after, at.members, mode="fill", fill_value=0)
+    return _Sight(at.prompt_lengths, of_member), _Sight(at.lengths, (at.lengths - window)[:, None])
+
+
+def _in_tiles(q: jax.Array, keys: Kept, values: Kept, sight: _Sight, scale: float) -> _Part:
+    """As `_xla`; on a CPU without the sequences behind the last of which something is seen."""
+    N = q.shape[0]
+    if jax.default_backend() != "cpu" or N <= TILE:
+        return _xla(q, keys, values, sight, scale)
+    used = jnp.max(jnp.where(sight.ends > 0, jnp.arange(1, N + 1), 0))
+
+    def tile(i, parts: _Part) -> _Part:
+        # A start too near to the end is moved back, here and there: some are computed twice.
+        cut = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, i * TILE, TILE), (q, keys, values, sight)
+        )
+        return jax.tree.map(
+            lambda all_, x: jax.lax.dynamic_update_slice_in_dim(all_, x, i * TILE, 0),
+            parts,
+            _xla(*cut, scale),
+        )
+
+    return jax.lax.fori_loop(0, -(-used // TILE), tile, _nothing(q))
+
+
+def _nothing(q: jax.Array) -> _Part:
+    """The part of queries [..., D] that have seen no key."""
+    zero = jnp.zeros(q.shape[:-1], jnp.float32)
+    return _Part(jnp.zeros(q.shape, jnp.float32), zero + _MASKED, zero)
+
+
+def _xla(q: jax.Array, keys: Kept, values: Kept, sight: _Sight, scale: float) -> _Part:
+    """q [N, K, M, G, D] over S keys."""
     S = values.values.shape[2]
     size = min(S, BLOCK)
 
@@ -225,8 +254,11 @@ def _xla(
         scores = jnp.einsum("nkmgd,nkds->nkmgs", q, k.values.astype(q.dtype), **_F32) * scale
         if k.scale is not None:
             scores = scores * k.scale[:, :, None, None]
-        seen = sees(first + jnp.arange(size))[:, None, :, None]
-        scores = jnp.where(seen, scores, _MASKED)
+        place = first + jnp.arange(size)
+        seen = place < sight.ends[:, None, None]
+        if sight.begins is not None:
+            seen = seen & (place >= sight.begins[..., None])
+        scores = jnp.where(seen[:, None, :, None], scores, _MASKED)
         top = jnp.maximum(part.top, scores.max(axis=-1))
         p = jnp.exp(scores - top[..., None])
         old = jnp.exp(part.top - top)
@@ -237,11 +269,10 @@ def _xla(
         out = jnp.einsum("nkmgs,nksd->nkmgd", p, v.values.astype(q.dtype), **_F32)
         return _Part(part.out * old[..., None] + out, top, total)
 
-    nothing = jnp.zeros(q.shape[:-1], jnp.float32)
-    start = _Part(jnp.zeros(q.shape, jnp.float32), nothing + _MASKED, nothing)
     if size == S:
-        return block(0, start)
-    return jax.lax.fori_loop(0, -(-longest // size), lambda i, p: block(i * size, p), start)
+        return block(0, _nothing(q))
+    blocks = -(-sight.ends.max() // size)
+    return jax.lax.fori_loop(0, blocks, lambda i, part: block(i * size, part), _nothing(q))
 
 
 def _cut(x: Kept, first, size: int, axis: int) -> Kept:

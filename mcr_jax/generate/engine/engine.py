@@ -7,6 +7,7 @@ in a queue on the devices, from which slots help themselves in the middle of a c
 
 import collections
 import dataclasses
+import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
@@ -291,7 +292,7 @@ class _Shard:
 
     def __init__(self, shape: Shape):
         self._shape = shape
-        self._entries = list(range(shape.prompts))[::-1]  # of the store, free
+        self._entries = list(range(shape.prompts))  # of the store, free; a heap: low ones first
         self._rows = list(range(shape.rows))[::-1]  # of output, free
         self._left = collections.Counter()  # samples of each entry that are not finished
         self._new: collections.deque[tuple[_Job, int]] = collections.deque()  # with their ranks
@@ -310,7 +311,7 @@ class _Shard:
 
     def take(self, number: int, prompt: Prompt, samples: Sequence[tuple[int, int]]) -> int:
         """Makes jobs of samples and their limits; returns the entry that their prompt is put at."""
-        entry = self._entries.pop()
+        entry = heapq.heappop(self._entries)
         self._left[entry] = len(samples)
         for rank, (index, limit) in enumerate(samples):
             self._new.append((_Job(number, index, limit, prompt, entry, 0), rank))
@@ -374,7 +375,7 @@ class _Shard:
         self._rows.append(row)
         self._left[job.entry] -= 1
         if not self._left[job.entry]:
-            self._entries.append(job.entry)
+            heapq.heappush(self._entries, job.entry)
 
 
 def _groups(shape: Shape, prompts: Iterable[Prompt]) -> Iterator[tuple[int, Prompt, tuple]]:

@@ -66,8 +66,10 @@ def attended(q, prompt, own, *, window=None, scale=0.3, kernel="xla", kv="same")
 
 @pytest.mark.parametrize("window", [None, 1, 3, 6, 100])
 @pytest.mark.parametrize("block", [4, 512])  # blocks that are read one by one, and one block
-def test_it_equals_attention_over_all_keys_in_a_row(monkeypatch, block, window):
+@pytest.mark.parametrize("tile", [2, 3, 4])  # prompts read by twos, with some read twice, at once
+def test_it_equals_attention_over_all_keys_in_a_row(monkeypatch, tile, block, window):
     monkeypatch.setattr(decoding, "BLOCK", block)
+    monkeypatch.setattr(decoding, "TILE", tile)
     q, prompt, own = made()
     expected = reference(q, prompt, own, window, 0.3)
     got = attended(q, prompt, own, window=window)
