@@ -41,16 +41,47 @@ TURNS = _words(
 # What a clause says of the disease that it names.
 EXCLUDES = _words(
     """
-    exclude excludes excluded excluding exclusion unlikely improbable against rejected dismissed
-    discarded discounted incompatible inconsistent precludes precluded refuted rule rules ruled
-    less not
+    exclude excludes excluded excluding exclusion unlikely improbable implausible against rejected
+    dismissed discarded discounted incompatible inconsistent precludes precluded refuted rule rules
+    ruled ruling
     """
 )
-AFFIRMS = _words(
+# Conclude unless something in the clause weighs: "the diagnosis of gout was considered".
+AFFIRMS_ALONE = _words(
     """
-    confirm confirms confirmed confirming establish establishes established diagnosed diagnosis
-    favor favors favored favour favours favoured supported supports likeliest proved proven
-    concluded identified
+    diagnosed diagnosis supported supports support identified favor favors favored favour favours
+    favoured
+    """
+)
+AFFIRMS = AFFIRMS_ALONE | _words(
+    """
+    confirm confirms confirmed confirming establish establishes established likeliest proved proven
+    concluded
+    """
+)
+DIAGNOSES = _words("diagnosis diagnosed diagnose diagnoses")
+PROVISIONAL = _words("differential working initial initially tentative provisional sole")
+WEIGHS = _words(
+    """
+    consider considers considered considering consideration considerations suspect suspected
+    suspicion possible possibly possibility possibilities might may could can concern
+    """
+)
+# After "not", these exclude what a clause is about: "the picture does not fit gout".
+FITS = (
+    _words(
+        """
+        fit explain explained match likely probable suggestive support supportive consistent
+        compatible characteristic indicate indicative indicated found seen present observed
+        detected shown demonstrated met
+        """
+    )
+)
+# End the reach of a denial: "absence of fever makes gout likely".
+CONCLUDES = EXCLUDES | AFFIRMS | _words(
+    """
+    make makes made argue argues argued arguing speak speaks spoke suggest suggests suggested point
+    points pointed fits mean means meant
     """
 )
 
@@ -60,6 +91,7 @@ GLUE = (
     | DENIES_BEFORE
     | EXCLUDES
     | AFFIRMS
+    | WEIGHS
     | _words(
         """
         a about above after again all alone also although an and any are as at be because been
@@ -68,7 +100,7 @@ GLUE = (
         enough evaluated even evidence example find finding findings for found from further g given
         gives had has have he hence her here him his hold how however i if in include included
         includes including initial initially into is it its itself join leave leaves leaving likely
-        made make makes making may might more most much must need noted observed of off on one only
+        less made make makes making may might more most much must need noted observed of off on one only
         open or other others otherwise our out over own patient point points possibility possible
         presence present presented rather reading reads s seen should show showed shown shows since
         so some speak speaks such suggest suggested suggests than that the their them then there
@@ -112,19 +144,23 @@ NO_NAMES = _words(
     mitosis osmosis phagocytosis prognoses prognosis stroma symbiosis
     """
 )
-# Make a name of the word before them: "Proteus syndrome" …
+# Make a name of the word before them: "Proteus syndrome". Not "fever" or "injury", before which any
+# word may stand …
 HEADS = _words(
     """
-    syndrome disease disorder cancer tumor tumour fever infection deficiency palsy dystrophy
-    poisoning toxicity injury anomaly
+    syndrome disease disorder tumor tumour deficiency palsy dystrophy poisoning toxicity anomaly
     """
 )
 # … unless it is one of these.
-LOOSE = AUXILIARIES | _words(
-    """
-    a active acute an and another any be been by chronic clinical common differential due fever for
-    further given grade her high his in its known likely low mild new no not of or other possible
-    primary probable rare same secondary serious severe similar different some such suspected
-    systemic that the their these this those to underlying unlikely with without
-    """
+LOOSE = (
+    AUXILIARIES
+    | GLUE
+    | _words(
+        """
+        active acute against another associated benign both causing chronic clinical common despite
+        develop developed developing develops due fever given grade high in known low malignant
+        mild new persistent primary probable progressive rare recurrent same secondary serious
+        severe similar different suspected systemic underlying unknown widespread worsening
+        """
+    )
 )

@@ -86,6 +86,13 @@ def stems(name: str) -> Name:
     )
 
 
+def forms(name: Name) -> tuple[Name, ...]:
+    """`name` and its initials (KTS), if it has any; nothing for no name."""
+    if len(name) > 1:
+        return name, ("".join(word[0] for word in name),)
+    return (name,) if name else ()
+
+
 def accounted(name: Name, source: frozenset[str]) -> bool:
     """Whether `source` (stems of what may be drawn on) gives `name`.
 
@@ -95,7 +102,7 @@ def accounted(name: Name, source: frozenset[str]) -> bool:
     if source.issuperset(name):
         return True
     if len(name) > 1:
-        return "".join(word[0] for word in name) in source
+        return source.issuperset(forms(name)[1])
     root = _ENDS.sub("", name[0])
     return root != name[0] and any(root + ending in source for ending in _ADJECTIVES)
 
