@@ -143,9 +143,10 @@ class Auditor:
 
 
 def _turns(here: frozenset[str], there: frozenset[str], *, is_diagnosis: bool) -> bool:
-    if CONCLUDED in there - here and not is_diagnosis:
-        return True
-    if EXCLUDED not in there or not here.isdisjoint((EXCLUDED, PERHAPS)):
+    if CONCLUDED in there and not is_diagnosis:
+        if here.isdisjoint((CONCLUDED, PERHAPS[CONCLUDED])):
+            return True
+    if EXCLUDED not in there or not here.isdisjoint((EXCLUDED, PERHAPS[EXCLUDED])):
         return False
     # A name that stands alone, its evidence behind it, may be said to be excluded by that.
     return is_diagnosis or bool(here & {WEIGHED, CONCLUDED})

@@ -43,7 +43,8 @@ EXCLUDES = _words(
     """
     exclude excludes excluded excluding exclusion unlikely improbable implausible against rejected
     dismissed discarded discounted incompatible inconsistent precludes precluded refuted rule rules
-    ruled ruling
+    ruled ruling eliminated eliminates eliminating discards dismisses rejects disproved disproves
+    doubtful
     """
 )
 # Conclude unless something in the clause weighs: "the diagnosis of gout was considered".
@@ -55,12 +56,19 @@ AFFIRMS_ALONE = _words(
 )
 AFFIRMS = AFFIRMS_ALONE | _words(
     """
-    confirm confirms confirmed confirming establish establishes established likeliest proved proven
-    concluded
+    confirm confirms confirmed confirming confirmation establish establishes established likeliest
+    proved proves proven concluded verified secured clinched
     """
 )
 DIAGNOSES = _words("diagnosis diagnosed diagnose diagnoses")
 PROVISIONAL = _words("differential working initial initially tentative provisional sole")
+# Say less than that; yet where a statement says "supported", these will do.
+SUPPORTS = _words(
+    """
+    suggest suggests suggested suggestive indicate indicates indicated point points pointed fit fits
+    explain explains explained consistent compatible keeping likely spoke speak speaks
+    """
+)
 WEIGHS = _words(
     """
     consider considers considered considering consideration considerations suspect suspected
@@ -71,7 +79,7 @@ WEIGHS = _words(
 FITS = (
     _words(
         """
-        fit explain explained match likely probable suggestive support supportive consistent
+        fit explain explained match likely probable suggest suggested suggestive support supportive consistent
         compatible characteristic indicate indicative indicated found seen present observed
         detected shown demonstrated met
         """

@@ -5,11 +5,13 @@ by its words alone, and not this one, is closed to it. Else the next statement's
 answer for a "positive" in this one's place. What is left makes it in a run of at most one sentence
 more than it has itself, if that run holds
 
-1. every number and every disease that the statement names,
-2. at least `SHARE` of its other words of content, denied where it denies them; `WIDE_SHARE` if the
-   run has more sentences than the statement,
+1. every number of the statement and every disease that it says something of; one that it only
+   mentions may stand elsewhere in the trace,
+2. at least `SHARE` of its words of content, denied where it denies them; `WIDE_SHARE` if the run has
+   more sentences than the statement,
 3. no word of it denied that it does not deny, or the other way round, and no opposite (left for
-   right, high for low), unless the statement's own word is there as well, and
+   right, high for low), unless the statement's own word is there as well; and each of its denials
+   once more, unless what it denies is not there at all, and
 4. of its diseases, or where it names none of what it is about, nothing but what it says: excluded,
    concluded or weighed, as `stance.py` tells.
 
@@ -21,7 +23,7 @@ from collections.abc import Sequence
 
 from mcr_jax.stitch import lexicon, text
 from mcr_jax.stitch.names import Name, Vocabulary
-from mcr_jax.stitch.stance import ANY, CONCLUDED, EXCLUDED, agree, stances
+from mcr_jax.stitch.stance import ANY, CONCLUDED, EXCLUDED, agree, keeps_verdict, stances
 from mcr_jax.stitch.text import Sentence, stem
 
 SHARE, WIDE_SHARE = 0.6, 0.75
@@ -43,20 +45,24 @@ class Statement:
         run = _Words(self.sentences)
         self.names = vocabulary.find([w for s in self.sentences for w in s.words])
         self._numbers = run.numbers
-        apart = _GLUE.union(*self.names)  # names have their stances
-        self._plain, self._denied = run.plain - apart, run.denied - apart
-        self._content = self._plain | self._denied
+        self._named = frozenset().union(*self.names)  # these have their stances
+        self._plain = run.plain - _GLUE - self._named
+        self._denied = run.denied - _GLUE - self._named
         self._all = run.plain | run.denied
+        self._content = self._plain | self._denied | self._named or self._all
+        self._denials = [words for d in run.denials if (words := d - _GLUE)]
         self.stances = stances((*self.names, ANY), self.sentences)
-        self._judged = [name for name in self.names if self.stances[name]] or [ANY]
+        self._judged = [name for name in self.names if self.stances[name]]
 
     def told_in(self, sentence: Sentence) -> float:
         """The share of its words that a sentence has, whatever it says with them."""
-        words = self._content.union(*self.names) or self._all
-        return len(words & (sentence.stems | sentence.denied)) / max(1, len(words))
+        return len(self._content & (sentence.stems | sentence.denied)) / max(1, len(self._content))
 
     def best(self, said: Sequence[Sentence], closed: frozenset[int]) -> Run | None:
         """The shortest run of sentences, none of them `closed`, that makes the statement best."""
+        everything = frozenset().union(*(s.stems | s.denied for s in said))
+        if not all(everything.issuperset(name) for name in self.names):
+            return None
         found, best = None, 0.0
         for size in range(1, len(self.sentences) + 2):
             for start in range(len(said) - size + 1):
@@ -71,24 +77,36 @@ class Statement:
         """The share of its words of content in `said`; 0 where that does not make it."""
         run = _Words(said)
         words = run.plain | run.denied
-        if not self._numbers <= run.numbers or not all(words.issuperset(n) for n in self.names):
-            return 0.0
-        content = self._content
-        share = len(self._plain & run.plain | self._denied & run.denied) / max(1, len(content))
+        there = self._plain & run.plain | self._denied & run.denied | self._named & words
+        share = len(there) / len(self._content) if self._content else 1.0
         wanted = SHARE if len(said) <= len(self.sentences) else WIDE_SHARE
-        if content and share < wanted:
+        if share < wanted or not self._numbers <= run.numbers:
             return 0.0
+        if not all(words.issuperset(name) for name in self._judged or self.names):
+            return 0.0
+        return share if self._same_denials(run) and self._same_stances(said) else 0.0
+
+    def _same_denials(self, run: "_Words") -> bool:
+        """Rule 3."""
+        words = run.plain | run.denied
         if (self._denied - self._plain) & (run.plain - run.denied):
-            return 0.0
+            return False
         if (self._plain - self._denied) & (run.denied - run.plain):
-            return 0.0
-        for one, other in _OPPOSITES:
-            if one in self._all - words and other in words - self._all:
-                return 0.0
-        told = stances(self._judged, said)
-        if not all(agree(self.stances[name], told[name]) for name in self._judged):
-            return 0.0
-        return share if content else 1.0
+            return False
+        if any(words & lost and all(lost.isdisjoint(d) for d in run.denials) for lost in self._denials):
+            return False
+        return not any(
+            one in self._all - words and other in words - self._all for one, other in _OPPOSITES
+        )
+
+    def _same_stances(self, said: Sequence[Sentence]) -> bool:
+        """Rule 4."""
+        told = stances((*self._judged, ANY), said)
+        if not self._judged:
+            return agree(self.stances[ANY], told[ANY])
+        return keeps_verdict(self.stances[ANY], told[ANY]) and all(
+            agree(self.stances[name], told[name]) for name in self._judged
+        )
 
     def concludes(self, name: Name) -> bool:
         """Whether it concludes `name`, and does not exclude it."""
@@ -119,6 +137,7 @@ class _Words:
     def __init__(self, said: Sequence[Sentence]):
         self.plain = frozenset().union(*(s.stems for s in said))
         self.denied = frozenset().union(*(s.denied for s in said))
+        self.denials = [denial for s in said for denial in s.denials]
         self.numbers = frozenset().union(*(s.numbers for s in said))
 
 

@@ -87,9 +87,10 @@ def stems(name: str) -> Name:
 
 
 def forms(name: Name) -> tuple[Name, ...]:
-    """`name` and its initials (KTS), if it has any; nothing for no name."""
-    if len(name) > 1:
-        return name, ("".join(word[0] for word in name),)
+    """`name` and its initials (KTS) unless they make a common word (IT); nothing for no name."""
+    initials = "".join(word[0] for word in name)
+    if len(name) > 1 and initials not in lexicon.GLUE:
+        return name, (initials,)
     return (name,) if name else ()
 
 
@@ -102,7 +103,7 @@ def accounted(name: Name, source: frozenset[str]) -> bool:
     if source.issuperset(name):
         return True
     if len(name) > 1:
-        return source.issuperset(forms(name)[1])
+        return any(source.issuperset(form) for form in forms(name))
     root = _ENDS.sub("", name[0])
     return root != name[0] and any(root + ending in source for ending in _ADJECTIVES)
 

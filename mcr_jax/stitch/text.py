@@ -22,6 +22,7 @@ _PLAIN = str.maketrans(
     | {"…": ";"}
 )
 _UNSEEN = re.compile("[\u0300-\u036f\u00ad\u200b-\u200f\u2060\ufeff]")
+_BROKEN_OFF = re.compile(r"…(?=[\"”’')\]]+\s+[A-Z“\"])")  # where a quotation ends: a sentence's end
 _CITED = re.compile(r"\[\d[\d,;\s-]*\]")  # [7, 11]: a reference, no finding
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
@@ -38,7 +39,7 @@ _BRITISH = (
     (re.compile(r"[ao]e(?=[^\W\d_]{3})"), "e"),
 )
 _SAYS = {"afebrile": ("no", "fever"), "febrile": ("fever",)}
-_SURE, _REACH = 4, 14  # words that a denial reaches for certain, and at most
+_SURE, _REACH = 4, 16  # words that a denial reaches for certain, and at most
 _JOINS = frozenset(("that", "to", "be", "been"))  # before a verb that a denial takes in
 _BETWEEN = frozenset("also then later thus was were is are finally".split())
 _VERDICTS = lexicon.EXCLUDES | lexicon.AFFIRMS | lexicon.WEIGHS
@@ -72,12 +73,14 @@ class Sentence:
       clauses: in order.
       stems: of its words that are not denied, or may not be.
       denied: of those that are, or may be.
+      denials: what each denial reaches, and a few words behind it.
       numbers: in digits, without commas between thousands and without idle zeros.
     """
 
     clauses: tuple[Clause, ...]
     stems: frozenset[str]
     denied: frozenset[str]
+    denials: tuple[frozenset[str], ...]
     numbers: frozenset[str]
 
     @functools.cached_property
@@ -96,7 +99,7 @@ def fold(text: str) -> str:
 
     It does not tell where a character came from, which the audit has no use for.
     """
-    plain = unicodedata.normalize("NFKD", text.translate(_PLAIN))
+    plain = unicodedata.normalize("NFKD", _BROKEN_OFF.sub(".", text).translate(_PLAIN))
     return _THOUSANDS.sub("", _CITED.sub(" ", _UNSEEN.sub("", plain))).casefold()
 
 
@@ -141,7 +144,11 @@ def _tokens(piece: str) -> list[str]:
 
 
 def _sentence(tokens: Sequence[str]) -> Sentence:
-    sure = _denied(tokens)
+    denials = list(_denials(tokens))
+    sure: dict[int, bool] = {}
+    for denial in denials:
+        for place, certain in denial.reached:
+            sure[place] = certain or sure.get(place, False)
     plain, negative, numbers = set(), set(), set()
     for place, token in enumerate(tokens):
         if not token[0].isalnum():
@@ -154,7 +161,13 @@ def _sentence(tokens: Sequence[str]) -> Sentence:
         if not sure.get(place, False):
             plain.add(made)
     clauses = tuple(_clause(tokens, places, sure) for places in _clauses(tokens))
-    return Sentence(clauses, frozenset(plain), frozenset(negative), frozenset(numbers))
+    return Sentence(
+        clauses=clauses,
+        stems=frozenset(plain),
+        denied=frozenset(negative),
+        denials=tuple(denial.stems(tokens) for denial in denials),
+        numbers=frozenset(numbers),
+    )
 
 
 def _clause(tokens: Sequence[str], places: Sequence[int], sure: dict[int, bool]) -> Clause:
@@ -190,22 +203,34 @@ def _turns_to_verdict(tokens: Sequence[str], place: int) -> bool:
     return after in _VERDICTS
 
 
-def _denied(tokens: Sequence[str]) -> dict[int, bool]:
-    """The places of the tokens that a denial reaches, and whether it does for certain."""
-    reached: dict[int, bool] = {}
+@dataclasses.dataclass(frozen=True)
+class _Denial:
+    """A word that denies, at `place`, and the places that it reaches, with how certainly."""
+
+    place: int
+    reached: tuple[tuple[int, bool], ...]
+
+    def stems(self, tokens: Sequence[str]) -> frozenset[str]:
+        """Of the words that it reaches, and of those just behind it."""
+        behind = range(self.place + 1, min(self.place + 1 + _SURE, len(tokens)))
+        places = {place for place, _ in self.reached}.union(behind)
+        return frozenset(stem(tokens[place]) for place in places if tokens[place][0].isalnum())
+
+
+def _denials(tokens: Sequence[str]) -> Iterator[_Denial]:
     for place, token in enumerate(tokens):
         following = tokens[place + 1] if place + 1 < len(tokens) else ""
         refuses = token in lexicon.DENIES or token.endswith("n't")
         refuses |= token == "free" and following in ("of", "from")
         if token in lexicon.DENIES_BEFORE or (refuses and following in lexicon.ASSERTS):
             found = _reach(tokens, range(place - 1, -1, -1), lexicon.TURNS)
-        elif refuses and following not in lexicon.RELATES:
+        elif refuses and following in lexicon.RELATES:
+            found = ()
+        elif refuses:
             found = _reach(tokens, range(place + 1, len(tokens)), lexicon.TURNS, ends=True)
         else:
             continue
-        for there, sure in found:
-            reached[there] = sure or reached.get(there, False)
-    return reached
+        yield _Denial(place, tuple(found))
 
 
 def _reach(
