@@ -143,9 +143,9 @@ class Auditor:
 
 
 def _turns(here: frozenset[str], there: frozenset[str], *, is_diagnosis: bool) -> bool:
-    if CONCLUDED in there and not is_diagnosis:
-        if here.isdisjoint((CONCLUDED, PERHAPS[CONCLUDED])):
-            return True
+    may_conclude = is_diagnosis or not here.isdisjoint((CONCLUDED, PERHAPS[CONCLUDED]))
+    if CONCLUDED in there and not may_conclude:
+        return True
     if EXCLUDED not in there or not here.isdisjoint((EXCLUDED, PERHAPS[EXCLUDED])):
         return False
     # A name that stands alone, its evidence behind it, may be said to be excluded by that.
@@ -193,7 +193,11 @@ def _early(
 def _made_at(place: int, made: Sequence[Run | None]) -> Iterator[int]:
     """The statements that the sentence at `place` makes, all before them begun by then."""
     for number, run in enumerate(made):
-        if run and run[0] <= place < run[1] and all(r is None or r[0] <= place for r in made[:number]):
+        if (
+            run
+            and run[0] <= place < run[1]
+            and all(r is None or r[0] <= place for r in made[:number])
+        ):
             yield number
 
 

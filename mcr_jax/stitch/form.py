@@ -8,7 +8,8 @@ import re
 from mcr_jax.statements import parse_statements
 
 _ITEM = re.compile(
-    r"^[ \t]*(?:[-*•·▪‣◦–—][ \t]+|#+[ \t]|\d{1,2}[ \t]?[-:.)][ \t]|(?:statement|point|reason)[ \t]+\d)",
+    r"^[ \t]*(?:[-*•·▪‣◦–—][ \t]+|#+[ \t]|\d{1,2}[ \t]?[-:.)][ \t]"
+    r"|(?:statement|point|reason)[ \t]+\d)",
     re.IGNORECASE | re.MULTILINE,
 )
 _HEADED = re.compile(r"\A[^\n]{0,200}:[ \t]*(?:\n|\Z)")  # "Here is the passage:"

@@ -7,8 +7,8 @@ more than it has itself, if that run holds
 
 1. every number of the statement and every disease that it says something of; one that it only
    mentions may stand elsewhere in the trace,
-2. at least `SHARE` of its words of content, denied where it denies them; `WIDE_SHARE` if the run has
-   more sentences than the statement,
+2. at least `SHARE` of its words of content, denied where it denies them; `WIDE_SHARE` if the run
+   has more sentences than the statement,
 3. no word of it denied that it does not deny, or the other way round, and no opposite (left for
    right, high for low), unless the statement's own word is there as well; and each of its denials
    once more, unless what it denies is not there at all, and
@@ -89,15 +89,15 @@ class Statement:
     def _same_denials(self, run: "_Words") -> bool:
         """Rule 3."""
         words = run.plain | run.denied
-        if (self._denied - self._plain) & (run.plain - run.denied):
+        if (self._denied - self._plain) & run.free:
             return False
         if (self._plain - self._denied) & (run.denied - run.plain):
             return False
-        if any(words & lost and all(lost.isdisjoint(d) for d in run.denials) for lost in self._denials):
+        if any(
+            words & lost and all(lost.isdisjoint(d) for d in run.denials) for lost in self._denials
+        ):
             return False
-        return not any(
-            one in self._all - words and other in words - self._all for one, other in _OPPOSITES
-        )
+        return not any(one in self._all - words and other in words for one, other in _OPPOSITES)
 
     def _same_stances(self, said: Sequence[Sentence]) -> bool:
         """Rule 4."""
@@ -137,6 +137,7 @@ class _Words:
     def __init__(self, said: Sequence[Sentence]):
         self.plain = frozenset().union(*(s.stems for s in said))
         self.denied = frozenset().union(*(s.denied for s in said))
+        self.free = frozenset().union(*(s.free for s in said))
         self.denials = [denial for s in said for denial in s.denials]
         self.numbers = frozenset().union(*(s.numbers for s in said))
 

@@ -16,13 +16,14 @@ from mcr_jax.stitch.text import Clause, Sentence, stem
 EXCLUDED, CONCLUDED, WEIGHED = "excluded", "concluded", "weighed"
 # What may have been meant: it answers for the same in a statement, and is not held against a trace.
 PERHAPS = {EXCLUDED: "perhaps excluded", CONCLUDED: "perhaps concluded", WEIGHED: WEIGHED}
+_DENIED, _MENTIONED = "denied", "mentioned"  # until all is read
 
 ANY: Name = ()  # stands for whatever a clause is about
 _NOT = frozenset(("not", "never", "cannot"))
-_OTHERS = frozenset("other others alternative alternatives remaining another".split())
-_LESS = frozenset("likely probable plausible convincing favored favoured".split())
-_MOST = frozenset("likely probable plausible".split())
-_PRONOUNS = frozenset("it this that these they them which latter".split())
+_OTHERS = lexicon.words("other others alternative alternatives remaining another")
+_LESS = lexicon.words("likely probable plausible convincing favored favoured")
+_MOST = lexicon.words("likely probable plausible")
+_PRONOUNS = lexicon.words("it this that these they them which latter")
 _LIST = 2  # words beside the names in a clause that is but a part of a list of names
 
 
@@ -33,7 +34,13 @@ def stances(names: Iterable[Name], said: Sequence[Sentence]) -> Mapping[Name, fr
     last: tuple[Name, ...] = ()
     for sentence in said:
         last = _read(sentence, watched, last, found)
-    return {name: frozenset(those) for name, those in found.items()}
+    return {name: _settled(those) for name, those in found.items()}
+
+
+def _settled(those: set[str]) -> frozenset[str]:
+    """What was read of a name: a denial excludes it, unless it also stands without one."""
+    denied = {PERHAPS[EXCLUDED] if _MENTIONED in those else EXCLUDED} if _DENIED in those else ()
+    return frozenset(those - {_DENIED, _MENTIONED}).union(denied)
 
 
 def _read(
@@ -42,36 +49,49 @@ def _read(
     """Adds to `found` what a sentence says; returns the names that it leaves in mind."""
     here: list[tuple[Name, ...]] = []  # the names of its clauses so far
     listed: tuple[Name, ...] = ()  # those of the clauses just before that are but a list
-    before = ""
-    for clause in sentence.clauses:
+    before = ""  # what the clause before says, for those that go on with its list
+    for place, clause in enumerate(sentence.clauses):
         told, stems = verdict(clause), clause.stems
-        named = [name for name in watched if stems.issuperset(name)]
-        firm = tuple(name for name in named if not clause.denied.issuperset(name))
-        for name in named:
-            if clause.denied.issuperset(name):
-                found[name].add(EXCLUDED)
-                if ANY in found:
-                    found[ANY].add(EXCLUDED)
-            elif clause.perhaps.issuperset(name):
-                found[name].add(PERHAPS[EXCLUDED])
         if told and ANY in found:
             found[ANY].add(told)
-        is_list = bool(firm) and len(clause.words) - sum(map(len, firm)) <= _LIST
+        if not _OTHERS.isdisjoint(clause.words):
+            told = ""  # "when other causes were excluded"
+        named = [name for name in watched if stems.issuperset(name)]
+        firm = tuple(name for name in named if not clause.denied.issuperset(name))
+        _read_denials(clause, named, found)
         if firm:
-            for name in firm if told else ():
-                found[name].add(told)
-            for name in listed if told else ():
-                found[name].add(PERHAPS.get(told, told))
-            for name in firm if before and is_list and not told else ():
-                found[name].add(PERHAPS.get(before, before))
-            listed = (*listed, *firm) if is_list and not told else ()
             here.append(firm)
+            is_list = len(clause.words) - sum(map(len, firm)) <= _LIST
+            if told:
+                _add(found, firm, told)
+                _add(found, listed, PERHAPS.get(told, told))
+            elif is_list and before:
+                _add(found, firm, PERHAPS.get(before, before))
+            else:
+                _add(found, firm, _MENTIONED)
+            listed = (*listed, *firm) if is_list and not told else ()
             before = told or (before if is_list else "")
-        elif told and _refers(clause, bool(here)):
-            one = len(set(here)) <= 1
-            for name in (here[0] if one else set().union(*here)) if here else last:
-                found[name].add(told if one else PERHAPS.get(told, told))
+            continue
+        if told and _refers(clause, bool(here)):
+            # Across sentences a name that nothing knows may have come between, unless "It was …".
+            sure = len(set(here)) == 1 if here else not place and clause.words[0] in _PRONOUNS
+            meant = {name for names in here for name in names} or last
+            _add(found, meant, told if sure else PERHAPS.get(told, told))
+        listed, before = (), ""
     return here[-1] if here else last
+
+
+def _read_denials(clause: Clause, named: Sequence[Name], found: dict[Name, set[str]]) -> None:
+    for name in named:
+        if clause.denied.issuperset(name):
+            _add(found, (name, ANY) if ANY in found else (name,), _DENIED)
+        elif clause.perhaps.issuperset(name):
+            _add(found, (name,), PERHAPS[EXCLUDED])
+
+
+def _add(found: dict[Name, set[str]], names: Iterable[Name], told: str) -> None:
+    for name in names:
+        found[name].add(told)
 
 
 def _refers(clause: Clause, within: bool) -> bool:
@@ -117,18 +137,16 @@ def verdict(clause: Clause) -> str:
 
 def _verdicts(clause: Clause) -> Iterator[str]:
     words = clause.words
-    of_others = not _OTHERS.isdisjoint(words)
     for place, word in enumerate(words):
         before, after = words[max(0, place - 2) : place], words[place + 1 : place + 3]
         refused = any(w in _NOT or w.endswith("n't") for w in before)
         made = stem(word)
         if word in lexicon.EXCLUDES or (word == "less" and not _LESS.isdisjoint(after[:1])):
-            if not of_others:
-                yield WEIGHED if refused else EXCLUDED
+            yield WEIGHED if refused else EXCLUDED
         elif word in lexicon.AFFIRMS or (word in _MOST and before[-1:] == ("most",)):
             if refused or made in clause.denied:
                 yield EXCLUDED
-            elif made not in clause.perhaps and not (of_others or _provisional(word, words)):
+            elif made not in clause.perhaps and not _provisional(word, words):
                 yield CONCLUDED
         elif (word in _NOT or word.endswith("n't")) and not lexicon.FITS.isdisjoint(after):
             yield EXCLUDED
@@ -139,7 +157,7 @@ def _verdicts(clause: Clause) -> Iterator[str]:
 
 
 def _provisional(word: str, words: Sequence[str]) -> bool:
-    """Whether a clause that has `word`, which concludes, does not conclude: "a diagnosis to weigh"."""
+    """Whether a clause does not conclude by `word`: "the differential diagnosis includes gout"."""
     if word not in lexicon.AFFIRMS_ALONE:
         return False
     return not (lexicon.WEIGHS | lexicon.PROVISIONAL).isdisjoint(words)

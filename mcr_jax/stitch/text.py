@@ -28,9 +28,9 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:'[^\W\d_]+)?|[,;:()]")
 _NUMBERS = (
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty"
-).split()
+    *("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
 _COUNTED = {word: str(number) for number, word in enumerate(_NUMBERS, start=2)}
 _ENDINGS = ("ing", "ed", "ion", "ly", "al", "e", "y")
 _ZEROS = re.compile(r"\.0+$|(?<=\.\d)0+$|(?<=\.\d\d)0+$")  # of 38.0
@@ -41,7 +41,7 @@ _BRITISH = (
 _SAYS = {"afebrile": ("no", "fever"), "febrile": ("fever",)}
 _SURE, _REACH = 4, 16  # words that a denial reaches for certain, and at most
 _JOINS = frozenset(("that", "to", "be", "been"))  # before a verb that a denial takes in
-_BETWEEN = frozenset("also then later thus was were is are finally".split())
+_BETWEEN = lexicon.words("also then later thus was were is are finally")
 _VERDICTS = lexicon.EXCLUDES | lexicon.AFFIRMS | lexicon.WEIGHS
 
 
@@ -73,6 +73,7 @@ class Sentence:
       clauses: in order.
       stems: of its words that are not denied, or may not be.
       denied: of those that are, or may be.
+      free: of those that stand somewhere out of reach of any denial.
       denials: what each denial reaches, and a few words behind it.
       numbers: in digits, without commas between thousands and without idle zeros.
     """
@@ -80,6 +81,7 @@ class Sentence:
     clauses: tuple[Clause, ...]
     stems: frozenset[str]
     denied: frozenset[str]
+    free: frozenset[str]
     denials: tuple[frozenset[str], ...]
     numbers: frozenset[str]
 
@@ -149,15 +151,14 @@ def _sentence(tokens: Sequence[str]) -> Sentence:
     for denial in denials:
         for place, certain in denial.reached:
             sure[place] = certain or sure.get(place, False)
-    plain, negative, numbers = set(), set(), set()
+    plain, negative, free, numbers = set(), set(), set(), set()
     for place, token in enumerate(tokens):
         if not token[0].isalnum():
             continue
         made = stem(token)
         if made[0].isdigit():
             numbers.add(made)
-        if place in sure:
-            negative.add(made)
+        (negative if place in sure else free).add(made)
         if not sure.get(place, False):
             plain.add(made)
     clauses = tuple(_clause(tokens, places, sure) for places in _clauses(tokens))
@@ -165,6 +166,7 @@ def _sentence(tokens: Sequence[str]) -> Sentence:
         clauses=clauses,
         stems=frozenset(plain),
         denied=frozenset(negative),
+        free=frozenset(free),
         denials=tuple(denial.stems(tokens) for denial in denials),
         numbers=frozenset(numbers),
     )
@@ -224,9 +226,7 @@ def _denials(tokens: Sequence[str]) -> Iterator[_Denial]:
         refuses |= token == "free" and following in ("of", "from")
         if token in lexicon.DENIES_BEFORE or (refuses and following in lexicon.ASSERTS):
             found = _reach(tokens, range(place - 1, -1, -1), lexicon.TURNS)
-        elif refuses and following in lexicon.RELATES:
-            found = ()
-        elif refuses:
+        elif refuses and following not in lexicon.RELATES:
             found = _reach(tokens, range(place + 1, len(tokens)), lexicon.TURNS, ends=True)
         else:
             continue
