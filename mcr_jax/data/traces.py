@@ -109,8 +109,8 @@ def read(path: Path) -> list[Trace]:
     """All rows, each fit to be a target.
 
     Raises:
-      McrError: the file is missing or broken, a trace is empty or would break its completion, a source
-        is none, or a case is there twice; names the row, from 1.
+      McrError: the file is missing or broken, a trace is empty or would break its completion, a
+        source is none, or a case is there twice; names the row, from 1.
     """
     try:
         table = parquet.ParquetFile(path, page_checksum_verification=True).read()
@@ -130,7 +130,8 @@ def read(path: Path) -> list[Trace]:
         if (first := seen.setdefault(row["fingerprint"], number)) != number:
             field, problem = "fingerprint", f"is of the same case as row {first}"
         if problem:
-            raise McrError(f"{path}, row {number}, field {field}: {problem}; run `mcr stitch` again")
+            where = f"{path}, row {number}, field {field}"
+            raise McrError(f"{where}: {problem}; run `mcr stitch` again")
     lists = [field.name for field in _SCHEMA if pa.types.is_list(field.type)]
     return [Trace(**row | {name: tuple(row[name]) for name in lists}) for row in rows]
 
