@@ -12,6 +12,10 @@ meaning: a paraphrase in wholly other words counts as a statement left out.
   concludes it where the statement does not. Of a sentence that makes a statement all before that
   must have been begun. From where the last statement begins to be made nothing is early.
 
+Of denials made affirmations, exclusions made considerations and the like, in the joined statements
+of sixteen published cases, about 19 in 20 are found; one is missed where a statement says the same
+twice, or speaks of "other causes" only. The rules were made with these cases in view.
+
 What is added in words alone is not seen: a finding without number or disease, a treatment, a flat
 contradiction of a finding beside its right telling. Nor are units, signs, whose value a number is,
 or the order of statements that do not touch the diagnosis.

@@ -3,8 +3,9 @@
 Three sources: the diagnoses that the cases end in, the alternatives that their statements weigh
 ("X was excluded …", "Exclusion of X — …"), and words that are or end as names of diseases do
 ("-itis", "-oma", "… syndrome"). What none of them knows is missed; a name that is a finding in its
-place ("hematoma") is found, too. So a count of added names is a lower bound for diseases, more so
-the fewer the cases, and counts some added findings with them.
+place ("hematoma") is found, too, and so is a word before "syndrome" or "disease" that is no part of
+a name. So a count of added names is rough: most of what it counts are diseases, and it misses more
+of them the fewer the cases.
 """
 
 import re
