@@ -79,21 +79,17 @@ WEIGHS = words(
 # After "not", these exclude what a clause is about: "the picture does not fit gout".
 FITS = words(
     """
-        fit explain explained match likely probable suggest suggested suggestive support supportive
-        consistent compatible characteristic indicate indicative indicated found seen present
-        observed detected shown demonstrated met
-        """
+    fit explain explained match likely probable suggest suggested suggestive support supportive
+    consistent compatible characteristic indicate indicative indicated found seen present observed
+    detected shown demonstrated met
+    """
 )
 # End the reach of a denial: "absence of fever makes gout likely".
-CONCLUDES = (
-    EXCLUDES
-    | AFFIRMS
-    | words(
-        """
+CONCLUDES = (EXCLUDES | AFFIRMS) - words("diagnosis confirmation exclusion") | words(
+    """
     make makes made argue argues argued arguing speak speaks spoke suggest suggests suggested point
     points pointed fits mean means meant
     """
-    )
 )
 
 # Too common, or too much a matter of style, for a statement to be told by.

@@ -130,7 +130,7 @@ def test_training_learns_the_traces_and_the_rest_of_the_way_goes_on(mcr, w):
     changed = dataclasses.replace(rewritten[0], trace="The ribs hum.")
     traces.write(w / "traces.parquet", [changed, *rewritten[1:]])
     line = mcr.fails(2, "train", f"--workdir={w}")
-    assert "was trained with another traces" in line
+    assert "was trained with other traces" in line
 
 
 def test_before_training_only_what_the_traces_rest_on_is_fixed(mcr, w):
