@@ -135,7 +135,8 @@ def _done(e: Experiment, inputs: dict[str, Any]) -> bool:
         shown = w.read_json(w.stitching)
     except McrError:  # damaged: made anew from what the ledger has
         return False
-    return there == noted.get("traces") == shown.get("traces")
+    whole = isinstance(shown, dict) and shown.get("traces") == there
+    return whole and there == noted.get("traces")
 
 
 def _noted(e: Experiment) -> dict[str, Any]:
