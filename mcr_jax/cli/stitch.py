@@ -135,8 +135,7 @@ def _done(e: Experiment, inputs: dict[str, Any]) -> bool:
         shown = w.read_json(w.stitching)
     except McrError:  # damaged: made anew from what the ledger has
         return False
-    whole = isinstance(shown, dict) and shown.get("traces") == there
-    return whole and there == noted.get("traces")
+    return there == noted.get("traces") == shown.get("traces")
 
 
 def _noted(e: Experiment) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def test_called_again_it_does_nothing_and_says_so(mcr, w):
 
 @pytest.mark.parametrize("name", ["traces.parquet", "stitch.json"])
 def test_a_damaged_output_is_made_anew_from_the_ledger(mcr, w, stitched, name):
-    (w / name).write_bytes(b"[]")
+    (w / name).write_bytes(b"{}")
     written = len(rows(w))
     assert "nothing to do" not in mcr.ok("stitch", f"--workdir={w}")
     assert (w / name).read_bytes() == (stitched / name).read_bytes()
