@@ -283,8 +283,9 @@ class Experiment:
             if name in before and before[name] != value:
                 if not self._has_results(self.config.train.checkpoints):
                     return {}
+                other = "other" if name == "traces" else "another"
                 raise UsageError(
-                    f"{self.workdir.path} was trained with another {name} "
+                    f"{self.workdir.path} was trained with {other} {name} "
                     f"({str(before[name])[:12]}, now {str(value)[:12]}): put it back or use "
                     "another --workdir"
                 )

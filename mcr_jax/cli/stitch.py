@@ -1,7 +1,8 @@
 """Statements to one fluent trace per case, which config.train.traces=stitched trains on.
 
 --config.stitch.model=base, the default, has the model write that is about to be fine-tuned; sft its
-newest checkpoint, and gemini asks Gemini (set GEMINI_API_KEY). Every trace is audited.
+newest checkpoint, whose traces are for another workdir (copy traces.parquet there), and gemini asks
+Gemini (set GEMINI_API_KEY). Every trace is audited.
 """
 
 import functools
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from mcr_jax import config as configs
 from mcr_jax import console, prompts
 from mcr_jax.cli.experiment import Experiment, devices, newest_step, run_stage
+from mcr_jax.errors import McrError
 from mcr_jax.workdir import digest
 
 if TYPE_CHECKING:
@@ -29,17 +31,19 @@ def run(experiment: Experiment) -> None:
     from mcr_jax.data import traces
     from mcr_jax.generate.ledger import Ledger
     from mcr_jax.score import statistics
-    from mcr_jax.stitch.run import PROMPT, stitch
+    from mcr_jax.stitch.run import PROMPT, check, stitch
     from mcr_jax.stitch.summary import summarize
 
     e, workdir = experiment, experiment.workdir
     e.refuse_other(e.origin())
     prompt = prompts.load(PROMPT, e.config.prompts)
+    check(e.config, prompt)
     inputs = _inputs(e, prompt)
     if _done(e, inputs):
         console.say(f"stitch: nothing to do, the traces are in {workdir.traces}")
         _show(workdir.read_json(workdir.stitching))
         return
+    _refuse_to_replace(e, inputs)
     cases = e.training_cases()
     generator, origin, status = _generator(e)
     workdir.note("stitch.model", {"identity": generator.identity, "weights": origin})
@@ -51,12 +55,18 @@ def run(experiment: Experiment) -> None:
         e.refuse_other({"traces": made})
     score = e.config.score
     settings = {"confidence": score.confidence, "resamples": score.resamples, "seed": e.config.seed}
-    summary = summarize(rows, functools.partial(statistics.interval, **settings))
+    interval = functools.partial(statistics.interval, **settings)
+    summary = summarize(rows, interval, score.confidence)
     traces.write(workdir.traces, rows)
     workdir.write_json(workdir.stitching, {**summary, "traces": made})
     workdir.note("stitch", {"inputs": inputs, "traces": made, **devices()})
     console.say(f"stitch: {len(rows)} traces in {workdir.traces}")
     _show(summary)
+    if all(row.source == traces.JOINED for row in rows):
+        console.say(
+            "stitch: no trace passed the audit, all are joined statements; stitch.json counts why: "
+            "try more config.stitch.attempts or another config.stitch.model"
+        )
 
 
 def model_name(config: ConfigDict) -> str:
@@ -115,13 +125,36 @@ def _done(e: Experiment, inputs: dict[str, Any]) -> bool:
     from mcr_jax.data import traces
 
     w = e.workdir
-    if not (w.manifest.exists() and w.traces.exists() and w.stitching.exists()):
+    if not (w.traces.exists() and w.stitching.exists()):
         return False
-    noted = w.read_json(w.manifest).get("stitch", {})
+    noted = _noted(e)
     if noted.get("inputs") != inputs:
         return False
-    there = traces.digest({row.fingerprint: row.trace for row in traces.read(w.traces)})
-    return there == noted.get("traces")
+    try:
+        there = traces.digest({row.fingerprint: row.trace for row in traces.read(w.traces)})
+        shown = w.read_json(w.stitching)
+    except McrError:  # damaged: made anew from what the ledger has
+        return False
+    return there == noted.get("traces") == shown.get("traces")
+
+
+def _noted(e: Experiment) -> dict[str, Any]:
+    """What the manifest has of the stitching before."""
+    manifest = e.workdir.manifest
+    return e.workdir.read_json(manifest).get("stitch", {}) if manifest.exists() else {}
+
+
+def _refuse_to_replace(e: Experiment, inputs: dict[str, Any]) -> None:
+    """Raises UsageError, before the work, if traces that training learned would not come again.
+
+    Another version of the audit may give the same traces; that is seen when they are made.
+    """
+    from mcr_jax.data import traces
+
+    before = _noted(e).get("inputs", {})
+    same = {**before, "audit": None} == {**inputs, "audit": None}
+    if e.config.train.traces == traces.STITCHED and not same:
+        e.refuse_other({"traces": "not yet made"})
 
 
 def _show(summary: dict[str, Any]) -> None:

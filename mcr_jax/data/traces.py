@@ -61,7 +61,7 @@ class Trace:
       faults_first, faults: of the first sample and of the last one; the last has none if STITCHED.
       coverage_first, coverage: share of the statements that the first sample and `trace` make;
         None where the first sample has no text.
-      additions_first, additions: names of diseases that nothing in the case gives, in the same two.
+      additions_first, additions: names of diseases and numbers that nothing gives, in the same two.
       length_first, length: words of these two as multiples of the statements'.
     """
 
@@ -92,7 +92,7 @@ def write(path: Path, rows: Sequence[Trace]) -> None:
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
-            parquet.write_table(table, file, compression="zstd")
+            parquet.write_table(table, file, compression="zstd", write_page_checksum=True)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -109,11 +109,11 @@ def read(path: Path) -> list[Trace]:
     """All rows, each fit to be a target.
 
     Raises:
-      McrError: the file is missing or broken, a trace is empty or would break its completion, or a
-        case is there twice; names the row, from 1.
+      McrError: the file is missing or broken, a trace is empty or would break its completion, a
+        source is none, or a case is there twice; names the row, from 1.
     """
     try:
-        table = parquet.ParquetFile(path).read()
+        table = parquet.ParquetFile(path, page_checksum_verification=True).read()
         rows = table.cast(_SCHEMA).to_pylist()
     except FileNotFoundError:
         raise McrError(f"{path}: no traces here; run `mcr stitch` first") from None
@@ -124,11 +124,14 @@ def read(path: Path) -> list[Trace]:
         ) from error
     seen: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
-        problem = _problem(row)
+        field, problem = "trace", _problem(row)
+        if row["source"] not in (STITCHED, JOINED):
+            field, problem = "source", f"is neither {STITCHED} nor {JOINED}"
         if (first := seen.setdefault(row["fingerprint"], number)) != number:
-            problem = f"is of the same case as row {first}"
+            field, problem = "fingerprint", f"is of the same case as row {first}"
         if problem:
-            raise McrError(f"{path}, row {number}, field trace: {problem}; run `mcr stitch` again")
+            where = f"{path}, row {number}, field {field}"
+            raise McrError(f"{where}: {problem}; run `mcr stitch` again")
     lists = [field.name for field in _SCHEMA if pa.types.is_list(field.type)]
     return [Trace(**row | {name: tuple(row[name]) for name in lists}) for row in rows]
 

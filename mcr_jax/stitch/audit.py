@@ -4,31 +4,51 @@ By rules, without a model, so that it can be repeated by anyone on every trace. 
 meaning: a paraphrase in wholly other words counts as a statement left out.
 
 - A statement is left out if the trace does not make it, as `match.py` tells.
-- A name of a disease that statements, presentation and diagnosis do not give is an addition.
-- The final diagnosis may be named where the trace makes a statement that names it, after what
-  stands before that statement, and concluded where that statement concludes it; from where the last
-  statement begins to be made on it may always be.
+- An addition is a name of a disease that statements, presentation and diagnosis do not give, or a
+  number in digits that the statements do not give.
+- A disease is turned if the trace, wherever, concludes one that the statements do not conclude, or
+  excludes one that they do not exclude. The final diagnosis may be concluded, never excluded.
+- The final diagnosis comes early if a sentence names it that makes no statement which names it, or
+  concludes it where the statement does not. Of a sentence that makes a statement all before that
+  must have been begun. From where the last statement begins to be made nothing is early.
+
+Of denials made affirmations, exclusions made considerations and the like, in the joined statements
+of sixteen published cases, about 19 in 20 are found; one is missed where a statement says the same
+twice, or speaks of "other causes" only. The rules were made with these cases in view.
+
+What is added in words alone is not seen: a finding without number or disease, a treatment, a flat
+contradiction of a finding beside its right telling. Nor are units, signs, whose value a number is,
+or the order of statements that do not touch the diagnosis.
 """
 
 import dataclasses
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from mcr_jax.cases import Case
 from mcr_jax.data.traces import breaks
 from mcr_jax.prompts import inert
-from mcr_jax.statements import parse_statements
 from mcr_jax.stitch import names, text
-from mcr_jax.stitch.match import Statement, holds, stance
+from mcr_jax.stitch.form import is_list, is_wrapped
+from mcr_jax.stitch.match import Run, Statement, holds, runs
 from mcr_jax.stitch.names import Name, Vocabulary
+from mcr_jax.stitch.stance import CONCLUDED, EXCLUDED, PERHAPS, WEIGHED, announces, stances
 from mcr_jax.stitch.text import Sentence, stem
 
-VERSION = 1  # counts up when a rule changes
+VERSION = 2  # counts up when a rule changes
 
 # From the gravest on: a case that fell back to its statements is counted under the first it has.
-FAULTS = ("empty", "tags", "list", "short", "long", "dropped", "added", "early")
+FAULTS = (
+    *("empty", "tags", "wrapped", "list", "short", "long"),
+    *("dropped", "turned", "added", "early"),
+)
 
-_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+# Thoughts, whose opening tag some templates put into the prompt.
+_THOUGHTS = re.compile(r"\A(?:\s*<think>)?(?:(?!<think>).)*?</think>", re.DOTALL)
+_INTRODUCTION = re.compile(
+    r"\A(?:(?:sure|certainly|of course|okay)\b[,!.]?\s*)?here(?:'s|’s| is)\b[^\n]{0,80}:[ \t]*\n+",
+    re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +72,7 @@ class Audit:
     Attributes:
       missing: numbers of the statements it does not make, from 1.
       coverage: the share that it makes.
-      added: names of diseases that nothing gives, by their stems.
+      added: names of diseases that nothing gives, by their stems, and numbers.
       length: its words as a multiple of the statements'.
       faults: some of FAULTS, in their order; empty for a trace that may be trained on.
     """
@@ -80,36 +100,68 @@ class Auditor:
         """Looks for every fault of `trace`, a trace of `case`. Never raises."""
         asked = [Statement(s, self._vocabulary) for s in case.statements]
         said = text.sentences(trace)
-        runs = [statement.best(said) for statement in asked]
-        missing = tuple(number for number, run in enumerate(runs, 1) if run is None)
+        made = runs(asked, said)
+        missing = tuple(number for number, run in enumerate(made, 1) if run is None)
         coverage = 1 - len(missing) / len(asked)
         added = self._added(case, said)
-        length = len(text.words(trace)) / max(1, len(text.words(" ".join(case.statements))))
+        diagnosis = names.stems(case.final_diagnosis)
+        source = " ".join(case.statements)
+        length = len(text.words(trace)) / max(1, len(text.words(source)))
         found = {
             "empty": not said,
             "tags": breaks(trace),
-            "list": len(parse_statements(trace)) > 1,
+            "wrapped": is_wrapped(trace, source),
+            "list": is_list(trace),
             "short": bool(said) and length < self._limits.shortest,
             "long": length > self._limits.longest,
             "dropped": bool(said) and coverage < self._limits.coverage,
+            "turned": self._turned(diagnosis, asked, said),
             "added": bool(added),
-            "early": _early(names.stems(case.final_diagnosis), asked, said, runs),
+            "early": _early(diagnosis, asked, said, made),
         }
         faults = tuple(fault for fault in FAULTS if found[fault])
         return Audit(missing=missing, coverage=coverage, added=added, length=length, faults=faults)
 
     def _added(self, case: Case, said: Sequence[Sentence]) -> tuple[str, ...]:
+        stated = "\n".join(case.statements)
+        numbers = frozenset().union(*(s.numbers for s in text.sentences(stated)))
+        new = frozenset().union(*(s.digits for s in said)) - numbers
         found = set().union(*(self._vocabulary.find(sentence.words) for sentence in said))
-        if not found:
-            return ()
-        given = (*case.statements, case.case_prompt, case.final_diagnosis)
-        source = frozenset(map(stem, text.words("\n".join(given))))
-        return tuple(sorted(" ".join(n) for n in found if not names.accounted(n, source)))
+        if found:
+            given = (stated, case.case_prompt, case.final_diagnosis)
+            source = frozenset(map(stem, text.words("\n".join(given))))
+            new |= {" ".join(n) for n in found if not names.accounted(n, source)}
+        return tuple(sorted(new))
+
+    def _turned(
+        self, diagnosis: Name, asked: Sequence[Statement], said: Sequence[Sentence]
+    ) -> bool:
+        """Whether the trace takes a stance toward a disease that no statement takes."""
+        watched = set().union(*(self._vocabulary.find(sentence.words) for sentence in said))
+        watched |= {diagnosis} if diagnosis else set()
+        everything = [sentence for statement in asked for sentence in statement.sentences]
+        here, there = stances(watched, everything), stances(watched, said)
+        return any(
+            _turns(here[name], there[name], is_diagnosis=name == diagnosis) for name in watched
+        )
+
+
+def _turns(here: frozenset[str], there: frozenset[str], *, is_diagnosis: bool) -> bool:
+    may_conclude = is_diagnosis or not here.isdisjoint((CONCLUDED, PERHAPS[CONCLUDED]))
+    if CONCLUDED in there and not may_conclude:
+        return True
+    if EXCLUDED not in there or not here.isdisjoint((EXCLUDED, PERHAPS[EXCLUDED])):
+        return False
+    # A name that stands alone, its evidence behind it, may be said to be excluded by that.
+    return is_diagnosis or bool(here & {WEIGHED, CONCLUDED})
 
 
 def trace_of(reply: str) -> str:
-    """What of a model's reply is the trace: all but the thoughts that some models put first."""
-    return _THOUGHTS.sub("", reply).strip()
+    """What of a model's reply is the trace.
+
+    Without the thoughts that some models put first, nor a line like "Here is the passage:".
+    """
+    return _INTRODUCTION.sub("", _THOUGHTS.sub("", reply).strip()).strip()
 
 
 def joined(case: Case) -> str:
@@ -127,23 +179,33 @@ def _early(
     diagnosis: Name,
     asked: Sequence[Statement],
     said: Sequence[Sentence],
-    runs: Sequence[tuple[int, int] | None],
+    made: Sequence[Run | None],
 ) -> bool:
     """Whether a sentence names or concludes the diagnosis before its turn."""
-    if not diagnosis:
-        return False
-    last = max((run[0] for run in runs if run), default=len(said) - 1)
+    last = max((run[0] for run in made if run), default=len(said) - 1)
+    forms = names.forms(diagnosis)
     for place, sentence in enumerate(said[:last]):
-        if not holds(sentence, diagnosis):
-            continue
-        concludes = stance(diagnosis, [sentence]) > 0
-        if not any(
-            run
-            and run[0] <= place < run[1]
-            and statement.has(diagnosis)
-            and (statement.concludes(diagnosis) or not concludes)
-            and all(r is None or r[0] <= place for r in runs[:number])
-            for number, (statement, run) in enumerate(zip(asked, runs, strict=True))
-        ):
+        here = [asked[number] for number in _made_at(place, made)]
+        for form in forms:
+            if holds(sentence, form) and not _may_say(form, sentence, here):
+                return True
+        if announces(sentence) and not any(map(announces, (s for h in here for s in h.sentences))):
             return True
     return False
+
+
+def _made_at(place: int, made: Sequence[Run | None]) -> Iterator[int]:
+    """The statements that the sentence at `place` makes, all before them begun by then."""
+    for number, run in enumerate(made):
+        if (
+            run
+            and run[0] <= place < run[1]
+            and all(r is None or r[0] <= place for r in made[:number])
+        ):
+            yield number
+
+
+def _may_say(name: Name, sentence: Sentence, here: Sequence[Statement]) -> bool:
+    """Whether one of the statements made `here` says of `name` what the sentence says."""
+    concludes = CONCLUDED in stances([name], [sentence])[name]
+    return any(s.has(name) and (s.concludes(name) or not concludes) for s in here)

@@ -1,37 +1,38 @@
 """The English words that the audit of traces knows by what they do to a sentence."""
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of `text`, set apart by blanks."""
     return frozenset(text.split())
 
 
 # Deny what follows: "no fever".
-DENIES = _words(
+DENIES = words(
     """
     no not without never neither nor none nobody cannot denies denied denying lack lacks lacked
     lacking absence
     """
 )
 # Deny what comes before: "fever was absent".
-DENIES_BEFORE = _words("absent lacking")
+DENIES_BEFORE = words("absent lacking")
 # After "not", these deny what comes before: "a rash was not seen".
-ASSERTS = _words(
+ASSERTS = words(
     """
     seen found present observed detected identified noted shown visible evident demonstrated
     performed reported felt heard supported
     """
 )
 # After "not", these deny a relation, and neither of what stands in it: "does not fit fever".
-RELATES = _words(
+RELATES = words(
     """
-    fit explain explained match agree suggest suggestive support supportive consistent compatible
-    typical typically characteristic correspond favor favour indicate indicative account point
-    sufficient enough diagnostic only
+    fit explain explained match agree suggest suggested suggestive support supportive consistent
+    compatible typical typically characteristic correspond favor favour indicate indicative account
+    point sufficient enough diagnostic only
     """
 )
-AUXILIARIES = _words("was were is are had has have")
+AUXILIARIES = words("was were is are had has have")
 # Where a clause begins, and the reach of a denial ends.
-TURNS = _words(
+TURNS = words(
     """
     but so because although though however which while whereas thus therefore hence given since by
     as due making suggesting leaving yet he she they
@@ -39,18 +40,55 @@ TURNS = _words(
 )
 
 # What a clause says of the disease that it names.
-EXCLUDES = _words(
+EXCLUDES = words(
     """
-    exclude excludes excluded excluding exclusion unlikely improbable against rejected dismissed
-    discarded discounted incompatible inconsistent precludes precluded refuted rule rules ruled
-    less not
+    exclude excludes excluded excluding exclusion unlikely improbable implausible against rejected
+    dismissed discarded discounted incompatible inconsistent precludes precluded refuted rule rules
+    ruled ruling eliminated eliminates eliminating discards dismisses rejects disproved disproves
+    doubtful
     """
 )
-AFFIRMS = _words(
+# Conclude unless something in the clause weighs: "the diagnosis of gout was considered".
+AFFIRMS_ALONE = words(
     """
-    confirm confirms confirmed confirming establish establishes established diagnosed diagnosis
-    favor favors favored favour favours favoured supported supports likeliest proved proven
-    concluded identified
+    diagnosed diagnosis supported supports support identified favor favors favored favour favours
+    favoured
+    """
+)
+AFFIRMS = AFFIRMS_ALONE | words(
+    """
+    confirm confirms confirmed confirming confirmation establish establishes established likeliest
+    proved proves proven concluded verified secured clinched
+    """
+)
+DIAGNOSES = words("diagnosis diagnosed diagnose diagnoses")
+PROVISIONAL = words("differential working initial initially tentative provisional sole")
+# Say less than that; yet where a statement says "supported", these will do.
+SUPPORTS = words(
+    """
+    suggest suggests suggested suggestive indicate indicates indicated point points pointed fit fits
+    explain explains explained consistent compatible keeping likely spoke speak speaks
+    """
+)
+WEIGHS = words(
+    """
+    consider considers considered considering consideration considerations suspect suspected
+    suspicion possible possibly possibility possibilities might may could can concern
+    """
+)
+# After "not", these exclude what a clause is about: "the picture does not fit gout".
+FITS = words(
+    """
+    fit explain explained match likely probable suggest suggested suggestive support supportive
+    consistent compatible characteristic indicate indicative indicated found seen present observed
+    detected shown demonstrated met
+    """
+)
+# End the reach of a denial: "absence of fever makes gout likely".
+CONCLUDES = (EXCLUDES | AFFIRMS) - words("diagnosis confirmation exclusion") | words(
+    """
+    make makes made argue argues argued arguing speak speaks spoke suggest suggests suggested point
+    points pointed fits mean means meant
     """
 )
 
@@ -60,21 +98,22 @@ GLUE = (
     | DENIES_BEFORE
     | EXCLUDES
     | AFFIRMS
-    | _words(
+    | WEIGHS
+    | words(
         """
-        a about above after again all alone also although an and any are as at be because been
-        before being both but by came can case clinical clinician come consider considered
-        considering consideration considerations could did differential do does due e each either
-        enough evaluated even evidence example find finding findings for found from further g given
-        gives had has have he hence her here him his hold how however i if in include included
-        includes including initial initially into is it its itself join leave leaves leaving likely
-        made make makes making may might more most much must need noted observed of off on one only
-        open or other others otherwise our out over own patient point points possibility possible
-        presence present presented rather reading reads s seen should show showed shown shows since
-        so some speak speaks such suggest suggested suggests than that the their them then there
-        therefore these they this those though through thus to together too toward under until up
-        very was we were what when where whereas whether which while who whose why will with within
-        would yet you your
+        a about above after again all alone also although an and any are as at be became because
+        become been before being both but by came can case clinical clinician come consider
+        considered considering consideration considerations could deemed did differential do does
+        due e each either enough evaluated even evidence example find finding findings for found
+        from further g given gives had has have he hence her here him his hold how however i if in
+        include included includes including initial initially into is it its itself join leave
+        leaves leaving likely less made make makes making may might more most much must need noted
+        observed of off on one only open or other others otherwise our out over own patient point
+        points possibility possible presence present presented rather reading reads s seemed seems
+        seen should show showed shown shows since so some speak speaks such suggest suggested
+        suggests than that the their them then there therefore these they this those though through
+        thus to together too toward under until up very was we were what when where whereas whether
+        which while who whose why will with within would yet you your
         """
     )
 )
@@ -89,6 +128,11 @@ OPPOSITES = tuple(
         ("upper", "lower"),
         ("proximal", "distal"),
         ("anterior", "posterior"),
+        ("superior", "inferior"),
+        ("medial", "lateral"),
+        ("acute", "chronic"),
+        ("hyperintense", "hypointense"),
+        ("hypertension", "hypotension"),
         ("normal", "abnormal"),
         ("improved improving improvement better", "worsened worsening worse"),
         ("benign", "malignant"),
@@ -97,7 +141,7 @@ OPPOSITES = tuple(
 SAME = {word: side[0] for pair in reversed(OPPOSITES) for side in pair for word in side}
 
 # Are names of diseases although they do not end as such do.
-NAMES = _words(
+NAMES = words(
     """
     anaphylaxis aneurysm asthma botulism cholera dementia dengue diabetes eczema embolism epilepsy
     glaucoma gout gravis hernia herpes infarction influenza leprosy lupus malaria measles migraine
@@ -106,25 +150,29 @@ NAMES = _words(
     """
 )
 # End as names of diseases do, and are none.
-NO_NAMES = _words(
+NO_NAMES = words(
     """
     apoptosis aroma coma diagnoses diagnosis diploma endocytosis genoma hypnosis misdiagnosis
     mitosis osmosis phagocytosis prognoses prognosis stroma symbiosis
     """
 )
-# Make a name of the word before them: "Proteus syndrome" …
-HEADS = _words(
+# Make a name of the word before them: "Proteus syndrome". Not "fever" or "injury", before which any
+# word may stand …
+HEADS = words(
     """
-    syndrome disease disorder cancer tumor tumour fever infection deficiency palsy dystrophy
-    poisoning toxicity injury anomaly
+    syndrome disease disorder tumor tumour deficiency palsy dystrophy poisoning toxicity anomaly
     """
 )
 # … unless it is one of these.
-LOOSE = AUXILIARIES | _words(
-    """
-    a active acute an and another any be been by chronic clinical common differential due fever for
-    further given grade her high his in its known likely low mild new no not of or other possible
-    primary probable rare same secondary serious severe similar different some such suspected
-    systemic that the their these this those to underlying unlikely with without
-    """
+LOOSE = (
+    AUXILIARIES
+    | GLUE
+    | words(
+        """
+        active acute against another associated benign both causing chronic clinical common despite
+        develop developed developing develops due fever given grade high in known low malignant mild
+        new persistent primary probable progressive rare recurrent same secondary serious severe
+        similar different suspected systemic underlying unknown widespread worsening
+        """
+    )
 )

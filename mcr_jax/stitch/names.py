@@ -3,8 +3,9 @@
 Three sources: the diagnoses that the cases end in, the alternatives that their statements weigh
 ("X was excluded …", "Exclusion of X — …"), and words that are or end as names of diseases do
 ("-itis", "-oma", "… syndrome"). What none of them knows is missed; a name that is a finding in its
-place ("hematoma") is found, too. So a count of added names is a lower bound for diseases, more so
-the fewer the cases, and counts some added findings with them.
+place ("hematoma") is found, too, and so is a word before "syndrome" or "disease" that is no part of
+a name. So a count of added names is rough: most of what it counts are diseases, and it misses more
+of them the fewer the cases.
 """
 
 import re
@@ -86,6 +87,14 @@ def stems(name: str) -> Name:
     )
 
 
+def forms(name: Name) -> tuple[Name, ...]:
+    """`name` and its initials (KTS) unless they make a common word (IT); nothing for no name."""
+    initials = "".join(word[0] for word in name)
+    if len(name) > 1 and initials not in lexicon.GLUE:
+        return name, (initials,)
+    return (name,) if name else ()
+
+
 def accounted(name: Name, source: frozenset[str]) -> bool:
     """Whether `source` (stems of what may be drawn on) gives `name`.
 
@@ -95,7 +104,7 @@ def accounted(name: Name, source: frozenset[str]) -> bool:
     if source.issuperset(name):
         return True
     if len(name) > 1:
-        return "".join(word[0] for word in name) in source
+        return any(source.issuperset(form) for form in forms(name))
     root = _ENDS.sub("", name[0])
     return root != name[0] and any(root + ending in source for ending in _ADJECTIVES)
 

@@ -35,6 +35,7 @@ _OUTCOMES = {
     Outcome.MALFORMED: "malformed",
     Outcome.TRUNCATED: "truncated",
 }
+_THOUGHTS = 8192  # tokens beyond max_tokens for a service that counts its thoughts with the answer
 REASONS = (*_OUTCOMES.values(), *FAULTS)
 
 
@@ -56,6 +57,17 @@ class _Sample:
     def final(self) -> bool:
         """Whether another sample is not asked for."""
         return not self.faults or self.attempt.outcome is Outcome.PROMPT_TOO_LONG
+
+
+def check(config: ConfigDict, prompt: Prompt) -> None:
+    """Raises UsageError if the prompt is wrong, or attempts would all be the same."""
+    c = config.stitch
+    if c.attempts > 1 and not c.temperature:
+        raise UsageError(
+            f"config.stitch.attempts={c.attempts} with config.stitch.temperature=0 would draw the "
+            "same again: set one of them higher or attempts to 1"
+        )
+    prompt.render(statements="")
 
 
 def stitch(
@@ -85,12 +97,8 @@ def stitch(
       UsageError: the prompt is wrong, or attempts would all be the same.
       McrError: some replies could not be had at all; nothing is made of the others then.
     """
+    check(config, prompt)
     c = config.stitch
-    if c.attempts > 1 and not c.temperature:
-        raise UsageError(
-            f"config.stitch.attempts={c.attempts} with config.stitch.temperature=0 would draw the "
-            "same again: set one of them higher or attempts to 1"
-        )
     limits = Limits(coverage=c.coverage, shortest=c.shortest, longest=c.longest)
     auditor = Auditor(cases, limits)
     samples: dict[str, list[_Sample]] = {case.fingerprint: [] for case in cases}
@@ -125,7 +133,7 @@ def _job(case: Case, wanted: int, config: ConfigDict, model: str, prompt: Prompt
         n=c.attempts,
         temperature=c.temperature,
         top_p=c.top_p,
-        max_tokens=c.max_tokens,
+        max_tokens=c.max_tokens + (_THOUGHTS if c.model == "gemini" else 0),
         seed=config.seed,
         indices=tuple(range(wanted)),
         fields={"statements": case.statements},
@@ -164,6 +172,8 @@ def _sample(case: Case, attempt: Attempt, auditor: Auditor) -> _Sample:
     if attempt.outcome not in (Outcome.OK, Outcome.TRUNCATED):
         return _Sample(attempt, "", None)
     trace = trace_of(attempt.text)
+    if not trace and attempt.outcome is Outcome.TRUNCATED:  # all of it thoughts
+        return _Sample(attempt, "", None)
     return _Sample(attempt, trace, auditor.audit(case, trace))
 
 

@@ -25,18 +25,19 @@ Interval = Callable[[Sequence[float]], tuple[float, float]]  # of the mean of on
 _ROWS = {
     "coverage": "statements made",
     "faultless": "without any fault",
-    "with_additions": "naming what nothing gives",
+    "with_additions": "with names or numbers that nothing gives",
     "early": "giving the diagnosis away",
     "length_ratio": "words, by the statements'",
 }
 
 
-def summarize(rows: Sequence[Trace], interval: Interval) -> dict[str, Any]:
+def summarize(rows: Sequence[Trace], interval: Interval, confidence: float) -> dict[str, Any]:
     """What stitch.json holds.
 
     Args:
       rows: at least one.
       interval: of a mean of values between 0 and 1.
+      confidence: of these intervals.
     """
 
     def mean(values: Sequence[float]) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def summarize(rows: Sequence[Trace], interval: Interval) -> dict[str, Any]:
         "model": rows[0].model,
         "model_versions": versions,
         "prompt": rows[0].prompt,
+        "confidence": confidence,
         "cases": dict(sorted(collections.Counter(row.split for row in rows).items())),
         "first": {
             "coverage": mean([row.coverage_first for row in told]),
@@ -98,7 +100,7 @@ def table(summary: dict[str, Any]) -> Table:
     made = Table(
         box=box.SIMPLE_HEAD,
         title=f"Traces of {sum(summary['cases'].values()):,} cases by {summary['model']}: "
-        "means [95 % interval]",
+        f"means [{100 * summary['confidence']:.4g} % interval]",
         title_justify="left",
         title_style="bold",
         pad_edge=False,

@@ -1,6 +1,7 @@
 """The file of traces: whole or not at all, each row fit to be a target, found by fingerprint."""
 
 import dataclasses
+import random
 
 import pytest
 from pyarrow import parquet
@@ -90,8 +91,31 @@ def test_a_trace_that_cannot_be_a_target_is_named_by_its_row(path, cases, trace,
 
 def test_a_case_that_is_there_twice_is_refused(path, cases):
     traces.write(path, [row(cases[0]), row(cases[0])])
-    with pytest.raises(McrError, match="row 2, field trace: is of the same case as row 1"):
+    with pytest.raises(McrError, match="row 2, field fingerprint: is of the same case as row 1"):
         traces.read(path)
+
+
+def test_a_source_that_is_none_is_refused(path, cases):
+    traces.write(path, [row(cases[0], source="told")])
+    with pytest.raises(McrError, match="row 1, field source: is neither stitched nor joined"):
+        traces.read(path)
+
+
+def test_a_flipped_bit_never_changes_what_is_read(path, cases):
+    rows = [row(case, trace=f"{case.case_prompt} {case.final_diagnosis}") for case in cases]
+    traces.write(path, rows)
+    whole, there = path.read_bytes(), traces.read(path)
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(200):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            assert traces.read(path) == there
+        except McrError:
+            refused += 1
+    assert refused > 100
 
 
 def _truncated(path):

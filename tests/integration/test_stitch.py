@@ -74,6 +74,20 @@ def test_called_again_it_does_nothing_and_says_so(mcr, w):
     assert ((w / "traces.parquet").read_bytes(), len(rows(w))) == (before, written)
 
 
+@pytest.mark.parametrize("name", ["traces.parquet", "stitch.json"])
+def test_a_damaged_output_is_made_anew_from_the_ledger(mcr, w, stitched, name):
+    (w / name).write_bytes(b"{}")
+    written = len(rows(w))
+    assert "nothing to do" not in mcr.ok("stitch", f"--workdir={w}")
+    assert (w / name).read_bytes() == (stitched / name).read_bytes()
+    assert len(rows(w)) == written
+
+
+def test_attempts_that_would_all_be_the_same_are_refused_before_the_model_is_loaded(mcr, w):
+    flags = ("--config.stitch.temperature=0", "--config.stitch.model=gemini")  # and no key
+    assert "config.stitch.temperature=0" in mcr.fails(2, "stitch", f"--workdir={w}", *flags)
+
+
 def test_killed_it_goes_on_and_ends_with_the_same_traces(mcr, w, stitched):
     for name in ("traces.parquet", "stitch.json", "ledger.sqlite"):
         (w / name).unlink()
@@ -116,7 +130,7 @@ def test_training_learns_the_traces_and_the_rest_of_the_way_goes_on(mcr, w):
     changed = dataclasses.replace(rewritten[0], trace="The ribs hum.")
     traces.write(w / "traces.parquet", [changed, *rewritten[1:]])
     line = mcr.fails(2, "train", f"--workdir={w}")
-    assert "was trained with another traces" in line
+    assert "was trained with other traces" in line
 
 
 def test_before_training_only_what_the_traces_rest_on_is_fixed(mcr, w):
@@ -166,6 +180,7 @@ def test_gemini_writes_and_a_hostile_reply_never_reaches_the_target(mcr, w, gemi
     assert first.model == "gemini:gemini-2.5-flash"
     assert len(gemini.calls) == CASES + 1
     for call in gemini.calls:
+        assert call.body["generationConfig"]["maxOutputTokens"] > 8000  # thoughts count, too
         for case in cases:
             assert case.case_prompt not in call.text and case.title not in call.text
 
@@ -180,11 +195,11 @@ def test_traces_that_a_model_was_trained_on_are_not_written_over(mcr, w, gemini)
     config["train"]["traces"] = "stitched"
     (w / "config.json").write_text(json.dumps(config))
     before = (w / "traces.parquet").read_bytes()
-    gemini.then(*(gemini.says(joined(case)) for case in cases_of(w, "train", "val")))
     flags = ("--config.stitch.model=gemini", "--config.stitch.concurrency=1")
     env = {"GEMINI_API_KEY": gemini.key, "GOOGLE_GEMINI_BASE_URL": gemini.url}
     line = mcr.fails(2, "stitch", f"--workdir={w}", *flags, **env)
-    assert "was trained with another traces (0123456789ab" in line
+    assert "was trained with other traces (0123456789ab" in line
+    assert not gemini.calls  # told before the work
     assert (w / "traces.parquet").read_bytes() == before
 
 

@@ -56,6 +56,8 @@ def found(said: str) -> set[str]:
         ("The disease of this patient, another disorder, her fever.", set()),
         ("The diagnosis and the prognosis of a coma.", set()),
         ("Brindle nails and rime.", set()),
+        ("She developed fever; neither fever nor infection; it ruled out infection.", set()),
+        ("This suggests disease, despite toxicity and progressive disorder.", set()),
     ],
 )
 def test_names_are_found_as_they_stand(said, names):

@@ -61,7 +61,7 @@ ROWS = [
 
 
 def summary():
-    return summarize(ROWS, lambda values: (min(values), max(values)))
+    return summarize(ROWS, lambda values: (min(values), max(values)), 0.9)
 
 
 def test_first_samples_are_told_apart_from_what_is_kept():
@@ -94,6 +94,6 @@ def test_the_table_is_the_same_from_the_file_as_from_the_rows():
 
 
 def test_without_any_text_there_is_nothing_to_average():
-    made = summarize([ROWS[3]], lambda values: (0.0, 1.0))
+    made = summarize([ROWS[3]], lambda values: (0.0, 1.0), 0.95)
     assert made["first"]["coverage"] == {"value": None, "low": None, "high": None, "cases": 0}
     assert made["kept"]["coverage"]["value"] == 1.0
