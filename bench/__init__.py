@@ -25,3 +25,18 @@ def alternate(ours: Callable, theirs: Callable, runs: int) -> tuple[float, float
             call()
             into.append(time.perf_counter() - start)
     return statistics.median(times[0]), statistics.median(times[1])
+
+
+def timed(call: Callable[[], object], runs: int) -> list[float]:
+    """Seconds of each call, after two that warm up."""
+    times = []
+    for _ in range(2 + runs):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times[2:]
+
+
+def matmul_size(platform: str) -> int:
+    """The side of square matrices whose product fills a device."""
+    return 512 if platform == "cpu" else 8192

@@ -18,12 +18,11 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from bench import matmul_size, timed
 from mcr_jax.model.config import DecoderConfig, Rope
 from mcr_jax.train import flops
 
@@ -131,9 +130,9 @@ def _ours(config: DecoderConfig, batch: dict[str, np.ndarray], flags) -> Measure
     from mcr_jax.train.step import init_state, optimizer, train_step
 
     device = jax.devices()[0]
-    size = _matmul_size(device.platform)
+    size = matmul_size(device.platform)
     product, x = jax.jit(lambda x: x @ x), jnp.ones((size, size), jnp.bfloat16)
-    matmul = 2 * size**3 / min(_seconds(lambda: product(x).block_until_ready(), 10))
+    matmul = 2 * size**3 / min(timed(lambda: product(x).block_until_ready(), 10))
     tx, schedule = optimizer(**OPTIM, mu_dtype=flags.mu_dtype)
     state = jax.jit(lambda: init_state(initial_params(config, 0), tx))()
     placed = jax.device_put(batch)
@@ -148,7 +147,7 @@ def _ours(config: DecoderConfig, batch: dict[str, np.ndarray], flags) -> Measure
         state, metrics = compiled(state, placed)
         losses.append(float(metrics["loss"]))
 
-    seconds = float(np.median(_seconds(run, flags.runs)))
+    seconds = float(np.median(timed(run, flags.runs)))
     plan = compiled.memory_analysis()
     told = {
         "device": device.device_kind,
@@ -165,7 +164,7 @@ def _transformers(config: DecoderConfig, batch: dict[str, np.ndarray], flags) ->
 
     cuda = torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
-    size = _matmul_size(device)
+    size = matmul_size(device)
     x = torch.ones((size, size), dtype=torch.bfloat16, device=device)
 
     def product() -> None:
@@ -173,7 +172,7 @@ def _transformers(config: DecoderConfig, batch: dict[str, np.ndarray], flags) ->
         if cuda:
             torch.cuda.synchronize()
 
-    matmul = 2 * size**3 / min(_seconds(product, 10))
+    matmul = 2 * size**3 / min(timed(product, 10))
     # One row of all segments: where positions begin again, transformers begins a new one.
     labels = np.where(batch["weights"] > 0, batch["targets"], -100).reshape(1, -1)
     inputs = {
@@ -242,21 +241,7 @@ def _transformers_step(config: DecoderConfig, inputs, attention: str, flags) -> 
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    return float(np.median(_seconds(run, flags.runs))), losses[0]
-
-
-def _matmul_size(platform: str) -> int:
-    return 512 if platform == "cpu" else 8192
-
-
-def _seconds(call: Callable[[], None], runs: int) -> list[float]:
-    """Of each call, after two that warm up."""
-    times = []
-    for _ in range(2 + runs):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return times[2:]
+    return float(np.median(timed(run, flags.runs))), losses[0]
 
 
 if __name__ == "__main__":

@@ -25,45 +25,20 @@ import time
 
 import numpy as np
 
-from mcr_jax.model.config import DecoderConfig, Rope
+from bench import matmul_size, timed
+from mcr_jax.model import published
+from mcr_jax.model.config import DecoderConfig
 
-SHAPES = {
-    "qwen2.5-7b": DecoderConfig(
-        vocab_size=152_064,
-        layers=28,
-        width=3584,
-        heads=28,
-        kv_heads=4,
-        head_dim=128,
-        mlp_width=18_944,
-        qkv_bias=True,
-        tied=False,
-        rope=Rope(theta=1e6),
-        dtype="bfloat16",
-    ),
-    "llama-3.1-8b": DecoderConfig(
-        vocab_size=128_256,
-        layers=32,
-        width=4096,
-        heads=32,
-        kv_heads=8,
-        head_dim=128,
-        mlp_width=14_336,
-        tied=False,
-        rope=Rope(theta=5e5),
-        dtype="bfloat16",
-    ),
-    "tiny": DecoderConfig(
-        vocab_size=512, layers=2, width=64, heads=4, kv_heads=2, head_dim=16, mlp_width=192
-    ),
-}
+TINY = DecoderConfig(
+    vocab_size=512, layers=2, width=64, heads=4, kv_heads=2, head_dim=16, mlp_width=192
+)
 SAMPLES = 10
 EOS = 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", default="qwen2.5-7b,llama-3.1-8b")
+    parser.add_argument("--shapes", default="qwen2_5_7b,llama3_1_8b")
     parser.add_argument("--side", choices=("both", "ours", "peer"), default="both")
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--slots", default="128", help="of each run of ours, such as 128,256")
@@ -75,7 +50,7 @@ def main() -> None:
             subprocess.run(call, check=True)
         return
     for name in flags.shapes.split(","):
-        config = SHAPES[name]
+        config = TINY if name == "tiny" else published.shape(name)
         scale = 16 if name == "tiny" else 1
         tokens, lengths = _work(config.vocab_size, flags.prompts, scale)
         told = {"bench": "roofline", "side": flags.side, "shape": name}
@@ -168,26 +143,21 @@ def _bytes_per_second() -> float:
 
     count = 1 << (24 if jax.default_backend() == "cpu" else 30)
     add, x = jax.jit(lambda x: x + 1, donate_argnums=0), jnp.zeros(count, jnp.float32)
-    times = []
-    for _ in range(12):
-        start = time.perf_counter()
+
+    def run() -> None:
+        nonlocal x
         x = add(x).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return 2 * 4 * count / min(times[2:])
+
+    return 2 * 4 * count / min(timed(run, 10))
 
 
 def _flops_per_second() -> float:
     import jax
     import jax.numpy as jnp
 
-    size = 512 if jax.default_backend() == "cpu" else 8192
+    size = matmul_size(jax.default_backend())
     product, x = jax.jit(lambda x: x @ x), jnp.ones((size, size), jnp.bfloat16)
-    times = []
-    for _ in range(12):
-        start = time.perf_counter()
-        product(x).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times[2:])
+    return 2 * size**3 / min(timed(lambda: product(x).block_until_ready(), 10))
 
 
 def _peer(config: DecoderConfig, tokens, lengths, flags):

@@ -286,10 +286,10 @@ def _cut(x: Kept, first, size: int, axis: int) -> Kept:
 
 def _pallas(q, keys: Kept, values: Kept, lengths, *, scale: float, interpret: bool) -> _Part:
     """As `_xla`; sequence n sees its first lengths[n] keys."""
-    N, K, M, G, D = q.shape
-    S = keys.values.shape[2]
     from jax.experimental.pallas.ops.gpu import decode_attention  # nobody else needs pallas
 
+    N, K, M, G, D = q.shape
+    S = keys.values.shape[2]
     rows = M * G
     block_h = next(size for size in (16, 32, 64) if size >= min(rows, 64))
     block_k = _PALLAS_BLOCK if D <= 64 else _PALLAS_BLOCK // 2  # into any GPU's shared memory

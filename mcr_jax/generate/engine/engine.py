@@ -84,12 +84,11 @@ class Pulse:
     Attributes:
       tokens: drawn so far in this run.
       steps: of decoding made so far.
-      alive: slots that were writing at the last look, of `slots`.
+      slots: there are.
     """
 
     tokens: int = 0
     steps: int = 0
-    alive: int = 0
     slots: int = 0
 
 
@@ -190,15 +189,13 @@ class Engine:
         self.pulse = Pulse(
             tokens=int(report.drawn.sum()),
             steps=int(report.steps.max()),
-            alive=int(report.alive.sum()),
             slots=self._shards * self._shape.slots,
         )
         yield from run.finished(chunk, report)
 
     def _prefill(self, tokens, length, entry, wanted) -> None:
         c, program, state = self._program.config, self._program, self._state
-        put = self._put((tokens, length, entry, wanted))
-        tokens, length, entry, wanted = put
+        tokens, length, entry, wanted = self._put((tokens, length, entry, wanted))
         x = programs.prefill_start(program, self._weights, tokens)
         layers = []
         for index, (layer, kept) in enumerate(zip(self._weights.layers, state.layers, strict=True)):

@@ -74,13 +74,11 @@ class Report(NamedTuple):
     Attributes:
       output: the rows.
       taken: int32 [1], jobs taken from the queue so far.
-      alive: int32 [1], slots that are still writing.
       steps, drawn: int32 [1], steps made and tokens drawn so far.
     """
 
     output: Output
     taken: jax.Array
-    alive: jax.Array
     steps: jax.Array
     drawn: jax.Array
 
@@ -189,8 +187,7 @@ def decode(
             return state, busy(state)
 
         state, _ = jax.lax.while_loop(goes_on, step, (state, busy(state)))
-        alive = jnp.sum(state.alive, dtype=jnp.int32)[None]
-        return state, Report(state.output, state.head, alive, state.steps, state.drawn)
+        return state, Report(state.output, state.head, state.steps, state.drawn)
 
     whole = PartitionSpec()
     return _sharded(one, program.mesh, (whole, _OURS, _OURS, whole, whole), (_OURS, _OURS))(
