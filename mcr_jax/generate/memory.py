@@ -257,14 +257,14 @@ def _step(c: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> int:
     heads, kv_heads = _heads(c, tensor)
     tile = TILE if jax.default_backend() == "cpu" else shape.prompts
     attention = 0
-    for n, members, length in (
-        (min(shape.prompts, tile), shape.share, shape.prompt_tokens),
-        (slots, 1, shape.max_tokens),
+    for n, of, members, length in (
+        (min(shape.prompts, tile), shape.prompts, shape.share, shape.prompt_tokens),
+        (slots, slots, 1, shape.max_tokens),
     ):
         places = room(length, kernel)
         block = min(BLOCK, places)
         # Cut out, and in the dtype that it is computed in.
-        copies = (places > block) * kept + (kept != size) * size
+        copies = (places > block or of > n) * kept + (kept != size) * size
         read = 2 * n * kv_heads * block * c.head_dim * copies
         attention += read + 3 * n * members * heads * block * 4
     return max(4 * logits, attention) + 4 * hidden

@@ -226,12 +226,7 @@ def _step(program: Program, weights: Weights, state: State, eos: jax.Array) -> S
         program.shape.share,
     )
     logits, layers = _forward(program, weights, state, at)
-    logits = jax.lax.cond(
-        jnp.any(fresh),
-        lambda: jnp.where(fresh[:, None], state.first[slots.prompt], logits),
-        lambda: logits,
-    )
-    logits = _by_slot(program.mesh, logits)
+    logits = _by_slot(program.mesh, _with_first(logits, fresh, state.first, slots.prompt))
     token, logprob = draw(slots.key, state.lengths, logits, _of_living(slots.options, state.alive))
     written = state.output
     row = jnp.where(state.alive, slots.row, written.status.shape[0])  # beyond the end: dropped
@@ -253,6 +248,20 @@ def _step(program: Program, weights: Weights, state: State, eos: jax.Array) -> S
         steps=state.steps + 1,
         drawn=state.drawn + jnp.sum(state.alive, dtype=jnp.int32),
     )
+
+
+def _with_first(logits, fresh, first, prompt) -> jax.Array:
+    """Logits [B, V] in which slots that are `fresh`, bool [B], have their prompts' row of `first`.
+
+    One by one, as few are fresh in a step.
+    """
+    order = jnp.argsort(~fresh)
+
+    def replaced(i, logits):
+        slot = order[i]
+        return logits.at[slot].set(first[prompt[slot]])
+
+    return jax.lax.fori_loop(0, jnp.sum(fresh), replaced, logits)
 
 
 def _of_living(options: Options, alive: jax.Array) -> Options:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 _BLOCK = 128
+_FEW = 64  # blocks that are read for the few likeliest tokens
 _TINY = 2.0**-23
 
 
@@ -70,7 +71,7 @@ def draw(
     x = x.reshape(B, -1, _BLOCK)
     tops = x.max(axis=-1)
     best = tops.max(axis=-1)
-    log_total = best + jnp.log(jnp.exp(x - best[:, None, None]).sum(axis=(1, 2)))
+    log_total = best + jnp.log(jnp.exp(x - best[:, None, None]).sum(axis=-1).sum(axis=-1))
     at = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys), position)
     token, of_token = jax.lax.cond(
         jnp.all(options.temperature == 0),
@@ -98,50 +99,85 @@ def _drawn(keys, x, tops, best, options: Options):
     """
     B = x.shape[0]
     greedy = options.temperature == 0
-    heat = jnp.where(greedy, 1.0, options.temperature)[:, None, None]
-    floor = jax.lax.cond(
-        jnp.any(options.top_k > 0),
-        _kth_largest,
-        lambda x, k: jnp.full(B, -jnp.inf),
-        x,
-        options.top_k,
-    )
-    p = jnp.where(x >= floor[:, None, None], jnp.exp((x - best[:, None, None]) / heat), 0.0)
-    whole = p.sum(axis=(1, 2))
-    reached = options.top_p * whole
-    everything = (options.top_p >= 1) | ~jnp.isfinite(whole)  # no number: nothing to search for
+    heat = jnp.where(greedy, 1.0, options.temperature)
+    nothing = jnp.full(B, -jnp.inf)
+    filters = jnp.any(options.top_k > 0)
+    floor = jax.lax.cond(filters, lambda: _kth_largest(x, tops, options.top_k), lambda: nothing)
 
-    def attempt(state):
-        tries, found, ruled_out, token, of_token = state
-        left = jnp.where(x > ruled_out[:, None, None], p, 0.0)
-        key = jax.vmap(jax.random.fold_in, (0, None))(keys, tries)
-        drawn, of_drawn = _inverted(key, left, x)
+    def weights(x):
+        """Of tokens with logits x [B, …, W], not yet filtered."""
+        return jnp.exp((x - best[:, None, None]) / heat[:, None, None])
+
+    def left(x, above):
+        """Weights of those that top-k leaves and that are above `above` [B]."""
+        return jnp.where((x >= floor[:, None, None]) & (x > above[:, None, None]), weights(x), 0.0)
+
+    def attempt(state: _Search, blocks) -> _Search:
+        """A token drawn by the weights of `blocks` [B, N], which `left` has found."""
+        tries, found, ruled_out, whole, token, of_token = state
+        whole = jnp.where(tries == 0, blocks.sum(axis=-1), whole)
+        u = _uniform(jax.vmap(jax.random.fold_in, (0, None))(keys, tries))
+        block = _first_beyond(blocks, u[:, 0])
+        inside = jnp.take_along_axis(x, block[:, None, None], axis=1)
+        place = _first_beyond(left(inside, ruled_out)[:, 0], u[:, 1])
+        of_drawn = jnp.take_along_axis(inside[:, 0], place[:, None], axis=1)[:, 0]
+        everything = (options.top_p >= 1) | ~jnp.isfinite(whole)  # no number: nothing to search for
         likelier = jax.lax.cond(
             jnp.all(everything),
             lambda: jnp.zeros(B),
-            lambda: jnp.where(x > of_drawn[:, None, None], p, 0.0).sum(axis=(1, 2)),
+            lambda: left(x, of_drawn).sum(axis=-1).sum(axis=-1),
         )
-        token, of_token = jnp.where(found, token, drawn), jnp.where(found, of_token, of_drawn)
-        outside = ~everything & (likelier >= reached) & (likelier > 0)
-        ruled_out = jnp.where(outside, of_drawn, ruled_out)
-        return tries + 1, found | ~outside, ruled_out, token, of_token
+        outside = ~everything & (likelier >= options.top_p * whole) & (likelier > 0)
+        return _Search(
+            tries=tries + 1,
+            found=found | ~outside,
+            ruled_out=jnp.where(outside, of_drawn, ruled_out),
+            whole=whole,
+            token=jnp.where(found, token, block * _BLOCK + place).astype(jnp.int32),
+            of_token=jnp.where(found, of_token, of_drawn),
+        )
 
-    first, of_first = _likeliest(x, tops, best)
-    start = jnp.int32(0), greedy, jnp.full(B, -jnp.inf), first, of_first
-    *_, token, of_token = jax.lax.while_loop(lambda s: ~jnp.all(s[1]), attempt, start)
-    return token, of_token
+    def again(state: _Search) -> _Search:
+        return attempt(state, left(x, state.ruled_out).sum(axis=-1))
+
+    start = _Search(jnp.int32(0), greedy, nothing, jnp.zeros(B), *_likeliest(x, tops, best))
+    blocks = weights(x).sum(axis=-1)
+    filtered = jax.lax.cond(filters, lambda: left(x, nothing).sum(axis=-1), lambda: blocks)
+    # A row's last bits must not follow from what other rows ask for.
+    search = attempt(start, jnp.where(options.top_k[:, None] > 0, filtered, blocks))
+    # Not the loop alone: XLA takes all weights out of it, and makes them if it turns or not.
+    search = jax.lax.cond(
+        jnp.all(search.found),
+        lambda: search,
+        lambda: jax.lax.while_loop(lambda s: ~jnp.all(s.found), again, search),
+    )
+    return search.token, search.of_token
 
 
-def _inverted(keys, p, x):
-    """A token of each row of the weights p [B, N, W] in proportion to them, and its logit in x."""
-    u = jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
-    u = ((u >> 9).astype(jnp.float32) + 0.5) * _TINY  # in (0, 1), both ends left out
-    block = _first_beyond(p.sum(axis=-1), u[:, 0])
-    inside = jnp.take_along_axis(p, block[:, None, None], axis=1)[:, 0]
-    place = _first_beyond(inside, u[:, 1])
-    logits = jnp.take_along_axis(x, block[:, None, None], axis=1)[:, 0]
-    of_token = jnp.take_along_axis(logits, place[:, None], axis=1)[:, 0]
-    return (block * _BLOCK + place).astype(jnp.int32), of_token
+class _Search(NamedTuple):
+    """A draw under way: attempts made, and [B] what is known of every row.
+
+    Attributes:
+      tries: int32 [].
+      found: bool; the token stands.
+      ruled_out: float32, this logit and all below.
+      whole: float32, the weight of all that top-k leaves.
+      token: int32, the newest.
+      of_token: float32, its logit.
+    """
+
+    tries: jax.Array
+    found: jax.Array
+    ruled_out: jax.Array
+    whole: jax.Array
+    token: jax.Array
+    of_token: jax.Array
+
+
+def _uniform(keys):
+    """Two numbers in (0, 1), both ends left out, of each key: float32 [B, 2]."""
+    bits = jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
+    return ((bits >> 9).astype(jnp.float32) + 0.5) * _TINY
 
 
 def _first_beyond(p, u):
@@ -155,7 +191,22 @@ def _first_beyond(p, u):
     return jnp.where(beyond.any(axis=-1), jnp.argmax(beyond, axis=-1), last)
 
 
-def _kth_largest(x, k):
+def _kth_largest(x, tops, k):
+    """The k-th largest of each row of x [B, N, W], -inf where k [B] is 0.
+
+    It lies in the k blocks whose largest, tops [B, N], are the largest: of a small k few are read.
+    """
+    if x.shape[1] <= _FEW:
+        return _kth_of(x, k)
+
+    def of_few():
+        _, blocks = jax.lax.top_k(tops, _FEW)
+        return _kth_of(jnp.take_along_axis(x, blocks[:, :, None], axis=1), k)
+
+    return jax.lax.cond(jnp.all(k <= _FEW), of_few, lambda: _kth_of(x, k))
+
+
+def _kth_of(x, k):
     """The k-th largest of each row of x [B, N, W], -inf where k [B] is 0: by halving, bit by bit.
 
     Floats sort as their bits do once negative ones are turned round.
@@ -166,7 +217,7 @@ def _kth_largest(x, k):
 
     def decide(i, found):
         trial = found | (high >> i)
-        enough = (ordered >= trial[:, None, None]).sum(axis=(1, 2)) >= k
+        enough = (ordered >= trial[:, None, None]).sum(axis=-1).sum(axis=-1) >= k
         return jnp.where(enough, trial, found)
 
     found = jax.lax.fori_loop(jnp.uint32(0), jnp.uint32(32), decide, jnp.zeros(k.shape, jnp.uint32))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mcr_jax.generate.engine.attention import Kept, Layer, kernel_of, room
+from mcr_jax.generate.engine.attention import Kept, Layer, kernel_of, room, strip_of
 from mcr_jax.generate.engine.sampling import Options
 from mcr_jax.model.config import DecoderConfig
 
@@ -175,7 +175,10 @@ def blueprint(c: DecoderConfig, shape: Shape, mesh: Mesh, kernel: str) -> State:
         def of(*size: int) -> Kept:
             return Kept(array(dtype, n, c.kv_heads, *size, spec=(by_head,)), scale)
 
-        return of(c.head_dim, S) if kernel == "xla" else of(S, c.head_dim), of(S, c.head_dim)
+        if kernel != "xla":
+            return of(S, c.head_dim), of(S, c.head_dim)
+        strip = strip_of(S)
+        return of(S // strip, c.head_dim, strip), of(S, c.head_dim)
 
     def layer(index: int) -> Layer:
         of_layer = layer_kernel(c, shape, kernel, index)

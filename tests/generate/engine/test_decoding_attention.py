@@ -56,7 +56,12 @@ def attended(q, prompt, own, *, window=None, scale=0.3, kernel="xla", kv="same")
 
     def keys(x):
         x = kept(x)
-        return x._replace(values=x.values.swapaxes(2, 3)) if kernel == "xla" else x
+        if kernel != "xla":
+            return x
+        *_, places, size = x.values.shape
+        strip = decoding.strip_of(min(places, decoding.BLOCK))
+        strips = x.values.reshape(*x.values.shape[:2], places // strip, strip, size)
+        return x._replace(values=strips.swapaxes(3, 4))
 
     layer = Layer(keys(prompt[0]), kept(prompt[1]), keys(own[0]), kept(own[1]))
     at = decoding.places(*map(jnp.asarray, (PROMPT, RANK, ALIVE, PROMPT_LENGTHS, LENGTHS)), RANKS)
@@ -65,10 +70,13 @@ def attended(q, prompt, own, *, window=None, scale=0.3, kernel="xla", kv="same")
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 6, 100])
-@pytest.mark.parametrize("block", [4, 512])  # blocks that are read one by one, and one block
-@pytest.mark.parametrize("tile", [2, 3, 4])  # prompts read by twos, with some read twice, at once
-def test_it_equals_attention_over_all_keys_in_a_row(monkeypatch, tile, block, window):
+@pytest.mark.parametrize(  # blocks that are read one by one, and one block; of strips, and of one
+    ("block", "strip"), [(4, 2), (4, 64), (512, 2), (512, 64)]
+)
+@pytest.mark.parametrize("tile", [3, 4])  # prompts read by threes, with some read twice, at once
+def test_it_equals_attention_over_all_keys_in_a_row(monkeypatch, tile, block, strip, window):
     monkeypatch.setattr(decoding, "BLOCK", block)
+    monkeypatch.setattr(decoding, "STRIP", strip)
     monkeypatch.setattr(decoding, "TILE", tile)
     q, prompt, own = made()
     expected = reference(q, prompt, own, window, 0.3)
