@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate.engine.attention import BLOCK, TILE, room
-from mcr_jax.generate.engine.state import Shape, blueprint, bytes_per_device
+from mcr_jax.generate.engine.state import Shape, blueprint, bytes_per_device, layer_kernel
 from mcr_jax.model import _blockwise
 from mcr_jax.model.blueprint import blueprint as parameters
 from mcr_jax.model.config import DecoderConfig
@@ -128,7 +128,7 @@ class Plan:
         )
         yield (
             f"weights {self.config.dtype}, keys and values {self.kv_dtype}, "
-            f"decoding attention {self.kernel}"
+            f"decoding attention {'xla' if self.kernel == 'xla' else 'pallas'}"
         )
         yield (
             f"on each device: {self.memory}: {_told(self.memory.total)} of "
@@ -252,7 +252,7 @@ def _step(c: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> int:
     drawn = slots // tensor if slots % tensor == 0 else slots
     logits = slots * _cut(c.vocab_size, tensor) + 5 * drawn * c.vocab_size
     hidden = slots * (4 * c.width + 4 * _cut(c.mlp_width, tensor))
-    if kernel != "xla" and not any(c.local_layers):
+    if "xla" not in {layer_kernel(c, shape, kernel, index) for index in range(c.layers)}:
         return 4 * (logits + hidden)
     heads, kv_heads = _heads(c, tensor)
     tile = TILE if jax.default_backend() == "cpu" else shape.prompts

@@ -13,9 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mcr_jax.generate.engine import _gpu, _tpu
+
 _F32 = {"preferred_element_type": jnp.float32}
 _MASKED = -1e30  # finite: a block without a visible key must not make a NaN
-_PALLAS_BLOCK = 128
+_LATER = 2**30  # a place that no sequence reaches
 TILE = 4  # prompts that XLA reads at a time on a CPU
 BLOCK = 512  # keys that XLA reads at a time; blocks beyond the longest sequence are not read
 STRIP = 64  # keys that XLA multiplies at a time on a CPU
@@ -153,8 +155,8 @@ def attention(
       at: who reads what.
       window: a token sees its `window` newest keys, its own included; None is all. Static.
       scale: multiplies the scores. Static.
-      kernel: that the layer is kept for: "xla", "pallas" on an NVIDIA GPU, or "interpret", which is
-        pallas without one.
+      kernel: that the layer is kept for: "xla"; "gpu", an NVIDIA one; "tpu"; "gpu-interpret" and
+        "tpu-interpret" are those two in Pallas' interpreter, on any device. Static.
 
     Returns:
       [B, H, D] in the dtype of q.
@@ -165,41 +167,39 @@ def attention(
     grouped = jnp.take(q.reshape(B, K, H // K, D), at.members, axis=0, mode="fill", fill_value=0)
     q_PxKxRxGxD = grouped.swapaxes(1, 2)
     whole = layer.prompt_keys, layer.prompt_values
+    own = layer.keys, layer.values
+    of_prompt, of_answer = _sights(at, window)
     if kernel == "xla":
-        of_prompt, of_answer = _sights(at, window)
         to_prompt = _in_tiles(q_PxKxRxGxD, *whole, of_prompt, scale)
-        own = _xla(q_BxKx1xGxD, layer.keys, layer.values, of_answer, scale)
+        to_own = _xla(q_BxKx1xGxD, *own, of_answer, scale)
     else:
-        options = {"scale": scale, "interpret": kernel == "interpret"}
-        to_prompt = _pallas(q_PxKxRxGxD, *whole, at.prompt_lengths, **options)
-        own = _pallas(q_BxKx1xGxD, layer.keys, layer.values, at.lengths, **options)
+        to_prompt = _by_kernel(kernel, q_PxKxRxGxD, *whole, of_prompt, scale)
+        to_own = _by_kernel(kernel, q_BxKx1xGxD, *own, of_answer, scale)
     shared = jax.tree.map(lambda x: x[at.prompt, :, at.rank], to_prompt)
-    own = jax.tree.map(lambda x: x[:, :, 0], own)
-    return _merged(shared, own).astype(q.dtype).reshape(B, H, D)
+    to_own = jax.tree.map(lambda x: x[:, :, 0], to_own)
+    return _merged(shared, to_own).astype(q.dtype).reshape(B, H, D)
 
 
 def kernel_of(kernel: str, dtype: str, kept: str, window: int | None, head_dim: int) -> str:
     """The kernel of a layer where `kernel` is that of the engine: itself, or "xla"."""
-    return "xla" if refusal(dtype, kept, window, head_dim) else kernel
+    return "xla" if refusal(kernel, dtype, kept, window, head_dim) else kernel
 
 
-def refusal(dtype: str, kept: str, window: int | None, head_dim: int) -> str | None:
-    """Why the pallas kernel cannot do this, or None if it can; of dtypes by name."""
-    if dtype != "bfloat16":
-        return f"{dtype} arithmetic"
-    if kept != dtype:
-        return f"{kept} keys and values"
-    if window is not None:
-        return "a sliding window"
-    if head_dim < 16 or head_dim & (head_dim - 1):
-        return f"a head size of {head_dim}"
-    return None
+def refusal(kernel: str, dtype: str, kept: str, window: int | None, head_dim: int) -> str | None:
+    """Why a kernel cannot do this, or None if it can; dtypes by name."""
+    if kernel == "xla":
+        return None
+    return _of_device(kernel).refusal(dtype, kept, window, head_dim)
+
+
+def _of_device(kernel: str):
+    return _gpu if kernel.startswith("gpu") else _tpu
 
 
 def room(places: int, kernel: str) -> int:
     """How many places are kept so that so many fit and blocks come out even."""
     if kernel != "xla":
-        return _even(places, _PALLAS_BLOCK)
+        return _even(places, _gpu.BLOCK if kernel.startswith("gpu") else _tpu.LANES)
     return _even(places, BLOCK if places > BLOCK else strip_of(places))
 
 
@@ -231,8 +231,19 @@ def _sights(at: Places, window: int | None) -> tuple[_Sight, _Sight]:
     if window is None:
         return _Sight(at.prompt_lengths, None), _Sight(at.lengths, None)
     after = at.prompt_lengths[at.prompt] + at.lengths - window
-    of_member = jnp.take(after, at.members, mode="fill", fill_value=0)
-    return _Sight(at.prompt_lengths, of_member), _Sight(at.lengths, (at.lengths - window)[:, None])
+    of_member = jnp.take(after, at.members, mode="fill", fill_value=_LATER)
+    seen = jnp.any(of_member < at.prompt_lengths[:, None], axis=1)
+    of_prompt = _Sight(jnp.where(seen, at.prompt_lengths, 0), of_member)
+    return of_prompt, _Sight(at.lengths, (at.lengths - window)[:, None])
+
+
+def _by_kernel(kernel: str, q, keys: Kept, values: Kept, sight: _Sight, scale: float) -> _Part:
+    """As `_xla`."""
+    device, _, interpreted = kernel.partition("-")
+    options = {"scale": scale, "interpret": bool(interpreted)}
+    if device == "gpu":
+        return _Part(*_gpu.attention(q, keys, values, sight.ends, **options))
+    return _Part(*_tpu.attention(q, keys, values, sight.begins, sight.ends, **options))
 
 
 def _in_tiles(q: jax.Array, keys: Kept, values: Kept, sight: _Sight, scale: float) -> _Part:
@@ -291,8 +302,11 @@ def _xla(q: jax.Array, keys: Kept, values: Kept, sight: _Sight, scale: float) ->
 
     if size == S:
         return block(0, _nothing(q))
-    blocks = -(-sight.ends.max() // size)
-    return jax.lax.fori_loop(0, blocks, lambda i, part: block(i * size, part), _nothing(q))
+    first, behind = 0, -(-sight.ends.max() // size)
+    if sight.begins is not None:
+        seen = sight.begins < sight.ends[:, None]
+        first = jnp.maximum(jnp.where(seen, sight.begins, _LATER).min(), 0) // size
+    return jax.lax.fori_loop(first, behind, lambda i, part: block(i * size, part), _nothing(q))
 
 
 def _cut(x: Kept, first, size: int, strip: int) -> Kept:
@@ -303,34 +317,3 @@ def _cut(x: Kept, first, size: int, strip: int) -> Kept:
     if x.scale is None:
         return Kept(values, None)
     return Kept(values, jax.lax.dynamic_slice_in_dim(x.scale, first, size, axis=2))
-
-
-def _pallas(q, keys: Kept, values: Kept, lengths, *, scale: float, interpret: bool) -> _Part:
-    """As `_xla`; sequence n sees its first lengths[n] keys."""
-    from jax.experimental.pallas.ops.gpu import decode_attention  # nobody else needs pallas
-
-    N, K, M, G, D = q.shape
-    S = keys.values.shape[2]
-    rows = M * G
-    block_h = next(size for size in (16, 32, 64) if size >= min(rows, 64))
-    block_k = _PALLAS_BLOCK if D <= 64 else _PALLAS_BLOCK // 2  # into any GPU's shared memory
-    splits = 1  # of a sequence, each a program of its own, until there are enough to fill a GPU
-    while N * K * splits < 512 and S % (2 * splits * block_k) == 0:
-        splits *= 2
-    out, (total, top) = decode_attention.mqa(
-        q.reshape(N * K, rows, D),
-        keys.values.reshape(N * K, S, D),
-        values.values.reshape(N * K, S, D),
-        kv_seq_len=jnp.repeat(lengths, K),
-        sm_scale=scale,
-        block_h=block_h,
-        block_k=block_k,
-        k_splits=splits,
-        interpret=interpret,
-        return_residuals=True,
-        normalize_output=False,
-    )
-    shape = (N, K, M, G)
-    return _Part(
-        out.astype(jnp.float32).reshape(*shape, D), top.reshape(shape), total.reshape(shape)
-    )

@@ -176,11 +176,11 @@ class Engine:
             if len(reports) > 1:
                 yield from self._seen(run, *reports.popleft())
 
-    def lowered(self) -> jax.stages.Lowered:
-        """The decoding program as it will be compiled: `compile().memory_analysis()` and so on."""
+    def traced(self) -> jax.stages.Traced:
+        """The decoding program: `lower().compile().memory_analysis()` and so on."""
         state = blueprint(*self._program)
         feed = self._put(_Run(self._shape, self._shards, ()).feed(0))
-        return programs.decode.lower(
+        return programs.decode.trace(
             self._program, self._weights, state, feed, self._eos, self._seed
         )
 

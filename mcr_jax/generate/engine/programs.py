@@ -330,14 +330,15 @@ def _attended(program: Program, q, kept, at: decoding.Places, window: int | None
     c, mesh = program.config, program.mesh
     scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
     attend = functools.partial(decoding.attention, window=window, scale=scale, kernel=kernel)
-    if mesh.shape["tensor"] == 1 or c.kv_heads % mesh.shape["tensor"]:
+    if kernel == "xla" and mesh.shape["tensor"] == 1:
         return attend(q, kept, at)
-    heads, whole = PartitionSpec(None, "tensor"), PartitionSpec()
+    whole = PartitionSpec()
+    heads = whole if c.kv_heads % mesh.shape["tensor"] else PartitionSpec(None, "tensor")
     return jax.shard_map(
         attend,
         in_specs=(heads, heads, whole),
         out_specs=heads,
-        axis_names={"tensor"},
+        axis_names=set(mesh.axis_names) - {"data"},  # all: XLA cannot partition a kernel
         check_vma=False,
     )(q, kept, at)
 

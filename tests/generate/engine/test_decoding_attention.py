@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mcr_jax.generate.engine import _tpu
 from mcr_jax.generate.engine import attention as decoding
 from mcr_jax.generate.engine.attention import Kept, Layer
 
 # Five slots on three prompts of four places, the fourth idle; one slot writes nothing.
 PROMPT, RANK = np.array([2, 0, 2, 0, 1]), np.array([1, 0, 0, 2, 0])
 ALIVE = np.array([True, True, True, True, False])
-PROMPT_LENGTHS, LENGTHS = np.array([5, 3, 7, 0]), np.array([1, 4, 6, 2, 1])
+LENGTHS = np.array([5, 3, 7, 0]), np.array([1, 4, 6, 2, 1])  # of prompts, of answers
 RANKS, H, K = 3, 4, 2
 
 
@@ -23,13 +24,13 @@ def kept_of(rng, count: int, places: int, size: int, lengths, dtype="float32"):
     return x.astype(dtype)
 
 
-def reference(q, prompt, own, window, scale):
+def reference(q, prompt, own, window, scale, lengths=LENGTHS):
     """float64, one slot and one head at a time, over all keys in a row."""
     out = np.zeros(q.shape)
     for b, h in np.ndindex(q.shape[:2]):
         p, k = PROMPT[b], h // (H // K)
         keys, values = (
-            np.concatenate([a[p, k, : PROMPT_LENGTHS[p]], o[b, k, : LENGTHS[b]]]).astype(float)
+            np.concatenate([a[p, k, : lengths[0][p]], o[b, k, : lengths[1][b]]]).astype(float)
             for a, o in zip(prompt, own, strict=True)
         )
         scores = keys @ q[b, h].astype(float) * scale
@@ -40,14 +41,14 @@ def reference(q, prompt, own, window, scale):
     return out
 
 
-def made(size=16, places=(8, 8), dtype="float32"):
+def made(size=16, places=(8, 8), dtype="float32", lengths=LENGTHS):
     rng = np.random.default_rng(0)
-    prompt = [kept_of(rng, 4, places[0], size, PROMPT_LENGTHS, dtype) for _ in range(2)]
-    own = [kept_of(rng, 5, places[1], size, LENGTHS, dtype) for _ in range(2)]
+    prompt = [kept_of(rng, 4, places[0], size, lengths[0], dtype) for _ in range(2)]
+    own = [kept_of(rng, 5, places[1], size, lengths[1], dtype) for _ in range(2)]
     return rng.normal(size=(5, H, size)).astype(dtype), prompt, own
 
 
-def attended(q, prompt, own, *, window=None, scale=0.3, kernel="xla", kv="same"):
+def attended(q, prompt, own, *, window=None, kernel="xla", kv="same", lengths=LENGTHS):
     def kept(x):
         if kv == "int8":
             like = Kept(jnp.zeros(x.shape, jnp.int8), jnp.zeros(x.shape[:-1]))
@@ -64,9 +65,9 @@ def attended(q, prompt, own, *, window=None, scale=0.3, kernel="xla", kv="same")
         return x._replace(values=strips.swapaxes(3, 4))
 
     layer = Layer(keys(prompt[0]), kept(prompt[1]), keys(own[0]), kept(own[1]))
-    at = decoding.places(*map(jnp.asarray, (PROMPT, RANK, ALIVE, PROMPT_LENGTHS, LENGTHS)), RANKS)
+    at = decoding.places(*map(jnp.asarray, (PROMPT, RANK, ALIVE, *lengths)), RANKS)
     attend = jax.jit(decoding.attention, static_argnames=("window", "scale", "kernel"))
-    return np.asarray(attend(jnp.asarray(q), layer, at, window=window, scale=scale, kernel=kernel))
+    return np.asarray(attend(jnp.asarray(q), layer, at, window=window, scale=0.3, kernel=kernel))
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 6, 100])
@@ -104,7 +105,7 @@ def test_keys_and_values_of_eight_bits_are_close():
 def test_the_gpu_kernel_computes_the_same():
     """In pallas' interpreter; bfloat16 as on a GPU, two blocks to a sequence."""
     q, prompt, own = made(size=16, places=(256, 256), dtype=jnp.bfloat16)
-    got = attended(q, prompt, own, kernel="interpret")
+    got = attended(q, prompt, own, kernel="gpu-interpret")
     same = attended(q, prompt, own)
     expected = reference(
         np.float32(q), *([np.float32(x) for x in y] for y in (prompt, own)), None, 0.3
@@ -113,19 +114,67 @@ def test_the_gpu_kernel_computes_the_same():
     np.testing.assert_allclose(np.float32(got)[ALIVE], np.float32(same)[ALIVE], atol=0.02)
 
 
+@pytest.mark.parametrize("window", [None, 1, 3, 6, 200])
+@pytest.mark.parametrize("kv", ["same", "int8"])
+def test_the_tpu_kernel_computes_the_same(monkeypatch, kv, window):
+    """In pallas' interpreter; two blocks to a sequence, of which one may have nothing to see."""
+    monkeypatch.setattr(_tpu, "BLOCKS", (128,))
+    lengths = np.array([5, 3, 200, 0]), np.array([1, 140, 6, 129, 1])
+    q, prompt, own = made(size=128, places=(256, 256), lengths=lengths)
+    asked = {"window": window, "kv": kv, "lengths": lengths}
+    got = attended(q, prompt, own, kernel="tpu-interpret", **asked)
+    assert np.isfinite(got).all()
+    same = attended(q, prompt, own, **asked)
+    np.testing.assert_allclose(got[ALIVE], same[ALIVE], atol=1e-5)
+    expected = reference(q, prompt, own, window, 0.3, lengths)
+    np.testing.assert_allclose(got[ALIVE], expected[ALIVE], atol=1e-5 if kv == "same" else 0.1)
+
+
+def test_the_tpu_kernel_reads_the_blocks_that_are_seen():
+    ends, begins = np.array([0, 300, 128, 512]), np.array([[2**30], [200], [-5], [500]])
+    sequence, place, count = _tpu._programs(jnp.asarray(begins), jnp.asarray(ends), 4, 128)
+    assert sequence[:count].tolist() == [0, 1, 1, 2, 3]
+    assert place[1:count].tolist() == [1, 2, 0, 3]
+    sequence, place, count = _tpu._programs(None, jnp.asarray(ends), 4, 128)
+    assert sequence[:count].tolist() == [0, 1, 1, 1, 2, 3, 3, 3, 3]
+    assert place[1:count].tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kept", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("window", [None, 200])
+def test_the_tpu_kernel_lowers_for_a_tpu(window, kept):
+    def of(n):
+        scale = jax.ShapeDtypeStruct((n, K, 256), jnp.float32) if kept == "int8" else None
+        return Kept(jax.ShapeDtypeStruct((n, K, 256, 128), kept), scale)
+
+    layer = Layer(of(4), of(4), of(5), of(5))
+    at = decoding.places(*map(jnp.asarray, (PROMPT, RANK, ALIVE, *LENGTHS)), RANKS)
+    q = jax.ShapeDtypeStruct((5, H, 128), "float32" if kept == "float32" else "bfloat16")
+
+    def attend(q, layer):
+        return decoding.attention(q, layer, at, window=window, scale=0.3, kernel="tpu")
+
+    lowered = jax.jit(attend).trace(q, layer).lower(lowering_platforms=("tpu",))
+    assert lowered.as_text().count("tpu_custom_call") == 2
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (("float32", "bfloat16", None, 64), "float32 arithmetic"),
-        (("float16", "float16", None, 64), "float16 arithmetic"),
-        (("bfloat16", "int8", None, 64), "int8 keys and values"),
-        (("bfloat16", "float32", None, 64), "float32 keys and values"),
-        (("bfloat16", "bfloat16", 8, 64), "sliding window"),
-        (("bfloat16", "bfloat16", None, 80), "head size of 80"),
-        (("bfloat16", "bfloat16", None, 128), None),
+        (("gpu", "float32", "bfloat16", None, 64), "float32 arithmetic"),
+        (("gpu", "float16", "float16", None, 64), "float16 arithmetic"),
+        (("gpu", "bfloat16", "int8", None, 64), "int8 keys and values"),
+        (("gpu", "bfloat16", "float32", None, 64), "float32 keys and values"),
+        (("gpu", "bfloat16", "bfloat16", 8, 64), "sliding window"),
+        (("gpu", "bfloat16", "bfloat16", None, 80), "head size of 80"),
+        (("gpu", "bfloat16", "bfloat16", None, 128), None),
+        (("tpu", "float16", "float16", None, 128), "float16 arithmetic"),
+        (("tpu", "bfloat16", "float16", None, 128), "float16 keys and values"),
+        (("tpu", "bfloat16", "bfloat16", None, 64), "head size of 64"),
+        (("tpu", "bfloat16", "int8", 8, 256), None),
+        (("xla", "float16", "float16", 8, 80), None),
     ],
 )
-def test_what_the_gpu_kernel_cannot_do_it_says(asked, says):
-    dtype, kept, window, size = asked
-    reason = decoding.refusal(dtype, kept, window, size)
+def test_what_a_kernel_cannot_do_it_says(asked, says):
+    reason = decoding.refusal(*asked)
     assert reason is None if says is None else says in reason

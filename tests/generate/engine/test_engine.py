@@ -268,7 +268,7 @@ def test_the_store_is_never_copied(model):
     shape, mesh = Shape(slots=16, share=4, prompt_tokens=512, max_tokens=512, chunk=4), one_device()
     state = blueprint(model.config, shape, mesh, "xla")
     engine = engine_of(model, shape)
-    memory = engine.lowered().compile().memory_analysis()
+    memory = engine.traced().lower().compile().memory_analysis()
     stores = bytes_per_device(state.layers)
     assert memory.alias_size_in_bytes >= bytes_per_device(state)
     assert memory.temp_size_in_bytes < stores / model.config.layers
@@ -309,17 +309,29 @@ def test_any_mesh_draws_the_same_tokens(model, engine, sizes):
     assert texts(got) == texts(drawn(engine, *asked))
 
 
-def test_the_gpu_kernel_writes_the_same_and_xla_serves_the_local_layers(tiny_shape, monkeypatch):
-    """In pallas' interpreter."""
-    gemma = dataclasses.replace(tiny_shape, **GEMMA, head_dim=16, dtype="bfloat16")
+@pytest.mark.parametrize(("kernel", "head_dim"), [("gpu-interpret", 16), ("tpu-interpret", 128)])
+def test_a_kernel_writes_what_xla_does(tiny_shape, monkeypatch, kernel, head_dim):
+    """In pallas' interpreter; that of GPUs leaves the local layers to XLA."""
+    gemma = dataclasses.replace(tiny_shape, **GEMMA, head_dim=head_dim, dtype="bfloat16")
     model = store.untrained(gemma, 5)
     asked = [prompt(case, limits=4, temperature=0.0) for case in TOKENS]
     expected = drawn(engine_of(model), *asked)
-    monkeypatch.setattr(engine_module, "choose", lambda config, shape: "interpret")
+    monkeypatch.setattr(engine_module, "choose", lambda config, shape: kernel)
     found = drawn(engine_of(model), *asked)
     for key, sample in expected.items():
         np.testing.assert_array_equal(found[key].tokens, sample.tokens)
         np.testing.assert_allclose(found[key].logprobs, sample.logprobs, atol=0.02)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 2), (1, 2, 4)])
+def test_the_tpu_kernel_is_lowered_whole_on_any_mesh(tiny_shape, monkeypatch, sizes):
+    """On 4 devices of the tensor axis two key heads lie on each."""
+    gemma = dataclasses.replace(tiny_shape, **GEMMA, head_dim=128, dtype="bfloat16")
+    monkeypatch.setattr(engine_module, "choose", lambda config, shape: "tpu")
+    mesh = make_mesh(*sizes, jax.devices()[: np.prod(sizes)])
+    traced = engine_of(store.untrained(gemma, 5, mesh), mesh=mesh).traced()
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("stablehlo.custom_call @tpu_custom_call") == 2 * gemma.layers
 
 
 def test_keys_and_values_of_eight_bits_write_nearly_the_same(model):
