@@ -71,9 +71,10 @@ def _ours(config: DecoderConfig, tokens, lengths, flags):
     import jax
     from flax import nnx
 
-    from mcr_jax.generate.engine.engine import Engine, Prompt
+    from mcr_jax.generate.engine.engine import Engine
     from mcr_jax.generate.engine.state import Shape
     from mcr_jax.generate.engine.weights import take
+    from mcr_jax.generate.engine.work import Prompt
     from mcr_jax.model.blueprint import blueprint, initial_params
     from mcr_jax.model.sharding import one_device, shardings
 

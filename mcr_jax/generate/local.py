@@ -23,9 +23,10 @@ from mcr_jax.errors import McrError
 from mcr_jax.generate import memory
 from mcr_jax.generate.api import Outcome, Reply, Request, Usage
 from mcr_jax.generate.engine import kernels
-from mcr_jax.generate.engine.engine import Engine, Prompt, Pulse, Sample
+from mcr_jax.generate.engine.engine import Engine, Pulse
 from mcr_jax.generate.engine.state import Shape
 from mcr_jax.generate.engine.weights import take
+from mcr_jax.generate.engine.work import Prompt, Sample
 from mcr_jax.generate.memory import Plan
 from mcr_jax.generate.stops import StopFinder, cut
 from mcr_jax.model import store
