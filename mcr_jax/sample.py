@@ -41,6 +41,12 @@ class Drawn:
     seconds: float
 
 
+def check(config: ConfigDict) -> None:
+    """Raises UsageError if config.sample names a model that is none."""
+    for name in config.sample.models:
+        store.check_name(name)
+
+
 def sample(
     workdir: Workdir,
     config: ConfigDict,
@@ -70,8 +76,7 @@ def sample(
       McrError: a checkpoint is missing, nothing fits into the devices, or the ledger cannot be
         written.
     """
-    for name in config.sample.models:
-        store.check_name(name)  # or the first would be sampled before a slip in the second is told
+    check(config)  # or the first would be sampled before a slip in the second is told
     plan = local.prepare(decoder, config, _wanted(config), tensor=config.sample.tensor)
     requests = [_request(case, config, prompt) for case in cases]
     drawn, mesh = {}, plan.mesh()

@@ -12,6 +12,13 @@ def main(argv: Sequence[str]) -> None:
     run_stage("sample", __doc__, argv, run)
 
 
+def ready(experiment: Experiment) -> None:
+    """Raises UsageError if a model to sample is none: better before hours of work than after."""
+    from mcr_jax.sample import check
+
+    check(experiment.config)
+
+
 def run(experiment: Experiment) -> None:
     """Samples what is missing.
 
@@ -21,6 +28,7 @@ def run(experiment: Experiment) -> None:
     from mcr_jax.sample import sample
 
     e = experiment
+    ready(e)
     with stoppable("stopped by SIGTERM; every finished completion is kept, call again to go on"):
         e.refuse_other(e.origin())
         sampled = sample(e.workdir, e.config, e.shape, e.eval_cases(), e.tokenizer, e.prompt)

@@ -196,7 +196,7 @@ def _key() -> str:
     key = os.environ.get(_key_name(), "").strip()
     if not key:
         raise UsageError(
-            f"no key for Gemini: set {' or '.join(KEYS)}, or choose another in the config"
+            f"no key for Gemini: set {' or '.join(KEYS)}, or name another than gemini in the config"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UsageError(
