@@ -115,17 +115,16 @@ def _draw(
         "config": digest(json.loads(config.to_json())),
     }
     workdir.note(f"sample.{name}", facts)
-    scope = Scope(STAGE, name)
     jobs = [
         driver.Job(row=RowKey(stage=STAGE, case=r.key, model=name, sample=0), request=r)
         for r in requests
     ]
-    total, began = sum(r.n for r in requests), time.monotonic()
-    held = driver.held(scope, jobs, model, ledger)
-    if held < total:
+    began = time.monotonic()
+    work = driver.declare(Scope(STAGE, name), jobs, model, ledger)
+    if work.asked:
         announce()
-    with console.track(f"sample {name}", total, held, model.status) as progress:
-        summary = driver.run(scope, jobs, model, ledger, progress=progress.advance)
+    with console.track(f"sample {name}", work.total, work.held, model.status) as progress:
+        summary = driver.answer(work, model, ledger, progress=progress.advance)
     return Drawn(summary=summary, tokens=model.tokens, seconds=time.monotonic() - began)
 
 
