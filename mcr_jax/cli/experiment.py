@@ -109,8 +109,9 @@ class Experiment:
     def _made(self) -> dict[str, int]:
         """What stands in the workdir that work was spent on, and when it last changed, in ns."""
         w, made = self.workdir, {}
+        index = w.ledger.with_name(f"{w.ledger.name}-shm")  # which readers write, too
         for path in w.path.iterdir():
-            if path in (w.config, w.manifest, w.tokens) or path.name.startswith("."):
+            if path in (w.config, w.manifest, w.tokens, index) or path.name.startswith("."):
                 continue  # tokens are a cache
             with contextlib.suppress(FileNotFoundError):  # a log that its reader has closed
                 made[path.name] = path.stat().st_mtime_ns

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 
 import pytest
 
@@ -9,6 +10,7 @@ from mcr_jax import config as configs
 from mcr_jax.cli.experiment import Experiment
 from mcr_jax.cli.main import main
 from mcr_jax.errors import McrError, Stopped, UsageError
+from mcr_jax.generate.ledger import Ledger, Scope
 from mcr_jax.workdir import Workdir
 
 CONFIG = "from mcr_jax import config\n\n\ndef get_config():\n    return config.default()\n"
@@ -56,6 +58,19 @@ def test_a_call_that_has_made_something_keeps_its_config_though_it_fails(workdir
         made.write_text("fictional work")
         raise McrError("later")
     assert configs.load(workdir.config).sample.n == 7
+
+
+def test_reading_a_ledger_that_a_killed_call_left_open_makes_nothing(workdir, tmp_path):
+    with Ledger(tmp_path / "ledger.sqlite") as opened:
+        opened.declare(Scope("stitch", "base"), {})
+        for file in tmp_path.glob("ledger.sqlite*"):
+            shutil.copy(file, workdir.path)
+    before = recorded(workdir)
+    with pytest.raises(UsageError), experiment(workdir, n=7).working():
+        with Ledger(workdir.ledger, readonly=True) as ledger:
+            assert ledger.count() == 0
+        raise UsageError("refused")
+    assert recorded(workdir) == before
 
 
 def test_a_call_that_was_stopped_keeps_its_config(workdir):
