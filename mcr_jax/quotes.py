@@ -7,12 +7,11 @@ import functools
 import re
 import unicodedata
 
-_SAME = str.maketrans(
-    dict.fromkeys("‘’‚‛′`´", "'")
-    | dict.fromkeys("“”„‟″«»", '"')
-    | dict.fromkeys("‐‑‒–—―−", "-")
-    | {"‹": "<", "›": ">"}  # `prompts.inert` writes ‹ for <
+# Quotation marks and dashes, and the plain one that each reads as.
+PLAIN = (
+    dict.fromkeys("‘’‚‛′`´", "'") | dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‐‑‒–—―−", "-")
 )
+_SAME = str.maketrans(PLAIN | {"‹": "<", "›": ">"})  # `prompts.inert` writes ‹ for <
 
 
 def normal(text: str) -> str:

@@ -41,6 +41,12 @@ class Drawn:
     seconds: float
 
 
+def check(config: ConfigDict) -> None:
+    """Raises UsageError if config.sample names a model that is none."""
+    for name in config.sample.models:
+        store.check_name(name)
+
+
 def sample(
     workdir: Workdir,
     config: ConfigDict,
@@ -70,8 +76,7 @@ def sample(
       McrError: a checkpoint is missing, nothing fits into the devices, or the ledger cannot be
         written.
     """
-    for name in config.sample.models:
-        store.check_name(name)  # or the first would be sampled before a slip in the second is told
+    check(config)  # or the first would be sampled before a slip in the second is told
     plan = local.prepare(decoder, config, _wanted(config), tensor=config.sample.tensor)
     requests = [_request(case, config, prompt) for case in cases]
     drawn, mesh = {}, plan.mesh()
@@ -110,17 +115,16 @@ def _draw(
         "config": digest(json.loads(config.to_json())),
     }
     workdir.note(f"sample.{name}", facts)
-    scope = Scope(STAGE, name)
     jobs = [
         driver.Job(row=RowKey(stage=STAGE, case=r.key, model=name, sample=0), request=r)
         for r in requests
     ]
-    total, began = sum(r.n for r in requests), time.monotonic()
-    held = driver.held(scope, jobs, model, ledger)
-    if held < total:
+    began = time.monotonic()
+    work = driver.declare(Scope(STAGE, name), jobs, model, ledger)
+    if work.asked:
         announce()
-    with console.track(f"sample {name}", total, held, model.status) as progress:
-        summary = driver.run(scope, jobs, model, ledger, progress=progress.advance)
+    with console.track(f"sample {name}", work.total, work.held, model.status) as progress:
+        summary = driver.answer(work, model, ledger, progress=progress.advance)
     return Drawn(summary=summary, tokens=model.tokens, seconds=time.monotonic() - began)
 
 

@@ -5,12 +5,14 @@ Afterwards `tfds.load("medcasereasoning")` and `tfds.data_source("medcasereasoni
 with --traces also "medcasereasoning/stitched", which has the trace of each case beside it.
 """
 
+import os
 from collections.abc import Sequence
 
 from mcr_jax import console
 from mcr_jax.cli.experiment import SYNTHETIC, Experiment
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import McrError, UsageError
+from mcr_jax.workdir import local_folder
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,15 +26,16 @@ def main(argv: Sequence[str]) -> None:
     if not flags.parse(argv):
         return
     values = flags.values
+    traces = _checked(values["traces"].value)
     if not values["source"].value and values["workdir"].value:
         experiment = Experiment.open(flags)
         with experiment.working():
-            run(experiment, values["traces"].value)
+            run(experiment, traces)
         return
     if not values["source"].value:
         raise UsageError("--source=PATH[,PATH] is missing, or --config=FILE.py with --workdir=DIR")
     data_dir, overwrite = values["data_dir"].value or None, values["overwrite"].value
-    prepare(values["source"].value, data_dir, overwrite, values["traces"].value)
+    prepare(values["source"].value, data_dir, overwrite, traces)
 
 
 def run(experiment: Experiment, traces: str = "") -> None:
@@ -50,6 +53,20 @@ def prepare(source: str, data_dir: object, overwrite: bool = False, traces: str 
     """Builds the cases alone and, given traces, with these; says what stands there afterwards."""
     for file in dict.fromkeys(("", traces)):
         _prepare(source, data_dir, overwrite, file)
+
+
+def _checked(path: str) -> str:
+    """The path of a file of traces, "" for none; one that cannot be read is told before any work.
+
+    A shell leaves the ~ of --traces=~/FILE as it is.
+    """
+    if not path:
+        return ""
+    from mcr_jax.data import traces
+
+    file = local_folder(os.path.expanduser(path))
+    traces.read(file)
+    return str(file)
 
 
 def _prepare(source: str, data_dir: object, overwrite: bool, traces: str) -> None:

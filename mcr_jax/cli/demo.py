@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from mcr_jax import console
-from mcr_jax.cli import build, judge, score, stitch, train
+from mcr_jax.cli import build, judge, sample, score, stitch, train
 from mcr_jax.cli import eval as evaluation
 from mcr_jax.cli.experiment import Experiment, newest_step
 from mcr_jax.cli.flags import Flags
@@ -35,6 +35,7 @@ def run(experiment: Experiment) -> None:
         console.say(f"demo: nothing to do, all of it is in {workdir.path}")
         score.show(workdir.read_json(workdir.results))
     else:
+        sample.ready(experiment)
         judge.ready(experiment)
         build.run(experiment)
         if experiment.config.train.traces == "stitched":

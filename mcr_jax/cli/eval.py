@@ -18,6 +18,7 @@ def run(experiment: Experiment) -> None:
         console.say(f"eval: nothing to do, all of it is in {experiment.workdir.path}")
         score.show(experiment.workdir.read_json(experiment.workdir.results))
         return
+    sample.ready(experiment)
     judge.ready(experiment)
     sample.run(experiment)
     settled = judge.run(experiment)

@@ -16,7 +16,7 @@ from mcr_jax import config as configs
 from mcr_jax import console, prompts
 from mcr_jax.cases import SPLITS, Case
 from mcr_jax.cli.flags import Flags
-from mcr_jax.errors import UsageError
+from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.workdir import Workdir, digest, local_folder, storage_path
 
 if TYPE_CHECKING:
@@ -85,13 +85,45 @@ class Experiment:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Holds the workdir against other writers, with this config recorded in it."""
+        """Holds the workdir against other writers, with this config recorded in it.
+
+        A call that fails before it has made anything leaves the config that was recorded before, or
+        what was wrong with it would be wrong with every later call.
+        """
         with self.workdir.locked():
             self._check()  # another mcr may have been first
             path, plain = self.workdir.config, json.loads(self.config.to_json())
-            if not path.exists() or self.workdir.read_json(path) != plain:
+            recorded = self.workdir.read_json(path) if path.exists() else None
+            if recorded != plain:
                 self.workdir.write_json(path, plain)
-            yield
+            made = self._made()
+            try:
+                yield
+            except Stopped:  # called again it goes on
+                raise
+            except McrError:
+                if recorded != plain and self._made() == made:
+                    self._record_again(recorded)
+                raise
+
+    def _made(self) -> dict[str, int]:
+        """What stands in the workdir that work was spent on, and when it last changed, in ns."""
+        w, made = self.workdir, {}
+        index = w.ledger.with_name(f"{w.ledger.name}-shm")  # which readers write, too
+        for path in w.path.iterdir():
+            if path in (w.config, w.manifest, w.tokens, index) or path.name.startswith("."):
+                continue  # tokens are a cache
+            with contextlib.suppress(FileNotFoundError):  # a log that its reader has closed
+                made[path.name] = path.stat().st_mtime_ns
+        return made
+
+    def _record_again(self, recorded: dict[str, Any] | None) -> None:
+        """Puts back the config that a call found; None for none."""
+        with contextlib.suppress(McrError, OSError):  # what failed before this is to be told
+            if recorded is not None:
+                self.workdir.write_json(self.workdir.config, recorded)
+            elif self.workdir.writes:
+                self.workdir.config.unlink()
 
     @classmethod
     def open(cls, flags: Flags, judge: str = "", writes: bool = True) -> "Experiment":

@@ -64,10 +64,115 @@ class Retry:
         return min(self.backoff * 2 ** (tries - 1), self.longest) * random.uniform(0.5, 1.0)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a scope wants and what of it is open; made by `declare`, done by `answer`.
+
+    A row is open when nothing settled it: no attempt, a failed infrastructure, or malformed replies
+    with tries left (so that a kill between two tries changes nothing).
+
+    Attributes:
+      pending: the jobs with open rows, asking for these alone.
+      known: the newest attempt at every row that is wanted.
+      retry: tries and waits for INFRA_ERROR and MALFORMED.
+    """
+
+    pending: Sequence[Job]
+    known: Known
+    retry: Retry
+
+    @property
+    def total(self) -> int:
+        """How many rows are wanted."""
+        return len(self.known)
+
+    @property
+    def asked(self) -> int:
+        """How many of them are open."""
+        return sum(len(job.request.wanted) for job in self.pending)
+
+    @property
+    def held(self) -> int:
+        """How many of them are not."""
+        return self.total - self.asked
+
+
 def _is_open(attempt: Attempt | None, attempts: int) -> bool:
     if attempt is None or not attempt.outcome.settled:
         return True
     return attempt.outcome is Outcome.MALFORMED and attempt.attempt < attempts
+
+
+def declare(
+    scope: Scope,
+    jobs: Iterable[Job],
+    generator: Generator,
+    ledger: Ledger,
+    retry: Retry | None = None,
+) -> Work:
+    """States in the ledger that `jobs` are all that `scope` wants; finds what of them is open.
+
+    Args:
+      scope: stage, model and judge of every job's row.
+      jobs: what is wanted; rows and request keys must be unique.
+      generator: who will answer.
+      ledger: may have answers already.
+      retry: tries and waits for INFRA_ERROR and MALFORMED.
+
+    Raises:
+      McrError: the ledger fails, or two jobs share a row or a key.
+    """
+    jobs, retry = list(jobs), retry or Retry()
+    _check_unique(jobs)
+    digests = {}
+    for job in jobs:
+        digest = job.request.digest(generator.identity)
+        digests |= dict.fromkeys(map(job.row_of, job.request.wanted), digest)
+    ledger.declare(scope, digests)
+    known, pending = ledger.answers(scope), []
+    for job in jobs:
+        wanted = job.request.wanted
+        missing = tuple(i for i in wanted if _is_open(known[job.row_of(i)], retry.attempts))
+        if missing:
+            request = dataclasses.replace(job.request, indices=missing)
+            pending.append(dataclasses.replace(job, request=request))
+    return Work(pending=pending, known=known, retry=retry)
+
+
+def answer(
+    work: Work,
+    generator: Generator,
+    ledger: Ledger,
+    *,
+    parse: Parse | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Answers what is open.
+
+    Args:
+      work: from `declare`, with the same generator and ledger.
+      generator: called with all open requests at once if its `concurrency` is 1, else with one
+        request per thread.
+      ledger: where every attempt is written, as it arrives.
+      parse: turns an OK reply's text into the row's verdict; ValueError makes it MALFORMED.
+      progress: told the number of rows settled, as they are.
+
+    Raises:
+      McrError: a row cannot be written.
+    """
+    worker = _Worker(
+        generator, ledger, work.known, parse, work.retry, progress or (lambda settled: None)
+    )
+    if generator.concurrency == 1:
+        errors = worker.answer(work.pending) if work.pending else []
+    else:
+        errors = _answer_in_threads(worker, work.pending, generator.concurrency)
+    return Summary(
+        total=work.total,
+        asked=work.asked,
+        settled=work.asked - len(errors),
+        errors=tuple(dict.fromkeys(errors)),
+    )
 
 
 def run(
@@ -80,67 +185,9 @@ def run(
     retry: Retry | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Declares `jobs` to be all that `scope` wants, and answers those still open in the ledger.
-
-    A row is open when nothing settled it: no attempt, a failed infrastructure, or malformed replies
-    with tries left (so that a kill between two tries changes nothing).
-
-    Args:
-      scope: stage, model and judge of every job's row.
-      jobs: what is wanted; rows and request keys must be unique.
-      generator: who answers; called with all open requests at once if its `concurrency` is 1,
-        else with one request per thread.
-      ledger: where every attempt is written, as it arrives.
-      parse: turns an OK reply's text into the row's verdict; ValueError makes it MALFORMED.
-      retry: tries and waits for INFRA_ERROR and MALFORMED.
-      progress: told the number of rows settled, as they are.
-
-    Raises:
-      McrError: a row cannot be written, or two jobs share a row or a key.
-    """
-    jobs, retry = list(jobs), retry or Retry()
-    known = _declared(scope, jobs, generator, ledger)
-    pending = []
-    for job in jobs:
-        wanted = job.request.wanted
-        missing = tuple(i for i in wanted if _is_open(known[job.row_of(i)], retry.attempts))
-        if missing:
-            request = dataclasses.replace(job.request, indices=missing)
-            pending.append(dataclasses.replace(job, request=request))
-    worker = _Worker(generator, ledger, known, parse, retry, progress or (lambda settled: None))
-    if generator.concurrency == 1:
-        errors = worker.answer(pending) if pending else []
-    else:
-        errors = _answer_in_threads(worker, pending, generator.concurrency)
-    asked = sum(len(job.request.wanted) for job in pending)
-    return Summary(
-        total=sum(len(job.request.wanted) for job in jobs),
-        asked=asked,
-        settled=asked - len(errors),
-        errors=tuple(dict.fromkeys(errors)),
-    )
-
-
-def held(
-    scope: Scope,
-    jobs: Sequence[Job],
-    generator: Generator,
-    ledger: Ledger,
-    retry: Retry | None = None,
-) -> int:
-    """How many rows `run`, of the same arguments, would not ask for; declares as it does."""
-    known, attempts = _declared(scope, jobs, generator, ledger), (retry or Retry()).attempts
-    return sum(not _is_open(attempt, attempts) for attempt in known.values())
-
-
-def _declared(scope: Scope, jobs: Sequence[Job], generator: Generator, ledger: Ledger) -> Known:
-    _check_unique(jobs)
-    digests = {}
-    for job in jobs:
-        digest = job.request.digest(generator.identity)
-        digests |= dict.fromkeys(map(job.row_of, job.request.wanted), digest)
-    ledger.declare(scope, digests)
-    return ledger.answers(scope)
+    """`declare` and `answer` in one."""
+    work = declare(scope, jobs, generator, ledger, retry)
+    return answer(work, generator, ledger, parse=parse, progress=progress)
 
 
 def _check_unique(jobs: Sequence[Job]) -> None:

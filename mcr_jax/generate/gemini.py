@@ -195,7 +195,9 @@ def _key_name() -> str:
 def _key() -> str:
     key = os.environ.get(_key_name(), "").strip()
     if not key:
-        raise UsageError(f"no key for Gemini: set {KEYS[0]} (or judge with judge.name=offline)")
+        raise UsageError(
+            f"no key for Gemini: set {' or '.join(KEYS)}, or name another than gemini in the config"
+        )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UsageError(
             f"{_key_name()} is no key: it holds white space or characters beyond ASCII"

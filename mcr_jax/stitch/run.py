@@ -152,17 +152,16 @@ def _answers(
 ) -> Mapping[RowKey, Attempt]:
     """Every wanted row's newest attempt. Raises McrError if one has none that settles it."""
     scope = Scope(STAGE, model)
-    held = driver.held(scope, jobs, generator, ledger)
-    total = sum(len(job.request.wanted) for job in jobs)
+    work = driver.declare(scope, jobs, generator, ledger)
     label = f"stitch, sample {drawn} of a case" if drawn > 1 else "stitch"
-    with console.track(label, total, held, status) as progress:
-        summary = driver.run(scope, jobs, generator, ledger, progress=progress.advance)
+    with console.track(label, work.total, work.held, status) as progress:
+        summary = driver.answer(work, generator, ledger, progress=progress.advance)
     answers = ledger.answers(scope)
     left = [row for row, a in answers.items() if a is None or not a.outcome.settled]
     if left:
         why = f" ({summary.errors[0]})" if summary.errors else ""
         raise McrError(
-            f"{len(left)} of {total} traces could not be had{why}; the others are kept: run "
+            f"{len(left)} of {work.total} traces could not be had{why}; the others are kept: run "
             "`mcr stitch` again to go on"
         )
     return answers

@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 
 from mcr_jax import console
 from mcr_jax.errors import McrError, Stopped, UsageError
+from mcr_jax.sigterm import hears, stoppable
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 TIMEOUT = "MCR_PEER_TIMEOUT"  # seconds that one process waits for the others; 300 unless set
@@ -209,7 +210,7 @@ def listening() -> Iterator[Callable[[int], bool]]:
         calls = itertools.count(1)
         yield _told_once(lambda step: multihost_utils.reached_preemption_sync_point(next(calls)))
         return
-    if not _hears():
+    if not hears():
         yield lambda step: False
         return
     before = signal.signal(signal.SIGTERM, lambda *_: _ASKED.set())
@@ -238,36 +239,19 @@ def _told_once(stop: Callable[[int], bool]) -> Callable[[int], bool]:
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
     """What signals do in the block while nobody listens: SIGUSR1 nothing, SIGTERM as `together`."""
-    if not _hears():
+    if not hears():
         yield
         return
-    # jax's service took SIGTERM over when several processes joined.
-    alone = not jax.distributed.is_initialized()
-
-    def stop(*_: object) -> None:
-        _ASKED.set()
-        raise Stopped(told)
-
-    told = "stopped by SIGTERM while no step was under way; call again to go on"
-    before = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, signal.SIG_IGN)}
-    if alone:
-        _ASKED.clear()
-        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    alone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if not jax.distributed.is_initialized():  # else jax's service took SIGTERM over
+        told = "stopped by SIGTERM while no step was under way; call again to go on"
+        alone = stoppable(told, _ASKED)
     try:
-        yield
-    except Exception as error:
-        # What was under way may have taken it for a fault of its own.
-        if alone and _ASKED.is_set() and not isinstance(error, Stopped):
-            raise Stopped(told) from error
-        raise
+        with alone:
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _hears() -> bool:
-    """Whether signals come to this thread."""
-    return threading.current_thread() is threading.main_thread()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def _given(environment: Mapping[str, str]) -> Place | None:

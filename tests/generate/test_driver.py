@@ -93,13 +93,26 @@ def test_more_samples_ask_for_the_new_ones_only(ledger):
 
 
 def test_what_is_held_is_what_a_run_would_not_ask_for(ledger):
+    def held(*jobs):
+        work = driver.declare(SCOPE, jobs, generator, ledger)
+        assert work.total == work.held + work.asked == sum(job.request.n for job in jobs)
+        return work.held
+
     generator = Scripted(failing(Outcome.INFRA_ERROR))
-    assert driver.held(SCOPE, [job(n=2)], generator, ledger) == 0
+    assert held(job(n=2)) == 0
     run([job(n=2)], Scripted(), ledger)
     run([job(n=1)], Scripted(), ledger)
-    assert driver.held(SCOPE, [job(n=3)], generator, ledger) == 2
+    assert held(job(n=3)) == 2
     run([job("other")], generator, ledger)
-    assert driver.held(SCOPE, [job("other"), job(n=2)], generator, ledger) == 2
+    assert held(job("other"), job(n=2)) == 2
+
+
+def test_work_that_is_declared_is_answered_once(ledger):
+    generator = Scripted()
+    work = driver.declare(SCOPE, [job("a", n=2), job("b")], generator, ledger)
+    assert not generator.asked and not any(attempts(ledger).values())
+    assert driver.answer(work, generator, ledger) == driver.Summary(total=3, asked=3, settled=3)
+    assert generator.asked == [("a", 0), ("a", 1), ("b", 0)]
 
 
 @pytest.mark.parametrize(

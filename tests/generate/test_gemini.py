@@ -10,7 +10,7 @@ import pytest
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate import driver
 from mcr_jax.generate.api import Outcome, Request, Usage
-from mcr_jax.generate.gemini import Gemini
+from mcr_jax.generate.gemini import KEYS, Gemini
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope
 
 SCHEMA = {"type": "object", "properties": {"same": {"type": "boolean"}}, "required": ["same"]}
@@ -260,6 +260,15 @@ def test_key_that_cannot_be_used_is_a_usage_error_that_does_not_show_it(monkeypa
     with pytest.raises(UsageError, match="GEMINI_API_KEY") as raised:
         Gemini("m")
     assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_the_line_about_a_missing_key_fits_whatever_gemini_is_for(monkeypatch):
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match="set GEMINI_API_KEY or GOOGLE_API_KEY") as raised:
+        Gemini("m")
+    for stage in ("judg", "stitch", "sampl"):
+        assert stage not in str(raised.value)
 
 
 @pytest.mark.parametrize("url", ["localhost:80", "ftp://here", "http://"])

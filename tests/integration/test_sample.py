@@ -63,3 +63,15 @@ def test_every_way_to_sample_ends_in_the_ledger_with_its_plan_in_the_manifest(mc
     for row in drawn:
         assert row["mean_logprob"] < 0
         assert row["text"].find("e") in (-1, len(row["text"]) - 1)
+
+
+def test_options_that_are_refused_at_once_are_not_those_of_the_next_call(mcr, workdir):
+    before = (workdir / "config.json").read_bytes()
+    for option, told in (
+        ("sample.models=base,tuned", "there is no model 'tuned'"),
+        ("sample.tensor=3", "config.sample.tensor=3 does not divide the 1 devices"),
+        ("data.eval_split=tset", "config.data.eval_split='tset'"),
+    ):
+        assert told in mcr.fails(2, "sample", f"--workdir={workdir}", f"--config.{option}")
+        assert (workdir / "config.json").read_bytes() == before
+    assert mcr.ok("sample", f"--workdir={workdir}").count("nothing to do") == len(MODELS)

@@ -1,0 +1,45 @@
+"""SIGTERM, as a scheduler sends it before it takes the machine away: the work stops and says so."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+from mcr_jax.errors import Stopped
+
+
+def hears() -> bool:
+    """Whether signals come to this thread."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextlib.contextmanager
+def stoppable(told: str, asked: threading.Event | None = None) -> Iterator[None]:
+    """SIGTERM ends the block wherever it is, as Ctrl-C does; in a thread that hears none, nothing.
+
+    Args:
+      told: the line of `Stopped`.
+      asked: set when the signal comes, for what may go on after it in the block.
+
+    Raises:
+      Stopped: the signal came, also where what was under way took it for a fault of its own.
+    """
+    if not hears():
+        yield
+        return
+    asked = asked or threading.Event()
+    asked.clear()
+
+    def stop(*_: object) -> None:
+        asked.set()
+        raise Stopped(told)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except Exception as error:
+        if asked.is_set() and not isinstance(error, Stopped):
+            raise Stopped(told) from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,78 @@
+"""`mcr build --traces`: where the file may be, and what is told of it before any work."""
+
+import pathlib
+
+import pytest
+import tensorflow_datasets as tfds
+
+from mcr_jax import synthetic
+from mcr_jax.cases import write_jsonl
+from mcr_jax.cli.main import main
+from mcr_jax.data import traces
+
+CASES = synthetic.cases(3, {"train": 3, "test": 1})
+
+
+def row(case) -> traces.Trace:
+    return traces.Trace(
+        fingerprint=case.fingerprint,
+        split=case.split,
+        trace=f"All of it means {case.final_diagnosis}.",
+        source=traces.STITCHED,
+        model="base",
+        model_version="v1",
+        prompt="p",
+        attempts=1,
+        outcomes=("OK",),
+        faults_first=(),
+        faults=(),
+        coverage_first=1.0,
+        coverage=1.0,
+        additions_first=(),
+        additions=(),
+        length_first=1.0,
+        length=1.0,
+    )
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> pathlib.Path:
+    """A home and working directory with cases, their traces and files that are no traces."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(CASES, tmp_path / "clinic.jsonl")
+    traces.write(tmp_path / "traces.parquet", [row(c) for c in CASES if c.split == "train"])
+    (tmp_path / "notes.parquet").write_text("fictional notes")
+    return tmp_path
+
+
+def test_a_tilde_stands_for_the_home_in_the_path_of_the_traces(home):
+    flags = ["--source=clinic.jsonl", "--data_dir=tfds", "--traces=~/traces.parquet"]
+    assert main(["build", *flags]) == 0
+    stitched = tfds.data_source("medcasereasoning/stitched", data_dir="tfds", split="train")
+    assert {example["trace"].decode() for example in stitched} == {
+        row(case).trace for case in CASES if case.split == "train"
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "told"),
+    [
+        ("nowhere.parquet", 1, "nowhere.parquet: no traces here; run `mcr stitch` first"),
+        ("~/nowhere.parquet", 1, "nowhere.parquet: no traces here"),
+        ("~nobody_of_that_name/traces.parquet", 1, "no traces here"),
+        ("notes.parquet", 1, "notes.parquet is not a whole file of traces"),
+        ("clinic.jsonl", 1, "clinic.jsonl is not a whole file of traces"),
+        (".", 1, "is not a whole file of traces"),
+        ("gs://bucket/traces.parquet", 2, "gs://bucket/traces.parquet is not a local"),
+    ],
+)
+@pytest.mark.parametrize("where", [["--source=clinic.jsonl", "--data_dir=tfds"], ["--workdir=w"]])
+def test_traces_that_cannot_be_read_are_told_before_anything_is_made(
+    home, capsys, path, status, told, where
+):
+    before = sorted(home.rglob("*"))
+    assert main(["build", *where, f"--traces={path}"]) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mcr build: ") and told in line
+    assert sorted(home.rglob("*")) == before

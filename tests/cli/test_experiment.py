@@ -1,0 +1,101 @@
+"""What a call leaves in config.json of its workdir: what the next ones go by."""
+
+import os
+import pathlib
+import shutil
+
+import pytest
+
+from mcr_jax import config as configs
+from mcr_jax.cli.experiment import Experiment
+from mcr_jax.cli.main import main
+from mcr_jax.errors import McrError, Stopped, UsageError
+from mcr_jax.generate.ledger import Ledger, Scope
+from mcr_jax.workdir import Workdir
+
+CONFIG = "from mcr_jax import config\n\n\ndef get_config():\n    return config.default()\n"
+
+
+@pytest.fixture(params=["new", "worked in"])
+def workdir(request, tmp_path) -> Workdir:
+    """One without and one with a config, and results of long ago, from a call before."""
+    made = Workdir(tmp_path / "w")
+    if request.param == "worked in":
+        with experiment(made, n=3).working():
+            made.write_json(made.results, {})
+        os.utime(made.results, (1, 1))
+    return made
+
+
+def experiment(workdir, n: int) -> Experiment:
+    config = configs.default()
+    config.sample.n = n
+    return Experiment(config.lock(), workdir)
+
+
+def recorded(workdir) -> bytes | None:
+    return workdir.config.read_bytes() if workdir.config.exists() else None
+
+
+@pytest.mark.parametrize("fault", [McrError, UsageError])
+def test_a_call_that_fails_before_it_has_made_anything_leaves_the_config_of_before(workdir, fault):
+    before = recorded(workdir)
+    with pytest.raises(fault, match="refused"), experiment(workdir, n=7).working():
+        assert configs.load(workdir.config).sample.n == 7
+        workdir.note("data", {"cases": 2})
+        raise fault("refused")
+    assert recorded(workdir) == before
+    with experiment(workdir, n=5).working():
+        pass
+    assert configs.load(workdir.config).sample.n == 5
+
+
+@pytest.mark.parametrize("name", ["ledger.sqlite", "results.json", "checkpoints/4/params"])
+def test_a_call_that_has_made_something_keeps_its_config_though_it_fails(workdir, name):
+    with pytest.raises(McrError, match="later"), experiment(workdir, n=7).working():
+        made = workdir.path / name
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.write_text("fictional work")
+        raise McrError("later")
+    assert configs.load(workdir.config).sample.n == 7
+
+
+def test_reading_a_ledger_that_a_killed_call_left_open_makes_nothing(workdir, tmp_path):
+    with Ledger(tmp_path / "ledger.sqlite") as opened:
+        opened.declare(Scope("stitch", "base"), {})
+        for file in tmp_path.glob("ledger.sqlite*"):
+            shutil.copy(file, workdir.path)
+    before = recorded(workdir)
+    with pytest.raises(UsageError), experiment(workdir, n=7).working():
+        with Ledger(workdir.ledger, readonly=True) as ledger:
+            assert ledger.count() == 0
+        raise UsageError("refused")
+    assert recorded(workdir) == before
+
+
+def test_a_call_that_was_stopped_keeps_its_config(workdir):
+    with pytest.raises(Stopped), experiment(workdir, n=7).working():
+        raise Stopped("call again to go on")
+    assert configs.load(workdir.config).sample.n == 7
+
+
+def test_one_that_does_not_write_takes_away_no_config_of_the_one_that_does(workdir):
+    peer = Workdir(workdir.path, writes=False)
+    with pytest.raises(UsageError), experiment(peer, n=7).working():
+        with experiment(workdir, n=7).working():
+            pass
+        raise UsageError("refused")
+    assert configs.load(workdir.config).sample.n == 7
+
+
+@pytest.mark.parametrize("command", ["sample", "eval", "demo"])
+def test_a_model_that_is_none_is_refused_before_anything_is_made(
+    tmp_path, monkeypatch, capsys, command
+):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("plain.py").write_text(CONFIG)
+    flags = ["--config=plain.py", "--workdir=w"]
+    assert main([command, *flags, "--config.sample.models=base,tuned"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"mcr {command}: there is no model 'tuned': there are base and sft"
+    assert [path.name for path in pathlib.Path("w").iterdir()] == [".lock"]

@@ -1,0 +1,61 @@
+"""SIGTERM ends a block of work with one line, and is what it was before afterwards."""
+
+import contextlib
+import os
+import signal
+import threading
+
+import pytest
+
+from mcr_jax.errors import McrError, Stopped
+from mcr_jax.sigterm import stoppable
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def as_a_fault_of_its_own():
+    try:
+        terminate()
+    except McrError as error:
+        raise ValueError("the row cannot be read") from error
+
+
+@pytest.mark.parametrize("work", [terminate, as_a_fault_of_its_own])
+def test_sigterm_ends_the_block_and_is_deadly_again_afterwards(work):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="all of it is kept"), stoppable("all of it is kept"):
+        work()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_fault_without_sigterm_stays_what_it_is():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="mine"), stoppable("stopped"):
+        raise ValueError("mine")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_that_was_swallowed_is_told_to_what_goes_on_and_forgotten_by_the_next_block():
+    asked = threading.Event()
+    with stoppable("stopped", asked):
+        with contextlib.suppress(McrError):
+            terminate()
+        assert asked.is_set()
+    with pytest.raises(ValueError, match="later"), stoppable("stopped", asked):
+        raise ValueError("later")
+    assert not asked.is_set()
+
+
+def test_in_another_thread_the_signal_is_left_alone():
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with stoppable("stopped"):
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before]
