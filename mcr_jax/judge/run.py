@@ -151,22 +151,11 @@ def _run(
     config: ConfigDict,
 ) -> tuple[dict[str, int], str]:
     """Answers one scope; returns its counts and, if rows have no verdict, a line about them."""
-    before = ledger.answers(scope)
-    done = sum(
-        attempt.verdict is not None and attempt.digest == job.request.digest(generator.identity)
-        for job in jobs
-        if (attempt := before.get(job.row))
-    )
-    with console.track(f"{scope.stage} of {scope.model}", len(jobs), done) as track:
-        summary = driver.run(
-            scope,
-            jobs,
-            generator,
-            ledger,
-            parse=_PARSE[scope.stage],
-            retry=driver.Retry(attempts=config.judge.attempts),
-            progress=track.advance,
-        )
+    retry = driver.Retry(attempts=config.judge.attempts)
+    work = driver.declare(scope, jobs, generator, ledger, retry)
+    label, parse = f"{scope.stage} of {scope.model}", _PARSE[scope.stage]
+    with console.track(label, work.total, work.held) as track:
+        summary = driver.answer(work, generator, ledger, parse=parse, progress=track.advance)
     left = [a for a in ledger.answers(scope).values() if a is None or a.verdict is None]
     counts = (summary.total, summary.asked, summary.settled, len(left))
     return dict(zip(_COUNTS, counts, strict=True)), _why(left, summary) if left else ""

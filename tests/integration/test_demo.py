@@ -19,14 +19,14 @@ ARTIFACTS = ("config.json", "manifest.json", "metrics.jsonl", "ledger.sqlite", "
 
 
 def _state(workdir: pathlib.Path) -> dict[str, tuple[int, str]]:
-    """Time and content of every file but the lock's, which is opened to be held."""
+    """Time and content of every file but the lock's and SQLite's index, which readers touch."""
     return {
         str(path.relative_to(workdir)): (
             path.stat().st_mtime_ns,
             hashlib.sha256(path.read_bytes()).hexdigest(),
         )
         for path in sorted(workdir.rglob("*"))
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and path.name not in (".lock", "ledger.sqlite-shm")
     }
 
 
