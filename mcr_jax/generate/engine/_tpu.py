@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 LANES = 128
 BLOCKS = (512, 256, 128)  # keys that a program reads; the largest that fits
-_BYTES = 1 << 20  # of keys in a program, as many of values, both twice: well below any TPU's VMEM
+_BYTES = 1 << 20  # of keys in a program, as many of values, both twice
 _ROWS = 16  # queries are padded to a multiple, of bfloat16's tiles
 _MASKED = -1e30
 

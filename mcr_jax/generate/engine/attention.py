@@ -109,17 +109,18 @@ def keep(x: jax.Array, like: Kept) -> Kept:
 
 def put(layer: Layer, k: jax.Array, v: jax.Array, place: jax.Array, kernel: str) -> Layer:
     """The layer with k, v [B, K, D] at each slot's place, int32 [B], in its answer."""
-    rows = jnp.arange(place.shape[0])
+    # By heads, too: else XLA turns the whole store of a TPU round, and back, to write to it.
+    slot, head, place = jnp.arange(k.shape[0])[:, None], jnp.arange(k.shape[1]), place[:, None]
     k, v = keep(k, layer.keys), keep(v, layer.values)
 
     def at_place(old, new):
-        return old.at[rows, :, place].set(new)
+        return old.at[slot, head, place].set(new)
 
     values = jax.tree.map(at_place, layer.values, v)
     if kernel != "xla":
         return layer._replace(keys=jax.tree.map(at_place, layer.keys, k), values=values)
     strip = layer.keys.values.shape[-1]
-    keys = layer.keys.values.at[rows, :, place // strip, :, place % strip].set(k.values)
+    keys = layer.keys.values.at[slot, head, place // strip, :, place % strip].set(k.values)
     scale = jax.tree.map(at_place, layer.keys.scale, k.scale)
     return layer._replace(keys=Kept(keys, scale), values=values)
 
@@ -274,7 +275,6 @@ def _xla(q: jax.Array, keys: Kept, values: Kept, sight: _Sight, scale: float) ->
     """q [N, K, M, G, D] over S keys."""
     S = values.values.shape[2]
     size = min(S, BLOCK)
-
     strip = keys.values.shape[-1]
     strips = size // strip
 

@@ -6,9 +6,10 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from mcr_jax.generate.engine.attention import Kept, Layer, attention, places, refusal
-from mcr_jax.generate.engine.state import Shape
+from mcr_jax.generate.engine.attention import attention, places, refusal
+from mcr_jax.generate.engine.state import Shape, blueprint
 from mcr_jax.model.config import DecoderConfig
+from mcr_jax.model.sharding import one_device
 
 _CAPABILITY = 8.0  # of bfloat16 in tensor cores
 
@@ -21,7 +22,7 @@ def choose(c: DecoderConfig, shape: Shape) -> str:
     asked = device, c.dtype, shape.kv_dtype or c.dtype
     refused = refusal(*asked, None, c.head_dim) or _lacks(device)
     if not refused and device == "tpu":
-        refused = _fault(*asked, c.heads, c.kv_heads, c.head_dim)
+        refused = _fault(c, shape)
     if refused:
         _log_once(f"xla (pallas on {device}: {refused})")
         return "xla"
@@ -43,19 +44,20 @@ def _lacks(device: str) -> str | None:
 
 
 @functools.cache
-def _fault(device: str, dtype: str, kept: str, heads: int, kv_heads: int, size: int) -> str | None:
-    """What the compiler says against the kernel at these heads; generations of TPUs differ."""
-    scale = jnp.ones((1, kv_heads, 512)) if kept == "int8" else None
-    own = Kept(jnp.zeros((1, kv_heads, 512, size), kept), scale)
-    zero = jnp.zeros(1, jnp.int32)
-    at = places(zero, zero, zero == 0, zero + 1, zero + 1, ranks=10)
+def _fault(c: DecoderConfig, shape: Shape) -> str | None:
+    """What the compiler says against a TPU's kernel of this size; generations of TPUs differ."""
+    layer = blueprint(c, shape, one_device(), "tpu").layers[0]
+    slots, prompts = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (shape.slots, shape.prompts))
+    window = c.window if any(c.local_layers) else None
 
-    def trial(q) -> jax.Array:
-        return attention(q, Layer(own, own, own, own), at, window=1, scale=1.0, kernel=device)
+    def trial(q, layer, of_slot, of_prompt) -> jax.Array:
+        at = places(of_slot, of_slot, of_slot == 0, of_prompt, of_slot, shape.share)
+        return attention(q, layer, at, window=window, scale=1.0, kernel="tpu")
 
+    q = jax.ShapeDtypeStruct((shape.slots, c.heads, c.head_dim), c.dtype)
     try:
-        jax.jit(trial).lower(jax.ShapeDtypeStruct((1, heads, size), dtype)).compile()
-    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as e:
+        jax.jit(trial).lower(q, layer, slots, prompts).compile()
+    except Exception as e:  # noqa: BLE001 - the class of what a TPU's compiler raises is private
         return str(e).partition("\n")[0][:200]
     return None
 

@@ -306,41 +306,45 @@ def _forward(program: Program, weights: Weights, state: State, at: decoding.Plac
     A slot without one writes to a place that its first token's will take.
     """
     c = program.config
-    place = at.lengths - 1
-    positions = state.prompt_lengths[state.slots.prompt] + place
+    positions = state.prompt_lengths[state.slots.prompt] + at.lengths - 1
     x = embed(c, weights.embedding, state.last)
     turns = {local: turn(c, positions, local=local) for local in {*c.local_layers, False}}
     layers = []
     for index, (layer, kept) in enumerate(zip(weights.layers, state.layers, strict=True)):
         window = c.window if c.is_local(index) else None
-
         kernel = layer_kernel(c, program.shape, program.kernel, index)
 
         def attend(q, k, v, kept=kept, window=window, kernel=kernel):
-            kept = decoding.put(kept, k, v, place, kernel)
-            return _attended(program, q, kept, at, window, kernel), kept
+            return _attended(program, q, k, v, kept, at, window, kernel)
 
         x, kept = block(c, layer, x, turns[c.is_local(index)], attend)
         layers.append(kept)
     return _logits(c, weights.final_norm, _head(weights), x), tuple(layers)
 
 
-def _attended(program: Program, q, kept, at: decoding.Places, window: int | None, kernel: str):
-    """Attention of the step; a device of the tensor axis has its heads, if they come out even."""
+def _attended(program: Program, q, k, v, kept, at: decoding.Places, window, kernel: str):
+    """Attention of the step, and what is kept with k, v [B, K, D] of its tokens.
+
+    A device of the tensor axis has its heads, if they come out even.
+    """
     c, mesh = program.config, program.mesh
     scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
-    attend = functools.partial(decoding.attention, window=window, scale=scale, kernel=kernel)
+
+    def attend(q, k, v, kept, at):
+        kept = decoding.put(kept, k, v, at.lengths - 1, kernel)
+        return decoding.attention(q, kept, at, window=window, scale=scale, kernel=kernel), kept
+
     if kernel == "xla" and mesh.shape["tensor"] == 1:
-        return attend(q, kept, at)
+        return attend(q, k, v, kept, at)
     whole = PartitionSpec()
     heads = whole if c.kv_heads % mesh.shape["tensor"] else PartitionSpec(None, "tensor")
     return jax.shard_map(
         attend,
-        in_specs=(heads, heads, whole),
-        out_specs=heads,
+        in_specs=(heads, heads, heads, heads, whole),
+        out_specs=(heads, heads),
         axis_names=set(mesh.axis_names) - {"data"},  # all: XLA cannot partition a kernel
         check_vma=False,
-    )(q, kept, at)
+    )(q, k, v, kept, at)
 
 
 def _head(weights: Weights) -> jax.Array:

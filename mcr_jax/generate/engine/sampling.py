@@ -64,7 +64,7 @@ def draw(
 
     Returns:
       The tokens, int32 [B], and their log-probabilities (nats) under the logits as they are,
-      without temperature and filters, float32 [B]; NaN where a logit is NaN or +inf.
+      without temperature and filters, float32 [B]; NaN where one is NaN or +inf, or all are -inf.
     """
     B, V = logits.shape
     x = jnp.pad(logits, ((0, 0), (0, -V % _BLOCK)), constant_values=-jnp.inf)

@@ -94,6 +94,19 @@ def test_blocks_beyond_the_longest_sequence_change_no_bit(monkeypatch):
     np.testing.assert_array_equal(one, two)
 
 
+def test_blocks_before_every_window_are_not_read(monkeypatch):
+    """Nor prompts that lie before them: what is no number there would reach the outcome."""
+    monkeypatch.setattr(decoding, "BLOCK", 4)
+    monkeypatch.setattr(decoding, "TILE", 3)
+    lengths = LENGTHS[0], np.array([7, 8, 8, 7, 8])
+    q, prompt, own = made(lengths=lengths)
+    expected = reference(q, prompt, own, 3, 0.3, lengths)
+    for x in (*prompt, *own):
+        x[:, :, :4] = np.nan
+    got = attended(q, prompt, own, window=3, lengths=lengths)
+    np.testing.assert_allclose(got[ALIVE], expected[ALIVE], atol=3e-6)
+
+
 def test_keys_and_values_of_eight_bits_are_close():
     q, prompt, own = made()
     got = attended(q, prompt, own, kv="int8")

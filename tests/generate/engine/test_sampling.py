@@ -169,6 +169,24 @@ def test_rows_of_one_batch_are_drawn_each_in_its_own_way():
         np.testing.assert_array_equal(tokens[part == i], np.asarray(same)[part == i])
 
 
+def test_what_other_rows_ask_for_changes_no_bit_of_a_row():
+    rows, vocabulary = 64, 9000
+    logits = np.random.default_rng(0).normal(0, 3, (rows, vocabulary)).astype(np.float32)
+    logits[5] = np.nan
+    keys = keyed(0, jnp.full(rows, 5, jnp.uint32), jnp.arange(rows))
+    mixed = Options(
+        temperature=jnp.where(jnp.arange(rows) % 5 == 3, 0.0, 0.9),
+        top_k=jnp.asarray([0, 20, 300, 0], jnp.int32)[jnp.arange(rows) % 4],
+        top_p=jnp.asarray([1.0, 0.9, 1.0], jnp.float32)[jnp.arange(rows) % 3],
+    )
+    together = drawn(keys, jnp.zeros(rows, int), logits, mixed)
+    for row in (0, 1, 2, 3, 4, 6, 7, 9):
+        same = jax.tree.map(lambda x, row=row: jnp.broadcast_to(x[row], (rows,)), mixed)
+        alone = drawn(keys, jnp.zeros(rows, int), logits, same)
+        for a, b in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(np.asarray(a)[row], np.asarray(b)[row])
+
+
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_told_and_end(broken):
     logits = np.zeros(300, np.float32)
