@@ -127,7 +127,7 @@ def test_the_gpu_kernel_computes_the_same():
     np.testing.assert_allclose(np.float32(got)[ALIVE], np.float32(same)[ALIVE], atol=0.02)
 
 
-@pytest.mark.parametrize("window", [None, 1, 3, 6, 200])
+@pytest.mark.parametrize("window", [None, 3, 200])
 @pytest.mark.parametrize("kv", ["same", "int8"])
 def test_the_tpu_kernel_computes_the_same(monkeypatch, kv, window):
     """In pallas' interpreter; two blocks to a sequence, of which one may have nothing to see."""
