@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import tensorflow_datasets as tfds
+from trace_rows import row
 
 from mcr_jax import errors, synthetic
 from mcr_jax.build import build
@@ -15,28 +16,6 @@ from mcr_jax.data import dataset, traces
 
 CASES = synthetic.cases(9, {"train": 120, "val": 3, "test": 2})
 SPLITS = {"train": 120, "val": 3, "test": 2}
-
-
-def row(case, trace: str = "") -> traces.Trace:
-    return traces.Trace(
-        fingerprint=case.fingerprint,
-        split=case.split,
-        trace=trace or f"All of it means {case.final_diagnosis}.",
-        source=traces.JOINED if trace else traces.STITCHED,
-        model="base",
-        model_version="v1",
-        prompt="p",
-        attempts=1,
-        outcomes=("OK",),
-        faults_first=(),
-        faults=(),
-        coverage_first=1.0,
-        coverage=1.0,
-        additions_first=(),
-        additions=(),
-        length_first=1.0,
-        length=1.0,
-    )
 
 
 TRACED = [row(case) for case in CASES if case.split != "test"]
@@ -126,7 +105,9 @@ def test_built_again_it_is_done_and_other_traces_are_refused_until_overwritten(
 ):
     assert build(source, built, traces_path=traces_path).already_done
     other = tmp_path / "other.parquet"
-    traces.write(other, [row(c, "Joined.") for c in CASES if c.split != "test"])
+    traces.write(
+        other, [row(c, trace="Joined.", source=traces.JOINED) for c in CASES if c.split != "test"]
+    )
     with pytest.raises(errors.McrError, match=r"holds a dataset of other traces .*--overwrite"):
         build(source, built, traces_path=str(other))
     folder = tmp_path / "tfds"

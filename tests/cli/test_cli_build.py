@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 import tensorflow_datasets as tfds
+from trace_rows import row
 
 from mcr_jax import synthetic
 from mcr_jax.cases import write_jsonl
@@ -11,28 +12,6 @@ from mcr_jax.cli.main import main
 from mcr_jax.data import traces
 
 CASES = synthetic.cases(3, {"train": 3, "test": 1})
-
-
-def row(case) -> traces.Trace:
-    return traces.Trace(
-        fingerprint=case.fingerprint,
-        split=case.split,
-        trace=f"All of it means {case.final_diagnosis}.",
-        source=traces.STITCHED,
-        model="base",
-        model_version="v1",
-        prompt="p",
-        attempts=1,
-        outcomes=("OK",),
-        faults_first=(),
-        faults=(),
-        coverage_first=1.0,
-        coverage=1.0,
-        additions_first=(),
-        additions=(),
-        length_first=1.0,
-        length=1.0,
-    )
 
 
 @pytest.fixture

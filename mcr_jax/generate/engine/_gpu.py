@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 BLOCK = 128
+EVEN = BLOCK  # places are kept in multiples of it
 
 
 def refusal(dtype: str, kept: str, window: int | None, head_dim: int) -> str | None:
@@ -22,8 +23,10 @@ def refusal(dtype: str, kept: str, window: int | None, head_dim: int) -> str | N
     return None
 
 
-def attention(q, keys, values, ends, scale: float, *, interpret: bool) -> tuple[jax.Array, ...]:
-    """Output, maximum and sum of queries [N, K, M, G, D]; those of n see its first ends[n] keys."""
+def attention(
+    q, keys, values, begins: None, ends, scale: float, *, interpret: bool
+) -> tuple[jax.Array, ...]:
+    """As `_tpu.attention`; queries of n see its first ends[n] keys, as no window is served."""
     from jax.experimental.pallas.ops.gpu import decode_attention  # nobody else needs pallas
 
     N, K, M, G, D = q.shape

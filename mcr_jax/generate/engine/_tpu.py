@@ -12,11 +12,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from mcr_jax.model._blockwise import MASKED
+
 LANES = 128
+EVEN = LANES  # places are kept in multiples of it
 BLOCKS = (512, 256, 128)  # keys that a program reads; the largest that fits
 _BYTES = 1 << 20  # of keys in a program, as many of values, both twice
 _ROWS = 16  # queries are padded to a multiple, of bfloat16's tiles
-_MASKED = -1e30
 
 
 def refusal(dtype: str, kept: str, window: int | None, head_dim: int) -> str | None:
@@ -130,7 +132,7 @@ def _program(sequence, place, ends, q, *refs, scale: float, windowed: bool, scal
     @pl.when((i == 0) | (sequence[jnp.maximum(i - 1, 0)] != n))
     def _():
         out[...] = jnp.zeros_like(out)
-        top[...] = jnp.full_like(top, _MASKED)
+        top[...] = jnp.full_like(top, MASKED)
         total[...] = jnp.zeros_like(total)
 
     _, heads, block, _ = keys.shape
@@ -147,7 +149,7 @@ def _program(sequence, place, ends, q, *refs, scale: float, windowed: bool, scal
         scores = _product(query, key.astype(query.dtype), 1) * scale
         if scaled:
             scores *= key_scale[0, head : head + 1]
-        scores = jnp.where(seen, scores, _MASKED)
+        scores = jnp.where(seen, scores, MASKED)
         before = top[0, head, :, :1]
         highest = jnp.maximum(before, scores.max(axis=1, keepdims=True))
         p = jnp.exp(scores - highest)

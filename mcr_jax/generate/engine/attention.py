@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from mcr_jax.generate.engine import _gpu, _tpu
+from mcr_jax.model._blockwise import MASKED
 
 _F32 = {"preferred_element_type": jnp.float32}
-_MASKED = -1e30  # finite: a block without a visible key must not make a NaN
 _LATER = 2**30  # a place that no sequence reaches
 TILE = 4  # prompts that XLA reads at a time on a CPU
 BLOCK = 512  # keys that XLA reads at a time; blocks beyond the longest sequence are not read
@@ -200,7 +200,7 @@ def _of_device(kernel: str):
 def room(places: int, kernel: str) -> int:
     """How many places are kept so that so many fit and blocks come out even."""
     if kernel != "xla":
-        return _even(places, _gpu.BLOCK if kernel.startswith("gpu") else _tpu.LANES)
+        return _even(places, _of_device(kernel).EVEN)
     return _even(places, BLOCK if places > BLOCK else strip_of(places))
 
 
@@ -240,11 +240,9 @@ def _sights(at: Places, window: int | None) -> tuple[_Sight, _Sight]:
 
 def _by_kernel(kernel: str, q, keys: Kept, values: Kept, sight: _Sight, scale: float) -> _Part:
     """As `_xla`."""
-    device, _, interpreted = kernel.partition("-")
-    options = {"scale": scale, "interpret": bool(interpreted)}
-    if device == "gpu":
-        return _Part(*_gpu.attention(q, keys, values, sight.ends, **options))
-    return _Part(*_tpu.attention(q, keys, values, sight.begins, sight.ends, **options))
+    interpret = kernel.endswith("-interpret")
+    attend = _of_device(kernel).attention
+    return _Part(*attend(q, keys, values, sight.begins, sight.ends, scale, interpret=interpret))
 
 
 def _in_tiles(q: jax.Array, keys: Kept, values: Kept, sight: _Sight, scale: float) -> _Part:
@@ -268,7 +266,7 @@ def _in_tiles(q: jax.Array, keys: Kept, values: Kept, sight: _Sight, scale: floa
 def _nothing(q: jax.Array) -> _Part:
     """The part of queries [..., D] that have seen no key."""
     zero = jnp.zeros(q.shape[:-1], jnp.float32)
-    return _Part(jnp.zeros(q.shape, jnp.float32), zero + _MASKED, zero)
+    return _Part(jnp.zeros(q.shape, jnp.float32), zero + MASKED, zero)
 
 
 def _xla(q: jax.Array, keys: Kept, values: Kept, sight: _Sight, scale: float) -> _Part:
@@ -289,7 +287,7 @@ def _xla(q: jax.Array, keys: Kept, values: Kept, sight: _Sight, scale: float) ->
         seen = place < sight.ends[:, None, None, None]
         if sight.begins is not None:
             seen = seen & (place >= sight.begins[:, None, :, None])
-        scores = jnp.where(seen[:, None, :, :, None], scores, _MASKED)
+        scores = jnp.where(seen[:, None, :, :, None], scores, MASKED)
         top = jnp.maximum(part.top, scores.max(axis=(2, 5)))
         p = jnp.exp(scores - top[:, :, None, ..., None])
         old = jnp.exp(part.top - top)
