@@ -31,8 +31,8 @@ _COUNTS = (  # fields of which there is at least one
     "train.accumulate",
     *("train.eval_every", "train.checkpoint_every", "sample.n", "sample.max_tokens"),
     *("sample.prompt_tokens", "sample.slots", "sample.share", "score.resamples", "judge.attempts"),
-    *("judge.concurrency", "stitch.attempts", "stitch.max_tokens", "stitch.prompt_tokens"),
-    "stitch.concurrency",
+    *("judge.concurrency", "judge.max_tokens", "judge.quote_words"),
+    *("stitch.attempts", "stitch.max_tokens", "stitch.prompt_tokens", "stitch.concurrency"),
 )
 _RANGES = {  # smallest and largest value of a field
     "seed": (0, _MAX_SEED),
@@ -62,6 +62,8 @@ _RANGES = {  # smallest and largest value of a field
     "stitch.shortest": (0, 1),
     "stitch.longest": (1, 1000),
     "judge.recall_samples": (0, float("inf")),
+    "judge.patience": (0, 86_400),
+    "judge.unresolved_limit": (0, 1),
     "score.confidence": (0.5, 0.9999),
     **dict.fromkeys(_COUNTS, (1, 10**9)),
 }
@@ -74,6 +76,7 @@ _CHOICES = {  # of a tuple, each of its values
     "train.too_long": ("drop", "keep"),
     "train.traces": ("enumerated", "stitched"),
     "sample.checkpoint": ("newest", "best"),
+    "score.answer": ("lenient", "strict"),
     "stitch.model": ("base", "sft", "gemini"),
     "sample.dtype": ("", "float32", "bfloat16"),
     "sample.kv_dtype": ("", "float32", "bfloat16", "int8"),
@@ -155,7 +158,8 @@ def default() -> ConfigDict:
     c.stitch.coverage = 1.0  # least share of the statements that a trace makes
     c.stitch.shortest = 0.5  # least and most words of a trace, as multiples of the statements'
     c.stitch.longest = 2.0
-    c.stitch.gemini = "gemini-2.5-flash"  # which, where model is gemini
+    c.stitch.gemini = "gemini-3.5-flash-lite"  # which, where model is gemini
+    c.stitch.thinking = ""  # of Gemini, as judge.thinking
     c.stitch.concurrency = 8  # calls under way at once, of gemini
     c.stitch.timeout = 60.0  # seconds per call, of gemini
 
@@ -203,13 +207,22 @@ def default() -> ConfigDict:
 
     c.judge = ConfigDict()
     c.judge.name = "offline"  # offline | gemini
-    c.judge.model = "gemini-2.5-flash"
-    c.judge.concurrency = 8  # calls under way at once
+    c.judge.model = "gemini-3.5-flash-lite"
+    # Thinking of a Gemini judge: a level (minimal | low | medium | high | xhigh) for Gemini 3 and
+    # later, a number of tokens for Gemini 2.5; "" is the service's default.
+    c.judge.thinking = ""
+    c.judge.max_tokens = 16_384  # per reply, thoughts included; a truncated one gets twice as many
+    c.judge.concurrency = 8  # most calls in flight; fewer while the service is overloaded
     c.judge.recall_samples = 1  # traces per case judged for recall: samples 0 … this-1
     c.judge.timeout = 60.0  # seconds per call
-    c.judge.attempts = 3
+    c.judge.attempts = 3  # tries per verdict and call of `mcr judge`
+    c.judge.patience = 600.0  # seconds to wait for a service that is down before giving up
+    c.judge.unresolved_limit = 0.01  # more verdicts missing than this share: exit status 1
+    c.judge.quote_words = 4  # shortest quote that can verify a statement with more words
+    c.judge.version = ""  # the model_version that counts, where the service reported several
 
     c.score = ConfigDict()
+    c.score.answer = "lenient"  # how answers are read: lenient | strict, one <answer> pair only
     c.score.resamples = 10_000
     c.score.confidence = 0.95
 

@@ -54,7 +54,7 @@ class Gemini:
         """Makes the client; nothing is sent yet.
 
         Args:
-          model: as the service names it, for example "gemini-2.5-flash".
+          model: as the service names it, for example "gemini-3.5-flash-lite".
           timeout: seconds without a byte from the service after which a call has failed.
           concurrency: calls under way at once.
           thinking_budget: tokens of thought allowed, 0 for none; None is the service's default.

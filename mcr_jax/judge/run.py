@@ -18,7 +18,7 @@ from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate import driver
 from mcr_jax.generate.api import Generator, Outcome, Request
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
-from mcr_jax.judge import diagnosis, reasons
+from mcr_jax.judges import diagnosis, reasons
 from mcr_jax.workdir import Workdir
 
 _PARSE: Mapping[str, Callable[[Request, str], Any]] = {
@@ -34,7 +34,7 @@ def make_judge(config: ConfigDict) -> Generator:
     """The generator that `config.judge` names. Raises UsageError if there is none of that name."""
     section = config.judge
     if section.name == "offline":
-        from mcr_jax.judge.offline import OfflineJudge
+        from mcr_jax.judges.offline import OfflineJudge
 
         return OfflineJudge()
     if section.name == "gemini":

@@ -177,7 +177,7 @@ def test_gemini_writes_and_a_hostile_reply_never_reaches_the_target(mcr, w, gemi
     assert (first.source, first.trace) == ("joined", joined(cases[0]))
     assert (first.faults_first[0], first.faults) == ("tags", ("blocked",))
     assert all(made[c.fingerprint].source == "stitched" for c in cases[1:])
-    assert first.model == "gemini:gemini-2.5-flash"
+    assert first.model == "gemini:gemini-3.5-flash-lite"
     assert len(gemini.calls) == CASES + 1
     for call in gemini.calls:
         assert call.body["generationConfig"]["maxOutputTokens"] > 8000  # thoughts count, too

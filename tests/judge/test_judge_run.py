@@ -150,7 +150,7 @@ def with_gemini(**changes):
 def test_gemini_judges_the_same_rows_on_the_same_path(workdir, gemini):
     completed(workdir, {(0, 0): told(0), (0, 1): told(0, BAD)})
     counts = judge(workdir, with_gemini(**{"judge.concurrency": 4}), CASES)
-    name = "gemini:gemini-2.5-flash"
+    name = "gemini:gemini-3.5-flash-lite"
     assert (counts["judge"], counts["settled"], len(gemini.calls)) == (name, 3, 3)
     assert verdicts(workdir, "diagnosis", name=name) == {
         (0, 0): {"same": True},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mcr_jax.judge import _words
+from mcr_jax.judges import _words
 
 
 @pytest.mark.parametrize(

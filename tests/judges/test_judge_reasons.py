@@ -6,7 +6,7 @@ import pytest
 
 from mcr_jax import prompts
 from mcr_jax.cases import Case
-from mcr_jax.judge import reasons
+from mcr_jax.judges import reasons
 
 PROMPT = prompts.load(reasons.PROMPT)
 CASE = Case(

@@ -5,8 +5,8 @@ import pytest
 from mcr_jax import prompts, synthetic
 from mcr_jax.cases import Case
 from mcr_jax.generate.api import Outcome
-from mcr_jax.judge import diagnosis, reasons
-from mcr_jax.judge.offline import OfflineJudge
+from mcr_jax.judges import diagnosis, reasons
+from mcr_jax.judges.offline import OfflineJudge
 
 STATEMENTS = (
     "Brindle rime was excluded: it would need no change in warm brine, against “worsening in "

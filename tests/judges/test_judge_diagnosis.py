@@ -4,7 +4,7 @@ import pytest
 
 from mcr_jax import prompts
 from mcr_jax.cases import Case
-from mcr_jax.judge import diagnosis
+from mcr_jax.judges import diagnosis
 
 PROMPT = prompts.load(diagnosis.PROMPT)
 CASE = Case(

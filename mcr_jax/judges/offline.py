@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from mcr_jax.generate.api import Outcome, Reply, Request
-from mcr_jax.judge import _words
+from mcr_jax.judges import _words
 
 SHARE = 0.75
 

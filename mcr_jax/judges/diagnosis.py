@@ -6,7 +6,7 @@ the case.
 
 from mcr_jax.cases import Case
 from mcr_jax.generate.api import Request
-from mcr_jax.judge import _reply
+from mcr_jax.judges import _reply
 from mcr_jax.prompts import Prompt, inert
 
 PROMPT = "judge_diagnosis"

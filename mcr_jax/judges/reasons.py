@@ -8,7 +8,7 @@ from typing import Any
 
 from mcr_jax.cases import Case
 from mcr_jax.generate.api import Request
-from mcr_jax.judge import _reply
+from mcr_jax.judges import _reply
 from mcr_jax.prompts import Prompt, inert
 from mcr_jax.quotes import find
 
