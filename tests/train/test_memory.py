@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh
 from mcr_jax.model.blueprint import blueprint, parts
 from mcr_jax.model.config import DecoderConfig, LoraConfig
 from mcr_jax.model.sharding import AXES, abstract, make_mesh, shardings
-from mcr_jax.train.memory import memory
+from mcr_jax.train.memory import memory, parameters
 from mcr_jax.train.mesh import batch_sharding
 from mcr_jax.train.step import init_state, optimizer, train_step
 
