@@ -40,7 +40,7 @@ class Limits:
     Real ones take about 50 microseconds and no memory to speak of.
 
     Attributes:
-      memory_mb: address space of the process, 2**20 bytes; macOS does not enforce it.
+      memory_mb: address space beyond that of the program, in 2**20 bytes; macOS enforces none.
       processor_s: processor time, so that a busy machine fails no honest template.
       wall_s: time from the request to the reply, for what processor time does not bound.
     """

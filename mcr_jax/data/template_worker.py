@@ -218,13 +218,21 @@ def _limit(kind: int, size: int) -> None:
         resource.setrlimit(kind, (size, size))
 
 
+def _address_space() -> int:
+    """Bytes mapped already: some systems map all their locales. 0 where /proc does not tell."""
+    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+    return 0
+
+
 def main(memory_bytes: str, processor_s: str) -> None:
-    """Serves within that address space. Signals to the whole run are its parent's to answer."""
+    """Serves within that much memory. Signals to the whole run are its parent's to answer."""
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_AS, int(memory_bytes))
+    _limit(resource.RLIMIT_AS, _address_space() + int(memory_bytes))
     try:
         serve(float(processor_s))
     except MemoryError:
