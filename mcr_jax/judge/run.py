@@ -77,7 +77,7 @@ def judge(
     }
     name, models, troubles = judge_name(config), {}, []
     with Ledger(workdir.ledger) as ledger:
-        told = {model: list(_told(ledger, model, cases)) for model in config.sample.models}
+        told = {model: list(_told(ledger, model, cases, config)) for model in config.sample.models}
         generator = generator or make_judge(config)
         digests = {prompt.name: prompt.digest for prompt in texts.values()}
         workdir.note("judge", {"name": name, "identity": generator.identity, "prompts": digests})
@@ -104,7 +104,7 @@ def judge(
     return {"judge": name, **counts, "models": models}
 
 
-def _told(ledger: Ledger, model: str, cases: Sequence[Case]) -> Iterator[Told]:
+def _told(ledger: Ledger, model: str, cases: Sequence[Case], config: ConfigDict) -> Iterator[Told]:
     """The completions of `model` that have text, for the cases given, by case and sample."""
     attempts = ledger.answers(Scope("sample", model))
     if not any(attempts.values()):
@@ -112,7 +112,9 @@ def _told(ledger: Ledger, model: str, cases: Sequence[Case]) -> Iterator[Told]:
     known = {case.fingerprint: case for case in cases}
     for row, attempt in attempts.items():
         if row.case in known and attempt and attempt.outcome in (Outcome.OK, Outcome.TRUNCATED):
-            yield known[row.case], row, completion.parse(attempt.text)
+            ended = attempt.outcome is Outcome.OK
+            said = completion.parse(attempt.text, config.score.answer, ended=ended)
+            yield known[row.case], row, said
 
 
 def _diagnosis_jobs(rows: Sequence[Told], judge: str, prompt: prompts.Prompt) -> list[driver.Job]:

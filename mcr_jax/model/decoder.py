@@ -121,8 +121,13 @@ class Decoder(nnx.Module):
         *,
         keep_kv: bool = False,
         dropout_key: jax.Array | None = None,
+        compute: str | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """What the head reads, [B, T, E]; with `keep_kv` also keys and values, [L, B, T, K, D]."""
+        """What the head reads, [B, T, E]; with `keep_kv` also keys and values, [L, B, T, K, D].
+
+        Activations have dtype `compute`, None for the embedding's own; every weight is cast to it
+        where it is used, so that its gradient is summed and returned in the weight's own dtype.
+        """
         c = self.config
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -158,12 +163,12 @@ class Decoder(nnx.Module):
         which = jnp.asarray([c.is_local(layer) for layer in range(c.layers)], jnp.int32)
         drops = dropout_key is not None and c.lora is not None and c.lora.dropout > 0
         keys = jax.random.split(dropout_key, c.layers) if drops else None
-        x, kv = jax.lax.scan(body, self.embed(tokens), (self.stacked(), which, keys))
+        x, kv = jax.lax.scan(body, self.embed(tokens, compute), (self.stacked(), which, keys))
         return rms_norm(x, self.final_norm[...], c.norm_eps, c.norm_offset), kv
 
-    def embed(self, tokens: jax.Array) -> jax.Array:
-        """Token ids [...] to vectors [..., E]."""
-        return embed(self.config, self.embedding[...], tokens)
+    def embed(self, tokens: jax.Array, compute: str | None = None) -> jax.Array:
+        """Token ids [...] to vectors [..., E] of dtype `compute`, None for the table's own."""
+        return embed(self.config, self.embedding[...], tokens, compute)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., E] -> float32 [..., V]."""
@@ -179,10 +184,44 @@ class Decoder(nnx.Module):
         return {name: p[...] for name, p in vars(self.layers).items() if isinstance(p, nnx.Param)}
 
 
-def embed(c: DecoderConfig, table: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Token ids [...] to vectors [..., E], by the table [V, E]."""
-    x = table[tokens]
+def embed(
+    c: DecoderConfig, table: jax.Array, tokens: jax.Array, compute: str | None = None
+) -> jax.Array:
+    """Token ids [...] to vectors [..., E] of dtype `compute` (the table's own), by table [V, E]."""
+    x = _rows(table, tokens).astype(compute or table.dtype)
     return x if c.embedding_scale == 1 else x * jnp.asarray(c.embedding_scale, x.dtype)
+
+
+@jax.custom_vjp
+def _rows(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """table[tokens], with a gradient that is summed in float32 whatever the table's dtype is.
+
+    Thousands of tokens of a batch share a row. Summed in bfloat16, its gradient loses a tenth.
+    """
+    return table[tokens]
+
+
+def _rows_forward(table, tokens):
+    return table[tokens], (tokens, jnp.zeros((table.shape[0], 0), table.dtype))
+
+
+def _rows_backward(kept, d_x):
+    tokens, like = kept
+    d_table = jnp.zeros((like.shape[0], d_x.shape[-1]), jnp.float32)
+    return narrow(d_table.at[tokens].add(d_x.astype(jnp.float32)), like.dtype), None
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
+
+
+def narrow(gradient: jax.Array, dtype: Any) -> jax.Array:
+    """Casts a summed float32 gradient to the dtype of its weight.
+
+    XLA would move a cast before the sum over devices, to send less. The barrier keeps it behind.
+    """
+    if gradient.dtype == dtype:
+        return gradient
+    return jax.lax.optimization_barrier(gradient).astype(dtype)
 
 
 def block(
@@ -206,7 +245,9 @@ def block(
 
     def heads(h: jax.Array, name: str) -> jax.Array:
         y = linear(h, name)
-        return (y + layer[f"{name}_bias"] if c.qkv_bias else y).astype(h.dtype)
+        if c.qkv_bias:  # added in float32, or its gradient over all tokens is summed in bfloat16
+            y = y + layer[f"{name}_bias"].astype(jnp.float32)
+        return y.astype(h.dtype)
 
     # What follows from x, and from gate and up, by a few operations per number is not kept for the
     # backward pass but made again there: to store it would take longer.
@@ -236,33 +277,37 @@ def block(
 
 
 def project(x: jax.Array, weight: jax.Array, axes: int) -> jax.Array:
-    """x [..., *in] times weight [*in, *out], `in` being so many axes: [..., *out].
+    """x [..., *in] times weight [*in, *out], `in` being so many axes: [..., *out], x's dtype.
 
-    The gradients are what JAX makes itself, but that of the weight is asked for as [*in, *out]:
-    JAX would ask for it transposed, and turning the activations round for that is slow on a CPU.
+    The weight is cast to x's dtype for the product. Its gradient is a float32 sum, over tokens and
+    over devices, and only then takes the weight's own dtype. It is asked for as [*in, *out]: JAX
+    would ask for it transposed, and turning the activations round for that is slow on a CPU.
     """
-    dtype = jnp.result_type(x, weight)
-    return _project(x.astype(dtype), weight.astype(dtype), axes)
+    return _project(x, weight, axes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _project(x, weight, axes):
-    return jnp.tensordot(x, weight, axes)
+    return jnp.tensordot(x, weight.astype(x.dtype), axes)
 
 
 def _project_forward(x, weight, axes):
     kept = x.value if weight.perturbed else None, weight.value if x.perturbed else None
-    return jnp.tensordot(x.value, weight.value, axes), kept
+    like = jnp.zeros(0, weight.value.dtype)
+    return jnp.tensordot(x.value, weight.value.astype(x.value.dtype), axes), (*kept, like)
 
 
 def _project_backward(axes, kept, d_y):
-    (x, weight), d_x, d_weight = kept, None, None
+    (x, weight, like), d_x, d_weight = kept, None, None
     if weight is not None:
         outs = tuple(range(axes - weight.ndim, 0))
-        d_x = jnp.tensordot(d_y, weight, (outs, outs))
+        d_x = jnp.tensordot(d_y, weight.astype(d_y.dtype), (outs, outs))
     if x is not None:
         inputs, outputs = x.shape[x.ndim - axes :], d_y.shape[x.ndim - axes :]
-        d_weight = jnp.tensordot(x.reshape(-1, *inputs), d_y.reshape(-1, *outputs), (0, 0))
+        # As one matrix product: XLA:CPU makes no other from bfloat16 to float32.
+        flat = x.reshape(-1, math.prod(inputs)), d_y.reshape(-1, math.prod(outputs))
+        total = jnp.tensordot(*flat, (0, 0), preferred_element_type=jnp.float32)
+        d_weight = narrow(total.reshape(*inputs, *outputs), like.dtype)
     return d_x, d_weight
 
 
@@ -272,14 +317,13 @@ _project.defvjp(_project_forward, _project_backward, symbolic_zeros=True)
 def low_rank(
     c: DecoderConfig, layer: Layer, h: jax.Array, name: str, dropout_key: jax.Array | None
 ) -> jax.Array:
-    """What the adapters add to the projection `name` of h, in the adapters' dtype."""
+    """What the adapters add to the projection `name` of h, in h's dtype."""
     a, b = (layer[f"{name}_lora_{half}"] for half in "ab")
-    h = h.astype(a.dtype)
     if dropout_key is not None:
         kept = 1 - c.lora.dropout
         key = jax.random.fold_in(dropout_key, PROJECTIONS.index(name))
         h = jnp.where(jax.random.bernoulli(key, kept, h.shape), h / kept, 0)
-    return jnp.tensordot(jnp.tensordot(h, a, a.ndim - 1) * c.lora.scale, b, 1)
+    return project(project(h, a, a.ndim - 1) * c.lora.scale, b, 1)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
+from mcr_jax.model.decoder import narrow
+
 CHUNK = 512  # trained tokens that the head reads at a time
 ROWS = ("data", "fsdp")  # the mesh axes that rows of a batch lie over
 
@@ -23,13 +25,17 @@ def trained_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Summed cross-entropy of hidden @ head.T, without the logits that nothing is trained on.
 
+    The product is made in the dtype of `hidden`; the gradient of the head is a float32 sum, over
+    places and over shards, and only then takes the head's own dtype.
+
     The trained places go through the head in chunks, and no others do. Logits exist for one chunk
     at a time and are computed once: where a gradient is asked for, it is made beside the loss, and
     the backward pass only scales it. Only what is differentiated costs anything: not `head` where
     it is frozen, and neither in validation.
 
     Under a mesh (`jax.set_mesh`) with axes "data" and "fsdp" every shard brings its own rows'
-    places together, and the gradient of the head is summed over the shards once.
+    places together, and the gradient of the head is summed over the shards once: scattered over
+    fsdp as the head itself is, where that divides its width.
 
     Args:
       head: [V, E].
@@ -68,20 +74,30 @@ def _with_gradients(head, hidden, targets, weights, asked: tuple[str, ...]):
     free = [a for a in ROWS if kinds.get(a, AxisType.Manual) != AxisType.Manual]
     axes = tuple(a for a in free if mesh.shape[a] > 1)
     one_shard = functools.partial(_one_shard, asked=asked)
+    dtype, head = head.dtype, head.astype(hidden.dtype)
     if not axes or weights.shape[0] % math.prod(mesh.shape[a] for a in axes):
-        return one_shard(head, hidden, targets, weights)
+        return _narrowed(one_shard(head, hidden, targets, weights), dtype)
     rows, whole = PartitionSpec(axes), PartitionSpec()
-    places = {"head": whole, "hidden": rows}
-    return jax.shard_map(
-        functools.partial(one_shard, axes=axes),
+    scattered = "fsdp" in axes and head.shape[1] % mesh.shape["fsdp"] == 0
+    places = {"head": PartitionSpec(None, "fsdp") if scattered else whole, "hidden": rows}
+    summed = jax.shard_map(
+        functools.partial(one_shard, axes=axes, scattered=scattered),
         in_specs=(whole, rows, rows, rows),
         out_specs=(whole, {name: places[name] for name in asked}),
         axis_names=set(axes),
         check_vma=False,  # the loop's sums start as constants and then differ between shards
     )(head, hidden, targets, weights)
+    return _narrowed(summed, dtype)
 
 
-def _one_shard(head, hidden, targets, weights, *, asked, axes=()):
+def _narrowed(summed, dtype):
+    loss, gradients = summed
+    if "head" in gradients:
+        gradients = gradients | {"head": narrow(gradients["head"], dtype)}
+    return loss, gradients
+
+
+def _one_shard(head, hidden, targets, weights, *, asked, axes=(), scattered=False):
     V, E = head.shape
     N = weights.size
     size = min(CHUNK, N)
@@ -109,9 +125,9 @@ def _one_shard(head, hidden, targets, weights, *, asked, axes=()):
             d_logits = jnp.where(
                 jnp.arange(V) == target[:, None], softmax - weight[:, None], softmax
             )
-            d_logits = d_logits.astype(head.dtype)
+            d_logits = d_logits.astype(hidden.dtype)
         if "hidden" in asked:
-            d_x = (d_logits @ head).astype(hidden.dtype)
+            d_x = d_logits @ head
             gradients |= {"hidden": gradients["hidden"].at[places].set(d_x, mode="drop")}
         if "head" in asked:
             d_head = jnp.einsum("nv,ne->ve", d_logits, x, preferred_element_type=jnp.float32)
@@ -125,7 +141,10 @@ def _one_shard(head, hidden, targets, weights, *, asked, axes=()):
         loss = jax.lax.psum(loss, axes)
     if "hidden" in asked:
         gradients["hidden"] = gradients["hidden"].reshape(hidden.shape)
-    if "head" in asked:
-        d_head = jax.lax.psum(gradients["head"], axes) if axes else gradients["head"]
-        gradients["head"] = d_head.astype(head.dtype)
+    if "head" in asked and axes:
+        summed, over = gradients["head"], axes
+        if scattered:
+            summed = jax.lax.psum_scatter(summed, "fsdp", scatter_dimension=1, tiled=True)
+            over = tuple(axis for axis in axes if axis != "fsdp")
+        gradients["head"] = jax.lax.psum(summed, over) if over else summed
     return loss, gradients

@@ -1,18 +1,21 @@
 """One step: what counts in the loss, what is decayed, and that it is what it was."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from mcr_jax.data.example import Example
 from mcr_jax.data.loader import stack
 from mcr_jax.model.blueprint import blueprint, initial_params, parts
 from mcr_jax.model.config import PROJECTIONS, LoraConfig
-from mcr_jax.model.sharding import make_mesh, shardings
+from mcr_jax.model.decoder import embed
+from mcr_jax.model.sharding import abstract, make_mesh, shardings
 from mcr_jax.train.loss import trained_loss
 from mcr_jax.train.mesh import put
 from mcr_jax.train.step import _moved, init_state, loss_sums, optimizer, train_step
@@ -340,3 +343,75 @@ def test_bfloat16_gradients_are_measured_and_clipped_in_float32():
     clipped = np.sqrt(sum(float((np.asarray(m, np.float64) ** 2).sum()) for m in means)) / 0.1
     assert clipped == pytest.approx(1.0, rel=1e-4)  # OPTIM's norm, of gradients of norm `exact`
     assert exact > 50
+
+
+@pytest.mark.parametrize("sharing", [512, 8192])
+@pytest.mark.parametrize(("kept", "bound"), [("float32", 1e-5), ("bfloat16", 2**-8)])
+def test_the_gradient_of_a_row_that_many_tokens_share_is_their_exact_sum(
+    tiny_shape, sharing, kept, bound
+):
+    shape, rng = dataclasses.replace(tiny_shape, embedding_scale=1.0), np.random.default_rng(0)
+    wanted = jnp.asarray(rng.normal(0.2, 1, (sharing, 16)), jnp.bfloat16)
+    table, tokens = jnp.zeros((48, 16), kept), jnp.full(sharing, 7)
+
+    def product(table):
+        x = embed(shape, table, tokens, "bfloat16")
+        return jnp.vdot(x, wanted, preferred_element_type=jnp.float32)
+
+    got = np.asarray(jax.jit(jax.grad(product))(table), np.float64)
+    exact = np.asarray(wanted, np.float64).sum(axis=0)
+    assert np.linalg.norm(got[7] - exact) < bound * np.linalg.norm(exact)
+    assert not np.delete(got, 7, axis=0).any()
+
+
+def sums_of(jaxpr):
+    """Primitive and dtype of every sum in a program and in the programs within."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("scatter-add", "reduce_sum"):
+            yield equation.primitive.name, equation.outvars[0].aval.dtype.name
+        for inner in jaxprs_in_params(equation.params):
+            yield from sums_of(inner)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=4.0)])
+def test_no_gradient_is_summed_over_tokens_in_bfloat16(tiny_shape, batch, lora):
+    shape = dataclasses.replace(tiny_shape, qkv_bias=True, qk_norm=True, lora=lora)
+    graph, params = blueprint(shape)
+
+    def loss(params):
+        return loss_sums(graph, params, batch, "bfloat16")[0]
+
+    found = set(sums_of(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
+    assert {("scatter-add", "float32"), ("reduce_sum", "float32")} <= found
+    assert not [name for name, dtype in found if dtype == "bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lora", "accumulate"),
+    [((2, 4, 1), None, 2), ((2, 2, 2), None, 1), ((2, 2, 2), LoraConfig(rank=2, alpha=4.0), 1)],
+)
+def test_no_gradient_is_summed_over_devices_in_bfloat16(
+    tiny_shape, batch, tmp_path, sizes, lora, accumulate
+):
+    """In the program as it is cut over devices, before a CPU makes all of its sums float32."""
+    shape = dataclasses.replace(tiny_shape, qkv_bias=True, qk_norm=True, lora=lora)
+    tx, schedule = optimizer(**OPTIM)
+    mesh = make_mesh(*sizes)
+    tree = jax.eval_shape(lambda: initial_params(shape, 0))
+    trained, frozen = parts(tree) if lora else (tree, None)
+    state = jax.eval_shape(lambda params: init_state(params, tx), trained)
+    state, frozen = (abstract(t, shardings(mesh, t)) for t in (state, frozen))
+    step = train_step(blueprint(shape)[0], tx, schedule, accumulate=accumulate, compute="bfloat16")
+    rows = {name: np.concatenate([x] * 4) for name, x in batch.items()}
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(step).lower(state, put(rows, mesh), frozen)
+    dump = {"xla_dump_to": str(tmp_path), "xla_dump_hlo_pass_re": "spmd-partitioning"}
+    lowered.compile(compiler_options=dump)
+    (cut,) = tmp_path.glob("*jit_step*after_spmd-partitioning*")
+    found = re.findall(
+        r"= \(?(\w+)\[.*? (?:all-reduce|reduce-scatter)\(.*?replica_groups=(\S+)", cut.read_text()
+    )
+    assert len([dtype for dtype, _ in found if dtype == "f32"]) > 10
+    # Neighbours share the tensor axis: between them only activations are summed.
+    between_rows = [groups for dtype, groups in found if dtype == "bf16"]
+    assert set(between_rows) <= ({"[4,2]<=[8],"} if sizes[2] == 2 else set())
