@@ -206,7 +206,9 @@ def test_the_reader_sees_table_and_charts(opened):
     assert "33.3\xa0%" in opened.locator(".results").inner_text()
     assert opened.locator("svg.plot").count() == 5
     assert opened.locator("svg.plot >> text=loss, nats per token").count() == 1
-    assert opened.locator(".outcomes").inner_text().count("answered, right") == 1
+    ended, read = opened.locator(".outcomes").all_inner_texts()
+    assert ended.count("answered, right") == 1
+    assert "one pair of <answer> tags" in read and "100.0\xa0%" in read
     assert SCRIPT in opened.locator(".eyebrow").text_content()
 
 
