@@ -84,9 +84,7 @@ def judge(
         for model, rows in told.items():
             jobs = {
                 "diagnosis": _diagnosis_jobs(rows, name, texts[diagnosis.PROMPT]),
-                "reasons": _reasons_jobs(
-                    rows, name, texts[reasons.PROMPT], config.judge.recall_samples
-                ),
+                "reasons": _reasons_jobs(rows, name, texts[reasons.PROMPT], config),
             }
             models[model] = {}
             for stage in jobs:
@@ -129,12 +127,13 @@ def _diagnosis_jobs(rows: Sequence[Told], judge: str, prompt: prompts.Prompt) ->
 
 
 def _reasons_jobs(
-    rows: Sequence[Told], judge: str, prompt: prompts.Prompt, samples: int
+    rows: Sequence[Told], judge: str, prompt: prompts.Prompt, config: ConfigDict
 ) -> list[driver.Job]:
+    words, samples = config.judge.quote_words, config.judge.recall_samples
     return [
         driver.Job(
             row=(place := row.judged("reasons", judge)),
-            request=reasons.request(_key(place), case, said.trace, prompt),
+            request=reasons.request(_key(place), case, said.trace, prompt, quote_words=words),
         )
         for case, row, said in rows
         if said.trace and row.sample < samples

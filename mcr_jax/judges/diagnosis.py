@@ -40,5 +40,5 @@ def parse(request: Request, text: str) -> dict[str, bool]:
     Raises:
       ValueError: the text is anything else.
     """
-    (same,) = _reply.fields(_reply.read(text), same=bool)
+    (same,) = _reply.fields(_reply.unwrap(_reply.read(text), dict), same=bool)
     return {"same": same}
