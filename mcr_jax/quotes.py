@@ -37,6 +37,7 @@ _MARKDOWN = re.compile(
     r"|^[ \t]{0,3}(?:#{1,6}[ \t]|>[ \t]?(?![ \t]*\d))",
     re.MULTILINE,
 )
+_MARKS = "*_`~#>"  # one of which each of these has
 _DENIALS = {
     *("no", "not", "never", "nor", "neither", "without", "non", "denied", "denies", "absent"),
     "negative",
@@ -73,7 +74,8 @@ class Text:
 
     def __init__(self, text: str):
         self._steps: list[tuple[list[int], list[int]]] = []  # from the last one to the first
-        plain = self._without(text, (match.span() for match in _MARKDOWN.finditer(text)))
+        marks = _MARKDOWN.finditer(text) if any(map(text.__contains__, _MARKS)) else ()
+        plain = self._without(text, (match.span() for match in marks))
         folded = self._folded(plain)
         runs = (match.span() for match in re.finditer(r"\s\s+", folded))
         self._folded_text = self._without(folded, ((a + 1, b) for a, b in runs))
@@ -153,9 +155,12 @@ class Text:
 
     def _folded(self, text: str) -> str:
         """`text` folded character by character; remembers where that changes its length."""
-        at, back, shift = [0], [0], 0
+        at, back, shift, parts, position = [0], [0], 0, [], 0
         for match in re.finditer(r"[^\x00-\x7f]", text):
-            start, width = match.start(), len(_FOLD[ord(match[0])])
+            start, folded = match.start(), _FOLD[ord(match[0])]
+            # Python translates text that is ASCII alone several times faster.
+            parts += (text[position:start].translate(_FOLD), folded)
+            width, position = len(folded), start + 1
             if width != 1:
                 for part in range(width):  # all parts of it come from its place
                     at.append(start + shift + part)
@@ -165,7 +170,7 @@ class Text:
                 back.append(start + 1)
         if len(at) > 1:
             self._steps.insert(0, (at, back))
-        return text.translate(_FOLD)
+        return "".join((*parts, text[position:].translate(_FOLD)))
 
     def _place(self, place: int) -> int:
         """The place in the text as it was."""
