@@ -23,10 +23,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mcr_jax import completion, prompts, synthetic
+from mcr_jax import config as configs
 from mcr_jax.cases import Case
+from mcr_jax.cli.experiment import Experiment
 from mcr_jax.generate.api import Outcome, Request
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.judges import diagnosis, reasons
+from mcr_jax.workdir import Workdir
 
 MODELS, SAMPLES, TRACE_CHARACTERS = ("base", "sft"), 10, 3000
 COMMANDS = {"score": 6.0, "verify": 6.0, "report": 15.0}  # seconds each may take on two cores
@@ -82,8 +85,9 @@ def make(workdir: Path, cases: int) -> None:
                 scope = Scope(stage, model, JUDGE if stage in PARSE else "")
                 wanted = {a.row: a.digest for a in rows if a.row.stage == stage}
                 ledger.declare(scope, wanted)
-            for attempt in rows:
-                ledger.write(attempt)
+            ledger.write_all([row] for row in rows)
+    config = configs.load(workdir / "config.json")
+    Experiment(config, Workdir(workdir)).eval_cases()  # notes which they are
 
 
 def _rows(case: Case, model: str, sentences: Sequence[str]) -> Iterator[Attempt]:

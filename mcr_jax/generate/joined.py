@@ -4,8 +4,10 @@ Scoring and the report go by this one join, so what is shown is what was counted
 """
 
 import collections
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+import gc
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -77,12 +79,22 @@ def join(ledger: Ledger, config: ConfigDict) -> Joined:
 
     Args:
       ledger: where all are.
-      config: reads `sample.models`, `score.answer`, and the name and version of the judge.
+      config: reads `sample.models`, `score.answer` and `judge`.
 
     Raises:
       McrError: a model has no completions, or the ledger cannot be read.
     """
-    models = {model: _samples(ledger, config, model) for model in config.sample.models}
+    return counting(read_all(ledger, config), config)
+
+
+def read_all(ledger: Ledger, config: ConfigDict) -> dict[str, list[Sample]]:
+    """As `join`, with the verdicts that do not count, too: model to its completions."""
+    with uncollected():
+        return {model: _samples(ledger, config, model) for model in config.sample.models}
+
+
+def counting(models: dict[str, list[Sample]], config: ConfigDict) -> Joined:
+    """What counts of `read_all`, by config.judge.version."""
     versions = _versions(sample for joined in models.values() for sample in joined)
     named = config.judge.version
     mixed = not named and len(_reported(versions)) > 1
@@ -94,12 +106,30 @@ def join(ledger: Ledger, config: ConfigDict) -> Joined:
     return Joined(models, versions, mixed, _note(versions, named, mixed))
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Keeps Python from looking for garbage in the meantime.
+
+    It would look through all rows again and again while they are made, and they hold no cycles.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def _samples(ledger: Ledger, config: ConfigDict, model: str) -> list[Sample]:
     attempts = ledger.answers(Scope("sample", model))
     if not attempts:
         raise McrError(f"{ledger.path}: no completions of model {model!r}; run `mcr sample` first")
     judge, mode = judge_name(config), config.score.answer
-    diagnoses, reasons = (_by_place(ledger.answers(Scope(s, model, judge))) for s in JUDGED)
+    diagnoses, reasons = (
+        _by_place(ledger.answers(Scope(stage, model, judge), config.judge.version))
+        for stage in JUDGED
+    )
     joined = []
     for at, row in sorted((_place(row), row) for row in attempts):
         attempt = attempts.pop(row)

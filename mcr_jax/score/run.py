@@ -1,14 +1,13 @@
 """The scoring stage: completions and verdicts in the ledger to scores.json and results.json.
 
-The ledger is all it needs, so `verify` can repeat it offline. The same ledger and config give the
-same bytes.
+The ledger is all it needs, so `score.verify` can repeat it offline. The same ledger and config give
+the same bytes.
 """
 
 import collections
 import dataclasses
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -60,28 +59,11 @@ def score(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
     Raises:
       McrError: a model has no completions, or the ledger holds a verdict of another form.
     """
-    results, scores = compute(workdir, config)
+    with Ledger(workdir.ledger, readonly=True) as ledger:
+        results, scores = tabulate(join(ledger, config), workdir, config)
     workdir.write_json(workdir.scores, scores)
     workdir.write_json(workdir.results, results)
     return results
-
-
-def verify(workdir: Workdir, config: ConfigDict) -> list[str]:
-    """Recomputes results.json and scores.json from the ledger.
-
-    Returns:
-      One line per value that differs: file, path, what is stored, what was recomputed. Empty when
-      all agree; numbers agree when they do to nine digits, as processors may sum differently.
-
-    Raises:
-      McrError: a file is missing or broken, or the ledger cannot be scored.
-    """
-    fresh = compute(workdir, config)
-    stored = [workdir.read_json(path) for path in (workdir.results, workdir.scores)]
-    lines = []
-    for path, old, new in zip((workdir.results, workdir.scores), stored, fresh, strict=True):
-        lines += [f"{path.name}: {line}" for line in _differences(old, new, "")]
-    return lines
 
 
 def collect(samples: Sequence[Sample], config: ConfigDict) -> dict[str, CaseScore]:
@@ -152,17 +134,10 @@ def metric(cases: Mapping[str, Estimate], config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def compute(workdir: Workdir, config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What results.json and scores.json are to hold, from the ledger and the manifest alone."""
-    with Ledger(workdir.ledger, readonly=True) as ledger:
-        joined = join(ledger, config)
-    return tabulate(joined, workdir, config)
-
-
 def tabulate(
     joined: Joined, workdir: Workdir, config: ConfigDict
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """As `compute`, of a ledger that was read."""
+    """What results.json and scores.json are to hold, from the ledger and the manifest alone."""
     collected = {model: collect(samples, config) for model, samples in joined.models.items()}
     by_metric = {model: estimates(cases) for model, cases in collected.items()}
     if joined.mixed:
@@ -264,24 +239,3 @@ def _verdict_counts(joined: Joined, config: ConfigDict) -> dict[str, dict[str, i
 
 def _settled(verdict: Attempt | None) -> bool:
     return verdict is not None and verdict.outcome is Outcome.OK
-
-
-def _differences(stored: Any, fresh: Any, path: str) -> Iterator[str]:
-    if isinstance(stored, dict) and isinstance(fresh, dict):
-        for key in sorted(stored.keys() | fresh.keys()):
-            at = f"{path}.{key}" if path else key
-            yield from _differences(stored.get(key, "absent"), fresh.get(key, "absent"), at)
-    elif isinstance(stored, list) and isinstance(fresh, list) and len(stored) == len(fresh):
-        for position, pair in enumerate(zip(stored, fresh, strict=True)):
-            yield from _differences(*pair, f"{path}[{position}]")
-    elif not _agree(stored, fresh):
-        yield f"{path} is {stored!r}, recomputed {fresh!r}"
-
-
-def _agree(stored: Any, fresh: Any) -> bool:
-    numbers = (int, float)
-    if isinstance(stored, bool) or isinstance(fresh, bool):
-        return stored is fresh
-    if isinstance(stored, numbers) and isinstance(fresh, numbers):
-        return math.isclose(stored, fresh, rel_tol=1e-9, abs_tol=1e-12)
-    return stored == fresh
