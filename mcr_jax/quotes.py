@@ -54,7 +54,7 @@ def normal(text: str) -> str:
     accents and invisible characters dropped, quotation marks and dashes made plain, case folded,
     and every run of white space made one space, none at the ends.
     """
-    return re.sub(r"\s+", " ", text.translate(_FOLD)).strip()
+    return " ".join(text.translate(_FOLD).split())
 
 
 def find(quote: str, text: str) -> list[tuple[int, int]]:
@@ -62,11 +62,12 @@ def find(quote: str, text: str) -> list[tuple[int, int]]:
     return _text(text).find(quote)
 
 
+@functools.lru_cache(64)  # the statements of one case are asked for many times
 def size(text: str) -> float:
     """Words in a text; in scripts without spaces three characters count as one word."""
     folded = normal(text)
-    unspaced = sum(1 for _ in _ONE_UNSPACED.finditer(folded))
-    return sum(1 for _ in _WORD.finditer(folded)) + unspaced / _UNSPACED_PER_WORD
+    unspaced = 0 if folded.isascii() else len(_ONE_UNSPACED.findall(folded))
+    return len(_WORD.findall(folded)) + unspaced / _UNSPACED_PER_WORD
 
 
 class Text:
@@ -77,8 +78,8 @@ class Text:
         marks = _MARKDOWN.finditer(text) if any(map(text.__contains__, _MARKS)) else ()
         plain = self._without(text, (match.span() for match in marks))
         folded = self._folded(plain)
-        runs = (match.span() for match in re.finditer(r"\s\s+", folded))
-        self._folded_text = self._without(folded, ((a + 1, b) for a, b in runs))
+        runs = re.finditer("  +", folded) if "  " in folded else ()
+        self._folded_text = self._without(folded, ((m.start() + 1, m.end()) for m in runs))
 
     def find(self, quote: str) -> list[tuple[int, int]]:
         """Start and end of every place where `quote` stands, both in the form of `normal`.

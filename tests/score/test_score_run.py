@@ -14,6 +14,7 @@ from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.score import run
 from mcr_jax.score.table import table
+from mcr_jax.score.verify import verify
 from mcr_jax.workdir import Workdir
 
 JUDGE = "offline"
@@ -65,6 +66,7 @@ def _rows(model, plan):
                     stage="diagnosis", case=case, model=model, sample=index, judge=JUDGE
                 )
                 same = {"outcome": Outcome.OK, "verdict": {"same": what}}
+                same["text"] = json.dumps(same["verdict"])
                 yield judged, {"outcome": Outcome.INFRA_ERROR} if what is U else same
     for case, found in RECALLS[model].items():
         row = RowKey(stage="reasons", case=case, model=model, sample=0, judge=JUDGE)
@@ -245,7 +247,7 @@ def test_several_versions_of_the_judge_give_counts_and_bounds_but_no_value(workd
     assert scores["right"] == [None] * 5 and set(scores["metrics"].values()) == {None}
     printed = " ".join(_printed(results).split())
     assert "unresolved" in printed and "several versions (v1: 28, v2: 5 verdicts)" in printed
-    assert run.verify(workdir, _config()) == []
+    assert verify(workdir, _config(), ()).differences == []
 
 
 def test_the_named_version_alone_counts_and_the_rest_is_unresolved(workdir):
@@ -283,7 +285,7 @@ def test_nothing_resolved_is_null_and_never_zero(workdir):
 
 def test_verify_is_content_with_what_score_wrote(workdir):
     run.score(workdir, _config())
-    assert run.verify(workdir, _config()) == []
+    assert verify(workdir, _config(), ()).differences == []
 
 
 def test_verify_names_every_tampered_number(workdir):
@@ -292,7 +294,7 @@ def test_verify_names_every_tampered_number(workdir):
     results["comparisons"][0]["p_value"] = 0.001
     del results["models"]["base"]["outcomes"]["BLOCKED"]
     workdir.write_json(workdir.results, results)
-    lines = run.verify(workdir, _config())
+    lines = verify(workdir, _config(), ()).differences
     assert len(lines) == 3
     assert lines[0].startswith("results.json: comparisons[0].p_value is 0.001, recomputed 0.5")
     assert "outcomes.BLOCKED is 'absent', recomputed 1" in lines[1]
@@ -303,9 +305,9 @@ def test_verify_notices_a_changed_ledger(workdir):
     run.score(workdir, _config())
     with Ledger(workdir.ledger) as ledger:
         row = RowKey(stage="diagnosis", case="c1", model="base", sample=1, judge=JUDGE)
-        verdict = {"outcome": Outcome.OK, "verdict": {"same": True}}
+        verdict = {"outcome": Outcome.OK, "verdict": {"same": True}, "text": '{"same": true}'}
         ledger.write(Attempt(row=row, digest="d", attempt=2, **verdict))
-    lines = run.verify(workdir, _config())
+    lines = verify(workdir, _config(), ()).differences
     assert any("models.base.accuracy.1.value" in line for line in lines)
     assert any(line.startswith("scores.json: models.base.c1.right[1]") for line in lines)
 
