@@ -4,6 +4,7 @@ People edit these files, and disks damage them. A file of another form is one li
 file and the field.
 """
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,7 @@ class Each(NamedTuple):
 Form = type | Number | Null | Each | list | dict | Callable[[Any], Any]
 
 _SHARE, _POINTS, _COUNT = Number(0, 1), Number(-1, 1), Number(0, 1e15)
+_ANY = Number(-1e30, 1e30)
 _BOUNDS = {"resolved": _COUNT, "total": _COUNT, "worst": _SHARE, "best": _SHARE}
 _VALUES = dict.fromkeys(("value", "low", "high"), _SHARE)
 _PAIR = {"a": str, "b": str, "metric": str, "test": str}
@@ -50,6 +52,12 @@ _DIFFERENCE |= {"p_value": _SHARE, "cases": _COUNT}
 def _metric(value: Any) -> Form:
     resolved = isinstance(value, dict) and value.get("value") is not None
     return {**_VALUES, **_BOUNDS} if resolved else {"value": Null(str), **_BOUNDS}
+
+
+def _figure(value: Any) -> Form:
+    if not isinstance(value, dict) or value.get("value") is None:
+        return {"value": Null(str)}
+    return {"value": _ANY, **dict.fromkeys(("low", "high") if "low" in value else (), _ANY)}
 
 
 def _comparison(value: Any) -> Form:
@@ -98,6 +106,17 @@ SCORES = {
         )
     )
 }
+METRICS_ROW = {"step?": _COUNT, "loss?": Null(_ANY), "val_loss?": Null(_ANY)}
+_FIGURES = {f"{name}?": _figure for name in ("coverage", "faultless", "with_additions", "early")}
+_FIGURES["length_ratio?"] = _figure
+STITCHING = {
+    "model": str,
+    "confidence": _SHARE,
+    "cases": Each(_COUNT),
+    "first": _FIGURES,
+    "kept": _FIGURES,
+    "joined": {"share": _figure, "reasons": Each(_COUNT)},
+}
 
 
 def results(workdir: Workdir) -> dict[str, Any]:
@@ -131,22 +150,55 @@ def scores(workdir: Workdir, models: list[str]) -> dict[str, Any]:
     return found
 
 
-def section(workdir: Workdir, name: str) -> dict[str, Any]:
+def metrics(workdir: Workdir) -> list[dict[str, Any]]:
+    """Reads the rows of metrics.jsonl that have a step; none where there is no such file.
+
+    A last line that a kill cut short is left out; NaN and Infinity, of a training that diverged,
+    are None.
+
+    Raises:
+      McrError: a row is broken or of another form; rows count from 1.
+    """
+    path = workdir.metrics
+    if not path.exists():
+        return []
+    try:
+        *whole, _ = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise McrError(f"{path}: unreadable: {error}") from error
+    rows = []
+    for number, line in enumerate(whole, start=1):
+        at = Path(f"{path}, row {number}")
+        try:
+            row = json.loads(line, parse_constant=lambda name: None)
+        except (ValueError, RecursionError) as error:
+            raise McrError(f"{at}: not JSON: {error}") from error
+        rows.append(check(at, row, METRICS_ROW))
+    return [row for row in rows if "step" in row]
+
+
+def stitching(workdir: Workdir) -> dict[str, Any]:
+    """Reads stitch.json. Raises McrError if it is missing, broken or of another form."""
+    return check(workdir.stitching, read_json(workdir.stitching), STITCHING)
+
+
+def section(workdir: Workdir, name: str, form: Form = dict) -> dict[str, Any]:
     """Reads a section of manifest.json; {} where there is none.
 
     Raises:
-      McrError: the file is broken, or the section is no object.
+      McrError: the file is broken, or the section is no object or not of the `form`.
     """
     if not workdir.manifest.exists():
         return {}
-    manifest = check(workdir.manifest, read_json(workdir.manifest), {f"{name}?": dict})
-    return manifest.get(name, {})
+    found = check(workdir.manifest, read_json(workdir.manifest), {f"{name}?": form})
+    return found.get(name, {})
 
 
 def check(path: Path, value: Any, form: Form, field: str = "") -> Any:
     """Returns `value`, which was read from `path`. Raises McrError unless it has the form."""
     if wrong := _wrong(value, form, field):
-        raise McrError(f"{path}: {wrong}; was it changed by hand? Run the stage that makes it")
+        line = "".join(c if c.isprintable() else "?" for c in wrong)  # names of fields are data
+        raise McrError(f"{path}: {line}; was it changed by hand? Run the stage that makes it")
     return value
 
 

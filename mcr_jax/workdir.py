@@ -148,11 +148,18 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> Any:
     """Reads the object in a JSON file. Raises McrError if it is missing or broken."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # an escape of half a character, which no file could hold
+            json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise McrError(f"{path}: not there; run the stage that makes it first") from None
+    except UnicodeEncodeError as error:
+        raise McrError(f"{path}: unreadable: it holds a lone surrogate") from error
     except (OSError, ValueError) as error:
         raise McrError(f"{path}: unreadable: {error}") from error
+    except RecursionError as error:
+        raise McrError(f"{path}: unreadable: nested too deeply") from error
     if not isinstance(value, dict):
         raise McrError(f"{path}: unreadable: not a JSON object")
     return value

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from mcr_jax import artifacts, console, prompts
 from mcr_jax import config as configs
-from mcr_jax import console, prompts
 from mcr_jax.cases import SPLITS, Case
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import McrError, Stopped, UsageError
@@ -309,8 +309,7 @@ class Experiment:
         Raises:
           UsageError: training was with other `inputs`, and has saved a step or was sampled from.
         """
-        manifest = self.workdir.manifest
-        before = self.workdir.read_json(manifest).get("train", {}) if manifest.exists() else {}
+        before = artifacts.section(self.workdir, "train")
         for name, value in inputs.items():
             if name in before and before[name] != value:
                 if not self._has_results(self.config.train.checkpoints):
@@ -330,10 +329,8 @@ class Experiment:
 
     def finished(self, what: str) -> bool:
         """Whether `finish(what)` was called and nothing it rests on has changed since."""
-        if not self.workdir.manifest.exists():
-            return False
-        sealed = self.workdir.read_json(self.workdir.manifest).get(what)
-        return sealed is not None and sealed == self._seal()
+        sealed = artifacts.section(self.workdir, what)
+        return bool(sealed) and sealed == self._seal()
 
     def finish(self, what: str) -> None:
         """Remembers that all of `what` is done."""

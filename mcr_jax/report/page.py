@@ -8,7 +8,6 @@ templates escape, and the script only ever sets text content.
 import base64
 import collections
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from ml_collections import ConfigDict
 
 from mcr_jax import artifacts
 from mcr_jax.cases import Case
-from mcr_jax.errors import McrError
 from mcr_jax.generate.joined import join
 from mcr_jax.generate.ledger import Ledger
 from mcr_jax.report import charts, payload
@@ -90,7 +88,7 @@ def report(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Path:
         "answers": _answers(results),
         "mode": visible(results["config"].get("answer", "")),
         **_judge(results["judge"]),
-        **_charts(results, scores, _read_metrics(workdir.metrics)),
+        **_charts(results, scores, artifacts.metrics(workdir)),
         "index": payload.embed(
             {
                 "models": [visible(name) for name in results["models"]],
@@ -123,20 +121,6 @@ def render(context: Mapping[str, Any]) -> str:
         digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
         assets[f"{name}_hash"] = f"'sha256-{digest}'"
     return environment.get_template("page.html").render(**context, **assets)
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")
-    rows = []
-    for number, line in enumerate(whole, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise McrError(f"{path}, row {number}: not JSON: {error}") from error
-    return [row for row in rows if "step" in row]
 
 
 def _lede(results: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -143,7 +143,7 @@ def tabulate(
     if joined.mixed:
         by_metric = {model: _without_values(of_model) for model, of_model in by_metric.items()}
     judge = {
-        **artifacts.section(workdir, "judge"),
+        **artifacts.section(workdir, "judge", {"identity?": str}),
         "name": judge_name(config),
         "verdicts": _verdict_counts(joined, config),
         "versions": joined.versions,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mcr_jax import completion, config
+from mcr_jax import artifacts, completion, config
 from mcr_jax.cases import Case
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
@@ -154,7 +154,7 @@ def test_missing_artifacts_and_broken_logs_are_errors_that_name_them(workdir, tm
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 1, "loss": 2}\nnonsense\n')
     with pytest.raises(McrError, match=r"metrics\.jsonl, row 2: not JSON"):
-        page._read_metrics(log)
+        artifacts.metrics(Workdir(tmp_path))
 
 
 def test_embedded_json_reads_back_and_cannot_end_its_element():
