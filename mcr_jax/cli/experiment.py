@@ -17,7 +17,8 @@ from mcr_jax import config as configs
 from mcr_jax.cases import SPLITS, Case
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import McrError, Stopped, UsageError
-from mcr_jax.workdir import Workdir, digest, local_folder, storage_path
+from mcr_jax.paths import expanded, local_folder
+from mcr_jax.workdir import Workdir, digest, storage_path
 
 if TYPE_CHECKING:
     from mcr_jax.data.tokenizer import Tokenizer
@@ -146,7 +147,10 @@ class Experiment:
     @property
     def checkpoints(self) -> str | Path:
         """The folder or the address of the checkpoints."""
-        return self.config.train.checkpoints or self.workdir.checkpoints
+        given = self.config.train.checkpoints
+        if given and "://" not in given:
+            return expanded(given)
+        return given or self.workdir.checkpoints
 
     @property
     def data_dir(self) -> Path | str | None:
@@ -174,13 +178,14 @@ class Experiment:
                 f"config.model.folder is empty, and this config is of {name}: name the folder of "
                 "its weights"
             )
-        if folder and not local_folder(folder).is_dir():
+        place = local_folder(folder) if folder else ""
+        if folder and not place.is_dir():
             raise UsageError(
                 f"config.model.folder={folder}: no such folder; download it first, e.g. "
                 "`hf download Qwen/Qwen2.5-7B-Instruct --local-dir DIR`"
             )
         if name:
-            wanted, found = published.shape(name), hf_config.read(folder, self.config.model.ignore)
+            wanted, found = published.shape(name), hf_config.read(place, self.config.model.ignore)
             for size in ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width"):
                 here, there = getattr(wanted, size), getattr(found, size)
                 if here != there:
@@ -188,7 +193,7 @@ class Experiment:
                         f"config.model.folder={folder} is not of {name}, which this config is of: "
                         f"its {size} is {there}, not {here}"
                     )
-        return folder
+        return str(place)
 
     @functools.cached_property
     def tokenizer(self) -> "Tokenizer":
@@ -198,7 +203,7 @@ class Experiment:
 
         folder = self.model_folder
         if given := self.config.tokenizer.path or folder:
-            local_folder(given)
+            given = local_folder(given)
             today = datetime.datetime.fromisoformat(self.config.tokenizer.date)
             return Tokenizer.load(given, now=today)
         if not (self.workdir.tokenizer / FILE).exists():
@@ -217,8 +222,9 @@ class Experiment:
         from mcr_jax.model.config import DecoderConfig, LoraConfig, Rope
 
         tokenizer, sizes = self.tokenizer, self.config.model.to_dict()
-        folder, dtype, ignore = (sizes.pop(name) for name in ("folder", "dtype", "ignore"))
-        sizes.pop("shape")
+        dtype, ignore = sizes.pop("dtype"), sizes.pop("ignore")
+        folder = self.model_folder
+        del sizes["folder"], sizes["shape"]
         # What no folder decides.
         ours = {"attention": self.config.attention, "remat": self.config.train.remat}
         ours["dtype"] = dtype
@@ -325,7 +331,8 @@ class Experiment:
     def _folder_digest(self) -> str:
         from mcr_jax.model import hf
 
-        return hf.digest(self.config.model.folder) if self.config.model.folder else ""
+        folder = self.config.model.folder
+        return hf.digest(local_folder(folder)) if folder else ""
 
     def finished(self, what: str) -> bool:
         """Whether `finish(what)` was called and nothing it rests on has changed since."""
@@ -384,7 +391,7 @@ def newest_step(checkpoints: str | Path) -> int | None:
     """The step of the newest whole checkpoint, told from the names there alone."""
     if "://" in str(checkpoints):
         return _newest_stored(str(checkpoints))
-    steps = [int(path.name) for path in Path(checkpoints).glob("*") if path.name.isdecimal()]
+    steps = [int(path.name) for path in expanded(checkpoints).glob("*") if path.name.isdecimal()]
     return max(steps, default=None)
 
 
