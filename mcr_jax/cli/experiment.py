@@ -17,15 +17,16 @@ from mcr_jax import config as configs
 from mcr_jax.cases import SPLITS, Case
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import McrError, Stopped, UsageError
+from mcr_jax.model.checkpoints import newest_step
+from mcr_jax.model.names import NAMES
 from mcr_jax.paths import expanded, local_folder
-from mcr_jax.workdir import Workdir, digest, storage_path
+from mcr_jax.workdir import Workdir, digest
 
 if TYPE_CHECKING:
     from mcr_jax.data.tokenizer import Tokenizer
     from mcr_jax.model.config import DecoderConfig
 
 SYNTHETIC = "synthetic"  # config.data.source of the fictional clinic
-MODELS = ("base", "sft")  # whose samples a ledger may hold
 IN_WORKDIR = "workdir"  # config.data.data_dir of a dataset that belongs to one experiment
 
 
@@ -82,7 +83,7 @@ class Experiment:
         if not self.workdir.ledger.exists():
             return False
         with Ledger(self.workdir.ledger, readonly=True) as ledger:
-            return any(ledger.answers(Scope("sample", model)) for model in MODELS)
+            return any(ledger.answers(Scope("sample", model)) for model in NAMES)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -328,6 +329,10 @@ class Experiment:
                 )
         return before
 
+    def _has_folder(self) -> bool:
+        folder = self.config.model.folder
+        return bool(folder) and local_folder(folder).is_dir()
+
     def _folder_digest(self) -> str:
         from mcr_jax.model import hf
 
@@ -357,7 +362,7 @@ class Experiment:
             "config": digest(json.loads(self.config.to_json())),
             "prompts": {name: self._prompt_digest(name) for name in prompts.names()},
             "dataset": dataset,
-            "model.folder": self.config.model.folder and self._folder_digest(),
+            "model.folder": self._folder_digest() if self._has_folder() else "",
             "step": newest_step(self.checkpoints),
             "ledger_rows": rows,
             **{path.name: _file_digest(path) for path in outputs},
@@ -385,24 +390,6 @@ def devices() -> dict[str, Any]:
 
     kinds = [device.device_kind for device in jax.devices()]
     return {"devices": f"{len(kinds)} x {kinds[0]}", "platform": jax.default_backend()}
-
-
-def newest_step(checkpoints: str | Path) -> int | None:
-    """The step of the newest whole checkpoint, told from the names there alone."""
-    if "://" in str(checkpoints):
-        return _newest_stored(str(checkpoints))
-    steps = [int(path.name) for path in expanded(checkpoints).glob("*") if path.name.isdecimal()]
-    return max(steps, default=None)
-
-
-def _newest_stored(address: str) -> int | None:
-    """As `newest_step`. A store cannot rename what is whole into its place: orbax marks it."""
-    from mcr_jax.model.store import storage_errors
-
-    with storage_errors(address, "look for"):
-        named = [path for path in storage_path(address).glob("*") if path.name.isdecimal()]
-        steps = [int(path.name) for path in named if (path / "commit_success.txt").exists()]
-    return max(steps, default=None)
 
 
 def _file_digest(path: Path) -> str | None:
