@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mcr_jax import errors, statements
+from mcr_jax.paths import expanded
 
 SPLITS = ("train", "val", "test")
 PROVENANCE = ("pmcid", "title", "journal", "article_link", "publication_date", "text")
@@ -144,13 +145,13 @@ def parse_source(source: str) -> tuple[pathlib.Path, ...]:
     """Turns "PATH[,PATH]" into paths; a comma that is part of an existing path is left alone.
 
     Raises:
-      UsageError: The source names no path, or an empty one.
+      UsageError: The source names no path, or an empty one, or the home of no user.
     """
-    whole = pathlib.Path(source).expanduser()
+    whole = expanded(source)
     parts = [source] if source and whole.exists() else source.split(",")
     if not all(part.strip() for part in parts):
         raise errors.UsageError(f"source {source!r}: give PATH[,PATH], none of them empty")
-    return tuple(pathlib.Path(part.strip()).expanduser() for part in parts)
+    return tuple(expanded(part.strip()) for part in parts)
 
 
 def read_cases(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Case]:

@@ -293,6 +293,8 @@ def load(path: Path) -> ConfigDict:
         recorded = json.loads(path.read_text(encoding="utf-8"), object_hook=_tuples)
     except (OSError, ValueError) as error:
         raise McrError(f"{path}: unreadable: {error}") from error
+    except RecursionError as error:
+        raise McrError(f"{path}: unreadable: nested too deeply") from error
     if not isinstance(recorded, dict):
         raise McrError(f"{path}: unreadable: not a JSON object")
     return check(ConfigDict(recorded), str(path))
@@ -371,6 +373,8 @@ def _overlay(target: ConfigDict, source: ConfigDict, origin: str, prefix: str) -
         try:
             if value is None or isinstance(value, bool) != isinstance(target[field], bool):
                 raise TypeError  # ConfigDict takes None for anything and True for 1
+            if isinstance(value, tuple | list) and not all(isinstance(v, str) for v in value):
+                raise TypeError  # all tuples are of texts
             target[field] = value
         except TypeError as error:
             raise UsageError(

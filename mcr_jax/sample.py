@@ -5,23 +5,25 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mcr_jax import console
 from mcr_jax.cases import Case
 from mcr_jax.data.example import prompt_messages
-from mcr_jax.data.tokenizer import Tokenizer
-from mcr_jax.generate import driver, local
+from mcr_jax.generate import driver
 from mcr_jax.generate.api import Request
-from mcr_jax.generate.engine.state import Shape
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope
-from mcr_jax.generate.memory import Plan
-from mcr_jax.model import store
-from mcr_jax.model.config import DecoderConfig
+from mcr_jax.model.names import check_name
 from mcr_jax.prompts import Prompt
 from mcr_jax.workdir import Workdir, digest
+
+if TYPE_CHECKING:
+    from mcr_jax.data.tokenizer import Tokenizer
+    from mcr_jax.generate.engine.state import Shape
+    from mcr_jax.generate.local import LocalModel
+    from mcr_jax.model.config import DecoderConfig
 
 STAGE = "sample"
 
@@ -44,18 +46,59 @@ class Drawn:
 def check(config: ConfigDict) -> None:
     """Raises UsageError if config.sample names a model that is none."""
     for name in config.sample.models:
-        store.check_name(name)
+        check_name(name)
+
+
+def held(
+    workdir: Workdir,
+    config: ConfigDict,
+    cases: Sequence[Case],
+    prompt: Prompt,
+    name: str,
+    identity: str,
+) -> int | None:
+    """The number of completions that are wanted of a model, or None where one of them is open.
+
+    Nothing is loaded, and nothing is written unless fewer are wanted than before.
+
+    Args:
+      workdir: its ledger has the completions.
+      config: sections sample and the seed are read.
+      cases, prompt: as for `sample`.
+      name: of the model.
+      identity: of the model, under which its completions stand in the ledger.
+
+    Raises:
+      McrError: the ledger cannot be read or written.
+    """
+    wanted = {}
+    for request in (_request(case, config, prompt) for case in cases):
+        job = driver.Job(row=_row(request, name), request=request)
+        wanted |= dict.fromkeys(map(job.row_of, request.wanted), request.digest(identity))
+    scope = Scope(STAGE, name)
+    with Ledger(workdir.ledger, readonly=True) as ledger:
+        there = ledger.answers(scope)
+    for row, request_digest in wanted.items():
+        attempt = there.get(row)
+        if attempt is None or attempt.digest != request_digest or not attempt.outcome.settled:
+            return None
+    if there.keys() != wanted.keys():  # fewer than before
+        with Ledger(workdir.ledger) as ledger:
+            ledger.declare(scope, wanted)
+    return len(wanted)
 
 
 def sample(
     workdir: Workdir,
     config: ConfigDict,
-    decoder: DecoderConfig,
+    decoder: "DecoderConfig",
     cases: Sequence[Case],
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     prompt: Prompt,
+    names: Sequence[str],
+    rests: Callable[[str], Mapping[str, Any]],
 ) -> Mapping[str, Drawn]:
-    """Draws config.sample.n completions of every case from every model in config.sample.models.
+    """Draws config.sample.n completions of every case from every model in `names`.
 
     Before the first it prints what it will take of the devices' memory, and which prompts are too
     long. What the ledger holds already is not drawn again.
@@ -67,6 +110,8 @@ def sample(
       cases: whose presentations are shown.
       tokenizer: made the ids the models know.
       prompt: the question each case is put in.
+      names: models of config.sample.models.
+      rests: what the identity of a model follows from, for the manifest.
 
     Returns:
       What was done for each model, by its name.
@@ -76,6 +121,8 @@ def sample(
       McrError: a checkpoint is missing, nothing fits into the devices, or the ledger cannot be
         written.
     """
+    from mcr_jax.generate import local
+
     check(config)  # or the first would be sampled before a slip in the second is told
     plan = local.prepare(decoder, config, _wanted(config), tensor=config.sample.tensor)
     requests = [_request(case, config, prompt) for case in cases]
@@ -87,38 +134,30 @@ def sample(
             console.say(f"sample: {line}")
 
     with Ledger(workdir.ledger) as ledger:
-        for name in config.sample.models:
-            drawn[name] = _draw(
-                name, plan, mesh, decoder, requests, workdir, config, tokenizer, ledger, announce
-            )
+        for name in names:
+            model, origin = local.load(name, plan, mesh, decoder, workdir, config, tokenizer)
+            facts = {
+                "identity": model.identity,
+                "weights": origin,
+                "rests": rests(name),
+                "plan": plan.facts(),
+                "config": digest(json.loads(config.to_json())),
+            }
+            workdir.note(f"sample.{name}", facts)
+            drawn[name] = _draw(name, model, requests, ledger, announce)
+            del model  # out of memory before the next one is loaded
     return drawn
 
 
 def _draw(
     name: str,
-    plan: Plan,
-    mesh: Mesh,
-    decoder: DecoderConfig,
+    model: "LocalModel",
     requests: Sequence[Request],
-    workdir: Workdir,
-    config: ConfigDict,
-    tokenizer: Tokenizer,
     ledger: Ledger,
     announce: Callable[[], None],
 ) -> Drawn:
-    """Samples one model, which is out of memory again when this returns."""
-    model, origin = local.load(name, plan, mesh, decoder, workdir, config, tokenizer)
-    facts = {
-        "identity": model.identity,
-        "weights": origin,
-        "plan": plan.facts(),
-        "config": digest(json.loads(config.to_json())),
-    }
-    workdir.note(f"sample.{name}", facts)
-    jobs = [
-        driver.Job(row=RowKey(stage=STAGE, case=r.key, model=name, sample=0), request=r)
-        for r in requests
-    ]
+    """Samples one model."""
+    jobs = [driver.Job(row=_row(request, name), request=request) for request in requests]
     began = time.monotonic()
     work = driver.declare(Scope(STAGE, name), jobs, model, ledger)
     if work.asked:
@@ -128,8 +167,12 @@ def _draw(
     return Drawn(summary=summary, tokens=model.tokens, seconds=time.monotonic() - began)
 
 
+def _row(request: Request, name: str) -> RowKey:
+    return RowKey(stage=STAGE, case=request.key, model=name, sample=0)
+
+
 def _too_long(
-    requests: Sequence[Request], tokenizer: Tokenizer, config: ConfigDict
+    requests: Sequence[Request], tokenizer: "Tokenizer", config: ConfigDict
 ) -> Iterator[str]:
     lengths = [len(tokenizer.encode_prompt(request.messages)) for request in requests]
     room = config.sample.prompt_tokens
@@ -140,7 +183,9 @@ def _too_long(
         )
 
 
-def _wanted(config: ConfigDict) -> Shape:
+def _wanted(config: ConfigDict) -> "Shape":
+    from mcr_jax.generate.engine.state import Shape
+
     c = config.sample
     return Shape(
         slots=c.slots,

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcr_jax.errors import McrError, UsageError
+from mcr_jax.errors import McrError
+from mcr_jax.paths import expanded, local_folder
 
 if TYPE_CHECKING:
     from etils import epath
@@ -106,24 +106,13 @@ class Workdir:
 
 
 def storage_path(path: str | Path) -> "epath.Path":
-    """A local folder, made absolute, or an address such as gs://BUCKET/RUN as it is."""
+    """A local folder, made absolute, or an address such as gs://BUCKET/RUN as it is.
+
+    Raises UsageError where the path begins with ~ and the name of no user.
+    """
     from etils import epath
 
-    return epath.Path(path) if "://" in str(path) else epath.Path(path).absolute()
-
-
-def local_folder(path: str | Path) -> Path:
-    """`path`, of which Path would make a folder "gs:" if it were an address.
-
-    Raises:
-      UsageError: it is one, even after Path or normpath has taken one of its slashes.
-    """
-    if address := re.fullmatch(r"(\w{2,}):/+(.*)", str(path), re.DOTALL):
-        raise UsageError(
-            f"{address[1]}://{address[2]} is not a local folder: copy it to one, or name one; "
-            "config.train.checkpoints alone may be an address"
-        )
-    return Path(path)
+    return epath.Path(path) if "://" in str(path) else epath.Path(expanded(path)).absolute()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -148,11 +137,18 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> Any:
     """Reads the object in a JSON file. Raises McrError if it is missing or broken."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # an escape of half a character, which no file could hold
+            json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise McrError(f"{path}: not there; run the stage that makes it first") from None
+    except UnicodeEncodeError as error:
+        raise McrError(f"{path}: unreadable: it holds a lone surrogate") from error
     except (OSError, ValueError) as error:
         raise McrError(f"{path}: unreadable: {error}") from error
+    except RecursionError as error:
+        raise McrError(f"{path}: unreadable: nested too deeply") from error
     if not isinstance(value, dict):
         raise McrError(f"{path}: unreadable: not a JSON object")
     return value

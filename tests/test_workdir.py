@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.model.folder import refuse_taken
-from mcr_jax.workdir import Workdir, digest, local_folder, read_json, storage_path
+from mcr_jax.paths import local_folder
+from mcr_jax.workdir import Workdir, digest, read_json, storage_path
 
 plain = st.recursive(
     st.none()

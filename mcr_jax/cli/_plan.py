@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ml_collections import ConfigDict
 
 from mcr_jax.errors import McrError, UsageError
+from mcr_jax.paths import local_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,7 +50,7 @@ def shape_of(config: ConfigDict) -> "DecoderConfig":
 
     c = config.model
     if c.folder:
-        return hf_config.read(c.folder, c.ignore)
+        return hf_config.read(local_folder(c.folder), c.ignore)
     if c.shape:
         return published.shape(c.shape)
     names = ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width", "norm_eps")

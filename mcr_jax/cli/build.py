@@ -5,14 +5,13 @@ Afterwards `tfds.load("medcasereasoning")` and `tfds.data_source("medcasereasoni
 with --traces also "medcasereasoning/stitched", which has the trace of each case beside it.
 """
 
-import os
 from collections.abc import Sequence
 
 from mcr_jax import console
 from mcr_jax.cli.experiment import SYNTHETIC, Experiment
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.workdir import local_folder
+from mcr_jax.paths import local_folder
 
 
 def main(argv: Sequence[str]) -> None:
@@ -56,15 +55,12 @@ def prepare(source: str, data_dir: object, overwrite: bool = False, traces: str 
 
 
 def _checked(path: str) -> str:
-    """The path of a file of traces, "" for none; one that cannot be read is told before any work.
-
-    A shell leaves the ~ of --traces=~/FILE as it is.
-    """
+    """The path of a file of traces, "" for none; one that cannot be read is refused at once."""
     if not path:
         return ""
     from mcr_jax.data import traces
 
-    file = local_folder(os.path.expanduser(path))
+    file = local_folder(path)
     traces.read(file)
     return str(file)
 

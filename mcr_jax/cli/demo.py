@@ -7,7 +7,7 @@ Nothing in it is medicine: diseases and patients are invented. Killed, it goes o
 from collections.abc import Sequence
 from importlib import resources
 
-from mcr_jax import console
+from mcr_jax import artifacts, console
 from mcr_jax.cli import build, judge, sample, score, stitch, train
 from mcr_jax.cli import eval as evaluation
 from mcr_jax.cli.experiment import Experiment, newest_step
@@ -33,7 +33,7 @@ def run(experiment: Experiment) -> None:
     trained = newest_step(experiment.checkpoints) == experiment.config.train.steps
     if trained and experiment.finished("eval"):
         console.say(f"demo: nothing to do, all of it is in {workdir.path}")
-        score.show(workdir.read_json(workdir.results))
+        score.show(artifacts.results(workdir))
     else:
         sample.ready(experiment)
         judge.ready(experiment)

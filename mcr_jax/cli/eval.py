@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mcr_jax import console
+from mcr_jax import artifacts, console
 from mcr_jax.cli import judge, report, sample, score
 from mcr_jax.cli.experiment import Experiment, run_stage
 
@@ -16,7 +16,7 @@ def run(experiment: Experiment) -> None:
     """Evaluates, or says that it is done; ends with the table."""
     if experiment.finished("eval"):
         console.say(f"eval: nothing to do, all of it is in {experiment.workdir.path}")
-        score.show(experiment.workdir.read_json(experiment.workdir.results))
+        score.show(artifacts.results(experiment.workdir))
         return
     sample.ready(experiment)
     judge.ready(experiment)

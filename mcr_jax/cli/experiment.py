@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from mcr_jax import artifacts, console, prompts
 from mcr_jax import config as configs
-from mcr_jax import console, prompts
 from mcr_jax.cases import SPLITS, Case
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import McrError, Stopped, UsageError
-from mcr_jax.workdir import Workdir, digest, local_folder, storage_path
+from mcr_jax.model.checkpoints import newest_step
+from mcr_jax.model.names import NAMES
+from mcr_jax.paths import expanded, local_folder
+from mcr_jax.workdir import Workdir, digest
 
 if TYPE_CHECKING:
     from mcr_jax.data.tokenizer import Tokenizer
     from mcr_jax.model.config import DecoderConfig
 
 SYNTHETIC = "synthetic"  # config.data.source of the fictional clinic
-MODELS = ("base", "sft")  # whose samples a ledger may hold
 IN_WORKDIR = "workdir"  # config.data.data_dir of a dataset that belongs to one experiment
 
 
@@ -81,7 +83,7 @@ class Experiment:
         if not self.workdir.ledger.exists():
             return False
         with Ledger(self.workdir.ledger, readonly=True) as ledger:
-            return any(ledger.answers(Scope("sample", model)) for model in MODELS)
+            return any(ledger.answers(Scope("sample", model)) for model in NAMES)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -146,7 +148,10 @@ class Experiment:
     @property
     def checkpoints(self) -> str | Path:
         """The folder or the address of the checkpoints."""
-        return self.config.train.checkpoints or self.workdir.checkpoints
+        given = self.config.train.checkpoints
+        if given and "://" not in given:
+            return expanded(given)
+        return given or self.workdir.checkpoints
 
     @property
     def data_dir(self) -> Path | str | None:
@@ -174,13 +179,14 @@ class Experiment:
                 f"config.model.folder is empty, and this config is of {name}: name the folder of "
                 "its weights"
             )
-        if folder and not local_folder(folder).is_dir():
+        place = local_folder(folder) if folder else ""
+        if folder and not place.is_dir():
             raise UsageError(
                 f"config.model.folder={folder}: no such folder; download it first, e.g. "
                 "`hf download Qwen/Qwen2.5-7B-Instruct --local-dir DIR`"
             )
         if name:
-            wanted, found = published.shape(name), hf_config.read(folder, self.config.model.ignore)
+            wanted, found = published.shape(name), hf_config.read(place, self.config.model.ignore)
             for size in ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width"):
                 here, there = getattr(wanted, size), getattr(found, size)
                 if here != there:
@@ -188,7 +194,7 @@ class Experiment:
                         f"config.model.folder={folder} is not of {name}, which this config is of: "
                         f"its {size} is {there}, not {here}"
                     )
-        return folder
+        return str(place)
 
     @functools.cached_property
     def tokenizer(self) -> "Tokenizer":
@@ -198,7 +204,7 @@ class Experiment:
 
         folder = self.model_folder
         if given := self.config.tokenizer.path or folder:
-            local_folder(given)
+            given = local_folder(given)
             today = datetime.datetime.fromisoformat(self.config.tokenizer.date)
             return Tokenizer.load(given, now=today)
         if not (self.workdir.tokenizer / FILE).exists():
@@ -217,8 +223,9 @@ class Experiment:
         from mcr_jax.model.config import DecoderConfig, LoraConfig, Rope
 
         tokenizer, sizes = self.tokenizer, self.config.model.to_dict()
-        folder, dtype, ignore = (sizes.pop(name) for name in ("folder", "dtype", "ignore"))
-        sizes.pop("shape")
+        dtype, ignore = sizes.pop("dtype"), sizes.pop("ignore")
+        folder = self.model_folder
+        del sizes["folder"], sizes["shape"]
         # What no folder decides.
         ours = {"attention": self.config.attention, "remat": self.config.train.remat}
         ours["dtype"] = dtype
@@ -309,8 +316,7 @@ class Experiment:
         Raises:
           UsageError: training was with other `inputs`, and has saved a step or was sampled from.
         """
-        manifest = self.workdir.manifest
-        before = self.workdir.read_json(manifest).get("train", {}) if manifest.exists() else {}
+        before = artifacts.section(self.workdir, "train")
         for name, value in inputs.items():
             if name in before and before[name] != value:
                 if not self._has_results(self.config.train.checkpoints):
@@ -323,17 +329,20 @@ class Experiment:
                 )
         return before
 
+    def _has_folder(self) -> bool:
+        folder = self.config.model.folder
+        return bool(folder) and local_folder(folder).is_dir()
+
     def _folder_digest(self) -> str:
         from mcr_jax.model import hf
 
-        return hf.digest(self.config.model.folder) if self.config.model.folder else ""
+        folder = self.config.model.folder
+        return hf.digest(local_folder(folder)) if folder else ""
 
     def finished(self, what: str) -> bool:
         """Whether `finish(what)` was called and nothing it rests on has changed since."""
-        if not self.workdir.manifest.exists():
-            return False
-        sealed = self.workdir.read_json(self.workdir.manifest).get(what)
-        return sealed is not None and sealed == self._seal()
+        sealed = artifacts.section(self.workdir, what)
+        return bool(sealed) and sealed == self._seal()
 
     def finish(self, what: str) -> None:
         """Remembers that all of `what` is done."""
@@ -353,7 +362,7 @@ class Experiment:
             "config": digest(json.loads(self.config.to_json())),
             "prompts": {name: self._prompt_digest(name) for name in prompts.names()},
             "dataset": dataset,
-            "model.folder": self.config.model.folder and self._folder_digest(),
+            "model.folder": self._folder_digest() if self._has_folder() else "",
             "step": newest_step(self.checkpoints),
             "ledger_rows": rows,
             **{path.name: _file_digest(path) for path in outputs},
@@ -381,24 +390,6 @@ def devices() -> dict[str, Any]:
 
     kinds = [device.device_kind for device in jax.devices()]
     return {"devices": f"{len(kinds)} x {kinds[0]}", "platform": jax.default_backend()}
-
-
-def newest_step(checkpoints: str | Path) -> int | None:
-    """The step of the newest whole checkpoint, told from the names there alone."""
-    if "://" in str(checkpoints):
-        return _newest_stored(str(checkpoints))
-    steps = [int(path.name) for path in Path(checkpoints).glob("*") if path.name.isdecimal()]
-    return max(steps, default=None)
-
-
-def _newest_stored(address: str) -> int | None:
-    """As `newest_step`. A store cannot rename what is whole into its place: orbax marks it."""
-    from mcr_jax.model.store import storage_errors
-
-    with storage_errors(address, "look for"):
-        named = [path for path in storage_path(address).glob("*") if path.name.isdecimal()]
-        steps = [int(path.name) for path in named if (path / "commit_success.txt").exists()]
-    return max(steps, default=None)
 
 
 def _file_digest(path: Path) -> str | None:

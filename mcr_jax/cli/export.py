@@ -10,7 +10,8 @@ from mcr_jax import console
 from mcr_jax.cli.experiment import Experiment, newest_step
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import UsageError
-from mcr_jax.workdir import digest, local_folder, write_text
+from mcr_jax.paths import local_folder
+from mcr_jax.workdir import digest, write_text
 
 MARK = "mcr_export.json"  # beside config.json: what was exported there
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mcr_jax import config as configs
 from mcr_jax.errors import UsageError
+from mcr_jax.paths import local_folder
 
 # What executing a wrong config file may raise; anything else is a bug of ours.
 _CONFIG_FAULTS = (
@@ -131,7 +132,7 @@ class Flags:
         workdir = self._given("workdir")
         if self._given("config") or self._default_config is not None or not workdir:
             return None
-        recorded = Path(workdir) / "config.json"
+        recorded = local_folder(workdir) / "config.json"
         return recorded if recorded.exists() else None
 
     def _given(self, name: str) -> str | None:

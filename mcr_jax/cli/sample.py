@@ -1,5 +1,6 @@
 """Draws N completions of every case from every model of the config, into the ledger."""
 
+import functools
 from collections.abc import Sequence
 
 from mcr_jax import console
@@ -20,18 +21,35 @@ def ready(experiment: Experiment) -> None:
 
 
 def run(experiment: Experiment) -> None:
-    """Samples what is missing.
+    """Samples what is missing; loads the models of which something is.
 
     Raises:
       Stopped: SIGTERM came; every completion that was finished is in the ledger.
     """
-    from mcr_jax.sample import sample
+    from mcr_jax.cli import _sampled
 
     e = experiment
     ready(e)
+    left = []
+    for name in e.config.sample.models:
+        count = _sampled.complete(e, name)
+        if count is None:
+            left.append(name)
+        else:
+            console.say(f"sample: {name}: {count} completions, nothing to do")
+    if left:
+        _draw(e, left)
+
+
+def _draw(e: Experiment, names: Sequence[str]) -> None:
+    from mcr_jax.cli import _sampled
+    from mcr_jax.sample import sample
+
+    rests = functools.partial(_sampled.rests, e)
     with stoppable("stopped by SIGTERM; every finished completion is kept, call again to go on"):
         e.refuse_other(e.origin())
-        sampled = sample(e.workdir, e.config, e.shape, e.eval_cases(), e.tokenizer, e.prompt)
+        cases = e.eval_cases()
+        sampled = sample(e.workdir, e.config, e.shape, cases, e.tokenizer, e.prompt, names, rests)
     e.workdir.note("sample", {"prompt": e.prompt.digest, "seed": e.config.seed, **devices()})
     for name, drawn in sampled.items():
         done = "nothing to do"

@@ -18,6 +18,16 @@ def run(experiment: Experiment) -> dict[str, Any]:
 
     results = score(experiment.workdir, experiment.config)
     console.say(f"score: {experiment.workdir.results}")
+    judge = results["judge"]
+    if "note" in judge:
+        console.say(f"score: {judge['note']}")
+        return results
+    for stage, count in judge["verdicts"].items():
+        if left := count["wanted"] - count["settled"]:
+            console.say(
+                f"score: {left} of {count['wanted']} {stage} verdicts are missing and count as "
+                "unresolved; run `mcr judge` again"
+            )
     return results
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from mcr_jax import artifacts, console, prompts
 from mcr_jax import config as configs
-from mcr_jax import console, prompts
 from mcr_jax.cli.experiment import Experiment, devices, newest_step, run_stage
 from mcr_jax.errors import McrError
 from mcr_jax.workdir import digest
@@ -41,7 +41,7 @@ def run(experiment: Experiment) -> None:
     inputs = _inputs(e, prompt)
     if _done(e, inputs):
         console.say(f"stitch: nothing to do, the traces are in {workdir.traces}")
-        _show(workdir.read_json(workdir.stitching))
+        _show(artifacts.stitching(workdir))
         return
     _refuse_to_replace(e, inputs)
     cases = e.training_cases()
@@ -132,7 +132,7 @@ def _done(e: Experiment, inputs: dict[str, Any]) -> bool:
         return False
     try:
         there = traces.digest({row.fingerprint: row.trace for row in traces.read(w.traces)})
-        shown = w.read_json(w.stitching)
+        shown = artifacts.stitching(w)
     except McrError:  # damaged: made anew from what the ledger has
         return False
     return there == noted.get("traces") == shown.get("traces")
@@ -140,8 +140,7 @@ def _done(e: Experiment, inputs: dict[str, Any]) -> bool:
 
 def _noted(e: Experiment) -> dict[str, Any]:
     """What the manifest has of the stitching before."""
-    manifest = e.workdir.manifest
-    return e.workdir.read_json(manifest).get("stitch", {}) if manifest.exists() else {}
+    return artifacts.section(e.workdir, "stitch", {"inputs?": dict})
 
 
 def _refuse_to_replace(e: Experiment, inputs: dict[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""Recomputes every number of results.json from the ledger, offline, and lists what differs."""
+"""Reads every verdict again from its reply and recomputes results.json, offline; lists differences.
+
+Where the dataset is not at hand, the verdicts on reasons are taken as they are, and it says so.
+"""
 
 from collections.abc import Sequence
 
@@ -9,17 +12,35 @@ from mcr_jax.errors import McrError
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr verify --workdir=DIR`; exit status 1 if a number differs."""
+    """`mcr verify --workdir=DIR`; exit status 1 if a number or a verdict differs."""
     flags = Flags("verify", __doc__)
     flags.experiment()
-    if not flags.parse(argv):
-        return
-    from mcr_jax.score.run import verify
+    if flags.parse(argv):
+        run(Experiment.open(flags))
 
-    experiment = Experiment.open(flags)
-    lines = verify(experiment.workdir, experiment.config)
-    for line in lines:
+
+def run(experiment: Experiment) -> None:
+    """Verifies. Raises McrError if a number or a verdict differs; each has its line before."""
+    from mcr_jax.data.dataset import MissingDatasetError
+    from mcr_jax.score.verify import verify
+
+    e, missing, cases = experiment, "", ()
+    try:
+        cases = e.cases(e.config.data.eval_split)
+    except MissingDatasetError as error:
+        missing = str(error)
+    found = verify(e.workdir, e.config, cases)
+    for line in found.differences:
         console.say(line)
-    if lines:
-        raise McrError(f"{len(lines)} values differ from what the ledger gives")
-    console.say(f"verify: {experiment.workdir.results} agrees with the ledger")
+    if found.unchecked:
+        why = missing or f"their cases are not in split {e.config.data.eval_split} of the dataset"
+        console.say(
+            f"verify: {found.unchecked} verdicts on reasons could not be read again and are taken "
+            f"as they are: {why}"
+        )
+    if found.differences:
+        raise McrError(f"{len(found.differences)} values differ from what the ledger gives")
+    console.say(
+        f"verify: {e.workdir.results} agrees with the ledger, and {found.verdicts} verdicts with "
+        "their replies"
+    )

@@ -18,6 +18,7 @@ from pyarrow import parquet
 
 from mcr_jax import cases as cases_lib
 from mcr_jax import errors
+from mcr_jax.paths import expanded
 
 NAME = "medcasereasoning"
 _HOW = "run `mcr build --source=PATH`"
@@ -31,12 +32,12 @@ def resolve_data_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:
     """The local folder of TFDS datasets; None means TFDS's own default, as TFDS_DATA_DIR sets it.
 
     Raises:
-      UsageError: `data_dir` is an address, not a local folder.
+      UsageError: `data_dir` is an address, not a local folder, or begins with ~ and no user.
     """
     path = os.fspath(tfds.core.constants.DATA_DIR if data_dir is None else data_dir)
     if "://" in path:
         raise errors.UsageError(f"data_dir {path} is not a local folder: mount the bucket first")
-    return pathlib.Path(path).expanduser()
+    return expanded(path)
 
 
 def open_builder(data_dir: str | os.PathLike | None, config: str = "") -> tfds.core.DatasetBuilder:

@@ -8,123 +8,29 @@ what it wants, so that whoever counts later sees what is missing as well as what
 
 import contextlib
 import dataclasses
-import json
+import shlex
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mcr_jax.errors import McrError
-from mcr_jax.generate.api import Outcome, Usage
+from mcr_jax.generate import _rows, _schema
+from mcr_jax.generate._rows import Attempt, RowKey, Scope
+from mcr_jax.generate.api import Outcome
 
-SCHEMA_VERSION = 2
-_PATIENCE = 30.0  # seconds to wait for another process's lock
-
-_OUTCOMES = ", ".join(f"'{outcome.value}'" for outcome in Outcome)
-_SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS attempts (
-  id               INTEGER PRIMARY KEY,
-  stage            TEXT    NOT NULL CHECK (stage <> ''),
-  case_fingerprint TEXT    NOT NULL CHECK (case_fingerprint <> ''),
-  model            TEXT    NOT NULL CHECK (model <> ''),
-  sample           INTEGER NOT NULL CHECK (sample >= 0),
-  judge            TEXT    NOT NULL,
-  repeat           INTEGER NOT NULL CHECK (repeat >= 0),
-  digest           TEXT    NOT NULL,
-  attempt          INTEGER NOT NULL CHECK (attempt >= 1),
-  outcome          TEXT    NOT NULL CHECK (outcome IN ({_OUTCOMES})),
-  text             TEXT    NOT NULL,
-  verdict          TEXT    CHECK (verdict IS NULL OR json_valid(verdict)),
-  error            TEXT    NOT NULL,
-  prompt_tokens    INTEGER NOT NULL,
-  output_tokens    INTEGER NOT NULL,
-  cached_tokens    INTEGER NOT NULL,
-  model_version    TEXT    NOT NULL,
-  seconds          REAL    NOT NULL,
-  created          TEXT    NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-  mean_logprob     REAL,
-  UNIQUE (stage, case_fingerprint, model, sample, judge, repeat, digest, attempt)
-) STRICT;
-CREATE TABLE IF NOT EXISTS wanted (
-  stage            TEXT    NOT NULL,
-  case_fingerprint TEXT    NOT NULL,
-  model            TEXT    NOT NULL,
-  sample           INTEGER NOT NULL,
-  judge            TEXT    NOT NULL,
-  repeat           INTEGER NOT NULL,
-  digest           TEXT    NOT NULL,
-  PRIMARY KEY (stage, model, judge, case_fingerprint, sample, repeat)
-) STRICT, WITHOUT ROWID
-"""
-_FROM_1 = "ALTER TABLE attempts ADD COLUMN mean_logprob REAL"  # what a file of schema 1 lacks
-_COLUMNS = (
-    "stage, case_fingerprint, model, sample, judge, repeat, digest, attempt, outcome, text, "
-    "verdict, error, prompt_tokens, output_tokens, cached_tokens, model_version, seconds, "
-    "mean_logprob"
-)
-
-
-class Scope(NamedTuple):
-    """The rows one run of a stage is about: a candidate model and, for verdicts, a judge."""
-
-    stage: str
-    model: str
-    judge: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, order=True)
-class RowKey:
-    """What a row answers; artifacts are joined by this, never by position.
-
-    Attributes:
-      stage: "sample", "diagnosis" or "reasons".
-      case: the case's fingerprint.
-      model: the candidate's name in results.json.
-      sample: index of the completion.
-      judge: the judge's name; "" for completions.
-      repeat: index of the judge's repetition.
-    """
-
-    stage: str
-    case: str
-    model: str
-    sample: int
-    judge: str = ""
-    repeat: int = 0
-
-    def judged(self, stage: str, judge: str) -> "RowKey":
-        """The row of `judge`'s verdict in `stage` on this completion."""
-        return dataclasses.replace(self, stage=stage, judge=judge)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One row.
-
-    `verdict` is what the text was parsed into, or None; `mean_logprob` as in `Reply`; `seconds` is
-    wall time.
-    """
-
-    row: RowKey
-    digest: str
-    attempt: int
-    outcome: Outcome
-    text: str = ""
-    verdict: Any = None
-    error: str = ""
-    usage: Usage = Usage()
-    model_version: str = ""
-    seconds: float = 0.0
-    mean_logprob: float | None = None
+_LOCK_WAIT_S = 30.0  # for another process's lock
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class Ledger:
     """A SQLite file in WAL mode. One per workdir; safe to write from several threads."""
 
     def __init__(self, path: str | Path, *, readonly: bool = False):
-        """Opens `path`, creating it unless `readonly`; a file of schema 1 is brought to 2.
+        """Opens `path`, creating it unless `readonly`; a file of an older schema is converted.
 
         Raises:
           McrError: it cannot be used.
@@ -137,14 +43,14 @@ class Ledger:
             self._db = sqlite3.connect(
                 f"{self.path.absolute().as_uri()}?mode={self._mode(readonly)}",
                 uri=True,
-                timeout=_PATIENCE,
+                timeout=_LOCK_WAIT_S,
                 isolation_level=None,
                 check_same_thread=False,
             )
-            with self._reporting():
-                self._prepare(readonly)
         except sqlite3.Error as error:
             raise McrError(f"{self.path}: cannot open the ledger: {error}") from error
+        with self._reporting():
+            self._prepare(readonly)
 
     def _mode(self, readonly: bool) -> str:
         if not readonly:
@@ -159,64 +65,100 @@ class Ledger:
             # FULL: a row acknowledged here survives a power cut, not only a killed process.
             self._db.execute("PRAGMA synchronous = FULL")
         version = self._version()
-        if version not in range(1 if readonly else 0, SCHEMA_VERSION + 1):
+        if version not in range(1 if readonly else 0, _schema.VERSION + 1):
             raise McrError(
-                f"{self.path}: ledger schema {version}, this version reads 1 to {SCHEMA_VERSION}"
+                f"{self.path}: ledger schema {version}, this version reads 1 to {_schema.VERSION}"
             )
-        self._columns = [f"a.{name}" for name in _COLUMNS.split(", ")]
-        if readonly and version == 1:
-            self._columns[-1] = "NULL"
-        if not readonly and version < SCHEMA_VERSION:
-            self._bring_up_to_date()
+        if not readonly and version < _schema.VERSION:
+            version = self._bring_up_to_date()
+        self._columns = _schema.columns(version)
+        self._shares = version >= 3
 
     def _version(self) -> int:
         return self._db.execute("PRAGMA user_version").fetchone()[0]
 
-    def _bring_up_to_date(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-        version = self._version()  # another process may have been first
-        statements = {0: _SCHEMA.split(";"), 1: [_FROM_1], SCHEMA_VERSION: []}[version]
-        for statement in statements:
-            self._db.execute(statement)
-        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        self._db.execute("COMMIT")
+    def _bring_up_to_date(self) -> int:
+        with self._transaction():
+            for statement in _schema.statements(self._version()):  # another may have been first
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {_schema.VERSION}")
+        return _schema.VERSION
 
     def _enter_wal(self) -> None:
         # The change of mode does not wait for other processes as every other statement does: one
         # that opens the new file at the same moment would fail at once (SQLITE_BUSY).
-        patience = time.monotonic() + _PATIENCE
+        give_up = time.monotonic() + _LOCK_WAIT_S
         while True:
             try:
                 self._db.execute("PRAGMA journal_mode = WAL")
                 return
             except sqlite3.OperationalError as error:
                 busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-                if not busy or time.monotonic() > patience:
+                if not busy or time.monotonic() > give_up:
                     raise
             time.sleep(0.01)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Commits what the block writes, or nothing of it."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
+            # The Python module's own error about text that is not UTF-8 has no code.
+            if "decode" in str(error) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+                path = shlex.quote(str(self.path))
+                raise McrError(
+                    f"{self.path}: {error}; this file is damaged: `sqlite3 {path} .recover | "
+                    "sqlite3 NEW` saves the rows that can be read, put NEW in its place"
+                ) from error
             raise McrError(
                 f"{self.path}: {error}; rows written before are kept, run the command again"
             ) from error
 
     def write(self, attempt: Attempt) -> None:
         """Adds one row, durable when this returns. Raises McrError if it could not be written."""
-        row, usage = attempt.row, attempt.usage
-        verdict = None if attempt.verdict is None else json.dumps(attempt.verdict)
-        values = (
-            *_place(row),
-            *(attempt.digest, attempt.attempt, str(attempt.outcome), _storable(attempt.text)),
-            *(verdict, _storable(attempt.error), usage.prompt, usage.output, usage.cached),
-            *(_storable(attempt.model_version), attempt.seconds, attempt.mean_logprob),
-        )
-        marks = ", ".join("?" * len(values))
-        with self._lock, self._reporting():
-            self._db.execute(f"INSERT INTO attempts ({_COLUMNS}) VALUES ({marks})", values)
+        self.write_all([[attempt]])
+
+    def write_all(self, groups: Iterable[Sequence[Attempt]]) -> None:
+        """Adds rows in one transaction, durable when this returns.
+
+        Args:
+          groups: attempts that one call answered. The first row of a group is the one that the
+            call was made for; the others get its id as `shared`.
+
+        Raises:
+          McrError: they could not be written; then none of them is.
+        """
+        with self._lock, self._reporting(), self._transaction():
+            for first, *others in groups:
+                made = self._db.execute(_schema.INSERT, _rows.values_of(first)).lastrowid
+                call = made if first.shared is None else first.shared
+                copies = [dataclasses.replace(other, shared=call) for other in others]
+                self._db.executemany(_schema.INSERT, map(_rows.values_of, copies))
+
+    def reread(self, attempts: Iterable[Attempt]) -> None:
+        """Replaces outcome, verdict, error and reading of rows whose text was parsed again.
+
+        Raises:
+          McrError: they could not be written; then none of them is.
+        """
+        values = [
+            (str(a.outcome), _rows.json_text(a.verdict), _rows.storable(a.error), a.reading, a.id)
+            for a in attempts
+        ]
+        query = "UPDATE attempts SET outcome = ?, verdict = ?, error = ?, reading = ? WHERE id = ?"
+        with self._lock, self._reporting(), self._transaction():
+            self._db.executemany(query, values)
 
     def declare(self, scope: Scope, digests: Mapping[RowKey, str]) -> None:
         """States what `scope` wants now, row by row, in place of what it wanted before.
@@ -233,21 +175,14 @@ class Ledger:
         """
         if any((row.stage, row.model, row.judge) != scope for row in digests):
             raise ValueError(f"a row lies outside {scope}")
-        values = [(*_place(row), digest) for row, digest in digests.items()]
-        with self._lock, self._reporting():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                if scope.stage == "sample":
-                    self._retire_verdicts(scope.model, values)
-                self._db.execute(
-                    "DELETE FROM wanted WHERE stage = ? AND model = ? AND judge = ?", scope
-                )
-                self._db.executemany("INSERT INTO wanted VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-                self._db.execute("COMMIT")
-            except sqlite3.Error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        values = [(*_rows.place(row), digest) for row, digest in digests.items()]
+        with self._lock, self._reporting(), self._transaction():
+            if scope.stage == "sample":
+                self._retire_verdicts(scope.model, values)
+            self._db.execute(
+                "DELETE FROM wanted WHERE stage = ? AND model = ? AND judge = ?", scope
+            )
+            self._db.executemany("INSERT INTO wanted VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
     def _retire_verdicts(self, model: str, values: list[tuple[Any, ...]]) -> None:
         kept = {(case, sample, digest) for _, case, _, sample, _, _, digest in values}
@@ -259,34 +194,76 @@ class Ledger:
             [(model, case, sample) for case, sample, _ in changed],
         )
 
-    def answers(self, scope: Scope) -> dict[RowKey, Attempt | None]:
-        """The newest attempt at every wanted row of `scope`, None where there was none yet."""
+    def answers(self, scope: Scope, version: str = "") -> dict[RowKey, Attempt | None]:
+        """The newest attempt at every wanted row of `scope`, None where there was none yet.
+
+        Args:
+          scope: stage, model and judge.
+          version: attempts with this model_version go before newer ones with another; "" for any.
+
+        Raises:
+          McrError: the file or a row in it is damaged.
+        """
         query = f"""
-          SELECT w.stage, w.case_fingerprint, w.model, w.sample, w.judge, w.repeat,
-            {", ".join(self._columns)}
-          FROM wanted w LEFT JOIN attempts a
-            ON  a.stage = w.stage AND a.case_fingerprint = w.case_fingerprint
-            AND a.model = w.model AND a.sample = w.sample AND a.judge = w.judge
-            AND a.repeat = w.repeat AND a.digest = w.digest
-            AND NOT EXISTS (
-              SELECT 1 FROM attempts later
-              WHERE later.stage = a.stage AND later.case_fingerprint = a.case_fingerprint
-                AND later.model = a.model AND later.sample = a.sample AND later.judge = a.judge
-                AND later.repeat = a.repeat AND later.digest = a.digest
-                AND later.attempt > a.attempt)
+          SELECT w.stage, w.case_fingerprint, w.model, w.sample, w.judge, w.repeat, {self._columns}
+          FROM wanted w LEFT JOIN attempts a ON a.id = (
+            SELECT id FROM attempts b
+            WHERE b.stage = w.stage AND b.case_fingerprint = w.case_fingerprint
+              AND b.model = w.model AND b.sample = w.sample AND b.judge = w.judge
+              AND b.repeat = w.repeat AND b.digest = w.digest
+            ORDER BY {"b.model_version = ? DESC," if version else ""} b.attempt DESC LIMIT 1)
           WHERE w.stage = ? AND w.model = ? AND w.judge = ?
           ORDER BY w.case_fingerprint, w.sample, w.repeat"""
-        with self._lock, self._reporting():
-            rows = self._db.execute(query, scope).fetchall()
+        rows = self._fetch(query, ((version,) if version else ()) + scope)
         return {
-            _row_key(values[:6]): None if values[6] is None else _attempt(values[6:])
+            _rows.row_key(values[:6]): None if values[6] is None else self._attempt(values[6:])
             for values in rows
         }
 
+    def equal(self, questions: Iterable[str], version: str = "") -> dict[str, Attempt]:
+        """The newest OK attempt at each of these `questions` that has one, of any row.
+
+        Args:
+          questions: as in `Attempt.question`.
+          version: the only model_version that counts; "" for any.
+        """
+        if not self._shares:
+            return {}
+        query = f"SELECT {self._columns} FROM attempts a WHERE a.question = ? AND a.outcome = 'OK'"
+        query += f"{' AND a.model_version = ?' if version else ''} ORDER BY a.id DESC LIMIT 1"
+        found = {}
+        for question in questions:
+            for values in self._fetch(query, (question, version) if version else (question,)):
+                found[question] = self._attempt(values)
+        return found
+
+    def versions(self, scope: Scope) -> dict[str, int]:
+        """How many verdicts of `scope` each model_version gave, the most frequent first."""
+        counts = Counter(
+            attempt.model_version
+            for attempt in self.answers(scope).values()
+            if attempt is not None and attempt.outcome is Outcome.OK
+        )
+        return dict(counts.most_common())
+
     def count(self) -> int:
         """The number of rows."""
+        return self._fetch("SELECT count(*) FROM attempts", ())[0][0]
+
+    def _fetch(self, query: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         with self._lock, self._reporting():
-            return self._db.execute("SELECT count(*) FROM attempts").fetchone()[0]
+            return self._db.execute(query, values).fetchall()
+
+    def _attempt(self, values: tuple[Any, ...]) -> Attempt:
+        try:
+            return _rows.attempt_of(values)
+        except (ValueError, RecursionError) as error:
+            place = _rows.told(_rows.row_key(values[1:7]))
+            raise McrError(
+                f"{self.path}: row {values[0]} is damaged ({place}): {error}; to have "
+                f'it made again: sqlite3 {shlex.quote(str(self.path))} "DELETE FROM attempts '
+                f'WHERE id = {values[0]}"'
+            ) from error
 
     def close(self) -> None:
         """Closes the file, folding the write-ahead log into it."""
@@ -298,35 +275,3 @@ class Ledger:
 
     def __exit__(self, *unused: object) -> None:
         self.close()
-
-
-def _storable(text: str) -> str:
-    # SQLite stores UTF-8: a lone surrogate in hostile text must not cost the row.
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _place(row: RowKey) -> tuple[str, str, str, int, str, int]:
-    return (row.stage, row.case, row.model, row.sample, row.judge, row.repeat)
-
-
-def _row_key(values: tuple[Any, ...]) -> RowKey:
-    stage, case, model, sample, judge, repeat = values
-    return RowKey(stage=stage, case=case, model=model, sample=sample, judge=judge, repeat=repeat)
-
-
-def _attempt(values: tuple[Any, ...]) -> Attempt:
-    digest, attempt, outcome, text, verdict, error, *rest = values[6:]
-    prompt, output, cached, model_version, seconds, mean_logprob = rest
-    return Attempt(
-        row=_row_key(values[:6]),
-        digest=digest,
-        attempt=attempt,
-        outcome=Outcome(outcome),
-        text=text,
-        verdict=None if verdict is None else json.loads(verdict),
-        error=error,
-        usage=Usage(prompt=prompt, output=output, cached=cached),
-        model_version=model_version,
-        seconds=seconds,
-        mean_logprob=mean_logprob,
-    )

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mcr_jax.errors import McrError
-from mcr_jax.workdir import local_folder
+from mcr_jax.paths import local_folder
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names and ours
 

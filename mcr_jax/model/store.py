@@ -18,15 +18,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mcr_jax import console
-from mcr_jax.errors import McrError, Stopped, UsageError
+from mcr_jax.errors import McrError, Stopped
 from mcr_jax.model import hf, lora
 from mcr_jax.model.blueprint import blueprint, initial_params, parts
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.decoder import Decoder
+from mcr_jax.model.names import UNTRAINED, check_name
 from mcr_jax.model.sharding import abstract, one_device, shardings
 from mcr_jax.workdir import storage_path
 
-UNTRAINED, TRAINED = "base", "sft"  # the names of an experiment's decoders
 _CLIENTS = ("tensorflow", "gcsfs", "fsspec", "google", "aiohttp")  # of addresses such as gs://
 _GIVEN_UP = "Encountered error while reading array index"  # as orbax tells of one of many reads
 
@@ -43,7 +43,7 @@ def named(
     """The decoder that goes by a name, without adapters, and a word about where it is from.
 
     Args:
-      name: `UNTRAINED` or `TRAINED`.
+      name: one of `names.NAMES`.
       config: of the decoder; weights are read and drawn in its dtype, whatever they are kept in.
       mesh: to lay the parameters on.
       checkpoints: their folder or address.
@@ -59,12 +59,6 @@ def named(
         return untrained(config, seed, mesh), config.folder or f"drawn from seed {seed}"
     model, step = trained(checkpoints, config, mesh, which, seed)
     return model, f"checkpoint of step {step}"
-
-
-def check_name(name: str) -> None:
-    """Raises UsageError unless an experiment has a decoder of that name."""
-    if name not in (UNTRAINED, TRAINED):
-        raise UsageError(f"there is no model {name!r}: there are {UNTRAINED} and {TRAINED}")
 
 
 def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:

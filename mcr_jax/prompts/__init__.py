@@ -10,6 +10,7 @@ import pathlib
 import re
 
 from mcr_jax.errors import UsageError
+from mcr_jax.paths import expanded
 
 _SHIPPED = pathlib.Path(__file__).parent
 _FIELD = re.compile(r"\{\{([a-z_]+)\}\}")
@@ -71,7 +72,7 @@ def load(name: str, folder: str = "") -> Prompt:
     """
     if name not in names():
         raise UsageError(f"no prompt is called {name!r}; there are {', '.join(names())}")
-    own = pathlib.Path(folder).expanduser()
+    own = expanded(folder)
     if folder and not own.is_dir():
         raise UsageError(f"{folder}: not a folder of prompts; set config.prompts to one, or to ''")
     path = own / f"{name}.txt"

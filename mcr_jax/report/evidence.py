@@ -6,12 +6,27 @@ from collections.abc import Sequence
 
 from mcr_jax.quotes import find
 
-# Controls and the characters that reorder text on the screen; tab and newline are left alone.
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# What is invisible, or changes how other characters show. The ranges are those that have the
+# property Default_Ignorable_Code_Point in Unicode 14.0 (DerivedCoreProperties.txt,
+# https://www.unicode.org/Public/14.0.0/ucd/). Joiners and variation selectors are among them, also
+# within emoji and Indic words: a reader is to see all that is there.
+_IGNORABLE = (
+    "\u00ad\u034f\u061c\u115f-\u1160\u17b4-\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f"  # all but tab and newline
+# Separators of lines and paragraphs, marks of annotations, and halves of characters, which no file
+# can hold.
+_OTHERS = "\u2028\u2029\ufff9-\ufffb\ud800-\udfff"
+_HIDDEN = re.compile(f"[{_CONTROLS}{_IGNORABLE}{_OTHERS}]")
 
 
 def visible(text: str) -> str:
-    """`text` with controls and direction marks written out, as in ⟨U+202E⟩."""
+    """`text` with every control and every invisible character written out, as in ⟨U+202E⟩.
+
+    Tab and newline are left alone; CR and CR LF become newlines.
+    """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _HIDDEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
 

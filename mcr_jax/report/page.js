@@ -2,7 +2,7 @@
 // The browser of cases. Every text comes from a model or a dataset: it is only ever set as text.
 (() => {
   const parse = (id) => JSON.parse(document.getElementById(id).textContent);
-  const { models, kinds, cases } = parse("index");
+  const { models, kinds, rules, cases } = parse("index");
   const list = document.getElementById("list");
   const view = document.getElementById("case");
   const search = document.getElementById("search");
@@ -90,6 +90,9 @@
     const fill = () => {
       if (node.children.length > 1) return;
       if (sample.error) node.append(make("p", { class: "error" }, sample.error));
+      if (sample.rule && sample.rule !== "strict") {
+        node.append(make("p", { class: "quiet" }, `Answer read: ${rules[sample.rule]}.`));
+      }
       if (sample.trace.length) {
         const trace = make("p", { class: "trace", dir: "auto" });
         for (const [text, statements] of sample.trace) {

@@ -8,7 +8,6 @@ templates escape, and the script only ever sets text content.
 import base64
 import collections
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +17,9 @@ import jinja2
 from markupsafe import Markup
 from ml_collections import ConfigDict
 
+from mcr_jax import artifacts
 from mcr_jax.cases import Case
-from mcr_jax.errors import McrError
+from mcr_jax.generate.joined import join
 from mcr_jax.generate.ledger import Ledger
 from mcr_jax.report import charts, payload
 from mcr_jax.report.evidence import visible
@@ -46,6 +46,16 @@ KINDS = {
 }
 
 
+RULES = {
+    "strict": "one pair of <answer> tags",
+    "tags": "tags in another case, or with spaces",
+    "unclosed": "no closing tag",
+    "repeated": "the same answer repeated",
+    "boxed": "in \\boxed{…}",
+    "line": "on a line “Final answer: …”",
+}
+
+
 def report(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Path:
     """Writes report.html.
 
@@ -60,10 +70,10 @@ def report(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Path:
     Raises:
       McrError: an artifact is missing or broken, or the page cannot be written.
     """
-    results = workdir.read_json(workdir.results)
-    scores = workdir.read_json(workdir.scores)
+    results = artifacts.results(workdir)
+    scores = artifacts.scores(workdir, list(results["models"]))
     with Ledger(workdir.ledger, readonly=True) as ledger:
-        index, details = payload.browser(ledger, config, scores, cases)
+        index, details = payload.browser(join(ledger, config), config, scores, cases)
     fictional = bool(results["data"].get("synthetic"))
     context = {
         "results": results,
@@ -75,11 +85,15 @@ def report(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Path:
         "rows": _rows(results),
         "pairs": _pairs(results),
         "outcomes": _outcomes(results, scores),
-        **_charts(results, scores, _read_metrics(workdir.metrics)),
+        "answers": _answers(results),
+        "mode": visible(results["config"].get("answer", "")),
+        **_judge(results["judge"]),
+        **_charts(results, scores, artifacts.metrics(workdir)),
         "index": payload.embed(
             {
                 "models": [visible(name) for name in results["models"]],
                 "kinds": KINDS,
+                "rules": RULES,
                 "cases": index,
             }
         ),
@@ -107,20 +121,6 @@ def render(context: Mapping[str, Any]) -> str:
         digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
         assets[f"{name}_hash"] = f"'sha256-{digest}'"
     return environment.get_template("page.html").render(**context, **assets)
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")
-    rows = []
-    for number, line in enumerate(whole, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise McrError(f"{path}, row {number}: not JSON: {error}") from error
-    return [row for row in rows if "step" in row]
 
 
 def _lede(results: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -199,6 +199,31 @@ def _outcomes(results: Mapping[str, Any], scores: Mapping[str, Any]) -> list[dic
                 share = count[kind] / max(1, count.total())
                 cells.append((count[kind], share, charts.share_bar(share, series)))
             rows.append({"label": label, "cells": cells})
+    return rows
+
+
+def _judge(judge: Mapping[str, Any]) -> dict[str, str]:
+    """The judge in words: its name, identity, versions, and what of its verdicts does not count."""
+    counts = collections.Counter()
+    for of_stage in judge.get("versions", {}).values():
+        counts.update(of_stage)
+    versions = ", ".join(f"{name} ({count})" for name, count in counts.most_common())
+    words = {"judge": judge["name"], "versions": versions}
+    words |= {name: judge.get(name, "") for name in ("identity", "note")}
+    return {name: visible(text) for name, text in words.items()}
+
+
+def _answers(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """By which rule the answers were read, a row per rule."""
+    counts = [model.get("answers", {}) for model in results["models"].values()]
+    rows = []
+    for rule in dict.fromkeys((*RULES, *(rule for count in counts for rule in count))):
+        cells = []
+        for series, count in enumerate(counts):
+            share = count.get(rule, 0) / max(1, sum(count.values()))
+            cells.append((count.get(rule, 0), share, charts.share_bar(share, series)))
+        if any(number for number, *_ in cells):
+            rows.append({"label": RULES.get(rule, visible(rule)), "cells": cells})
     return rows
 
 

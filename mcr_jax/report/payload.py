@@ -4,23 +4,22 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 from ml_collections import ConfigDict
 
-from mcr_jax import completion
+from mcr_jax import artifacts
 from mcr_jax.cases import Case
-from mcr_jax.config import judge_name
 from mcr_jax.generate.api import Outcome
-from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
+from mcr_jax.generate.joined import Joined, Sample
+from mcr_jax.generate.ledger import Attempt
 from mcr_jax.report.evidence import segments, visible
 
 _ESCAPES = {
     ord(character): f"\\u{ord(character):04x}" for character in ("<", ">", "&", "\u2028", "\u2029")
 }
-
-Answers = Mapping[RowKey, Attempt | None]
 
 
 def embed(value: Any) -> Markup:
@@ -36,12 +35,12 @@ def pack(value: Any) -> str:
 
 
 def browser(
-    ledger: Ledger, config: ConfigDict, scores: Mapping[str, Any], cases: Sequence[Case]
+    joined: Joined, config: ConfigDict, scores: Mapping[str, Any], cases: Sequence[Case]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The index of cases and their packed details, in the same order: that of `cases`.
 
     Args:
-      ledger: holds completions and the reasons judge's verdicts.
+      joined: the completions and their verdicts.
       config: reads `judge`.
       scores: scores.json.
       cases: texts; a scored case that is not among them is listed at the end by its fingerprint.
@@ -50,24 +49,25 @@ def browser(
     scored = {f: None for of_model in scores["models"].values() for f in of_model}
     order = [f for f in by_fingerprint if f in scored]
     order += [f for f in scored if f not in by_fingerprint]
-    places = {fingerprint: place for place, fingerprint in enumerate(order)}
-    details = [_case_detail(by_fingerprint.get(f), f) for f in order]
-    for model, of_model in scores["models"].items():
-        completions = ledger.answers(Scope("sample", model))
-        reasons = ledger.answers(Scope("reasons", model, judge_name(config)))
-        for fingerprint, place in places.items():
-            score = of_model.get(fingerprint)
-            shown = _model_detail(fingerprint, model, score, completions, reasons, config)
-            details[place]["models"].append(shown)
-    index = [
-        {
-            "id": detail["id"],
-            "dx": detail["dx"],
-            "tally": [_tally(m["samples"]) for m in detail["models"]],
-        }
-        for detail in details
-    ]
-    return index, [pack(detail) for detail in details]
+    by_case = {model: _by_case(samples) for model, samples in joined.models.items()}
+    index, packed = [], []
+    for fingerprint in order:  # one at a time: unpacked, the texts of all take much memory
+        detail = _case_detail(by_fingerprint.get(fingerprint), fingerprint)
+        for model, of_model in scores["models"].items():
+            samples = by_case.get(model, {}).get(fingerprint, {})
+            shown = _model_detail(of_model.get(fingerprint), samples, config)
+            detail["models"].append(shown)
+        tally = [_tally(model["samples"]) for model in detail["models"]]
+        index.append({"id": detail["id"], "dx": detail["dx"], "tally": tally})
+        packed.append(pack(detail))
+    return index, packed
+
+
+def _by_case(samples: Sequence[Sample]) -> dict[str, dict[int, Sample]]:
+    by_case: dict[str, dict[int, Sample]] = {}
+    for sample in samples:
+        by_case.setdefault(sample.row.case, {})[sample.row.sample] = sample
+    return by_case
 
 
 def _case_detail(case: Case | None, fingerprint: str) -> dict[str, Any]:
@@ -96,45 +96,43 @@ def _case_detail(case: Case | None, fingerprint: str) -> dict[str, Any]:
 
 
 def _model_detail(
-    fingerprint: str,
-    model: str,
-    score: Mapping[str, Any] | None,
-    completions: Answers,
-    reasons: Answers,
-    config: ConfigDict,
+    score: Mapping[str, Any] | None, samples: Mapping[int, Sample], config: ConfigDict
 ) -> dict[str, Any]:
     """Samples of one model on one case, and per judged sample which statements were found."""
+    shown: list[dict[str, Any]] = []
+    judged: list[dict[str, Any]] = []
     if score is None:
-        return {"samples": [], "judged": []}
-    samples, judged = [], []
-    for sample, (kind, right) in enumerate(zip(score["kinds"], score["right"], strict=True)):
-        row = RowKey(stage="sample", case=fingerprint, model=model, sample=sample)
-        verdict = _verdict(reasons.get(row.judged("reasons", judge_name(config))))
-        samples.append(
-            {"kind": kind, "right": right, **_completion(completions.get(row), verdict["quotes"])}
-        )
-        if sample < config.judge.recall_samples:
+        return {"samples": shown, "judged": judged}
+    for index, (kind, right) in enumerate(zip(score["kinds"], score["right"], strict=True)):
+        sample = samples.get(index)
+        verdict = _verdict(sample and sample.reasons)
+        shown.append({"kind": kind, "right": right, **_completion(sample, verdict["quotes"])})
+        if index < config.judge.recall_samples:
             judged.append({"found": verdict["found"], "verified": verdict["verified"]})
-    return {"samples": samples, "judged": judged}
+    return {"samples": shown, "judged": judged}
 
 
 def _verdict(attempt: Attempt | None) -> dict[str, list[Any]]:
+    """What a reasons judge found; raises McrError where it is of another form."""
     if attempt is None or attempt.outcome is not Outcome.OK:
         return {"found": [], "verified": [], "quotes": []}
-    return attempt.verdict
+    form = {"found": [bool], "verified": [bool], "quotes": [[str]]}
+    return artifacts.check(Path(f"the ledger's verdict on {attempt.row}"), attempt.verdict, form)
 
 
-def _completion(attempt: Attempt | None, quotes: Sequence[Sequence[str]]) -> dict[str, Any]:
+def _completion(sample: Sample | None, quotes: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Trace in pieces of evidence, answer, and the whole text where there is not one answer."""
-    if attempt is None:
-        return {"trace": [], "answer": None, "text": "", "error": ""}
-    parsed = completion.parse(attempt.text)
-    pieces = segments(parsed.trace, quotes)
+    if sample is None:
+        return {"trace": [], "answer": None, "rule": None, "text": "", "error": ""}
+    said = sample.said
+    answer = said and said.answer
+    pieces = segments(said.trace, quotes) if said else []
     return {
         "trace": [[visible(piece), numbers] for piece, numbers in pieces],
-        "answer": None if parsed.answer is None else visible(parsed.answer),
-        "text": "" if parsed.answer is not None else visible(attempt.text.strip()),
-        "error": visible(attempt.error),
+        "answer": None if answer is None else visible(answer),
+        "rule": said and said.rule,
+        "text": visible(sample.text.strip()),
+        "error": visible(sample.error),
     }
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mcr_jax import completion
+from mcr_jax.completion import Completion
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt
@@ -37,15 +37,20 @@ class Estimate(NamedTuple):
 UNRESOLVED = Estimate(None, 0.0, 1.0)
 
 
-def kind(attempt: Attempt | None) -> str:
-    """How a completion ended, one of `KINDS`; "OK" means that it has exactly one answer."""
-    if attempt is None:
+def kind(outcome: Outcome | None, said: Completion | None) -> str:
+    """How a completion ended, one of `KINDS`; "OK" means that it has exactly one answer.
+
+    Args:
+      outcome: of the attempt at it, None where there was none.
+      said: its text, read; None where its outcome is none that has text.
+    """
+    if outcome is None:
         return MISSING
-    if attempt.outcome not in (Outcome.OK, Outcome.TRUNCATED):
-        return attempt.outcome.value
-    if completion.parse(attempt.text).answer is not None:
+    if said is None:
+        return outcome.value
+    if said.answer is not None:
         return ANSWERED
-    return NO_ANSWER if attempt.outcome is Outcome.OK else Outcome.TRUNCATED.value
+    return NO_ANSWER if outcome is Outcome.OK else Outcome.TRUNCATED.value
 
 
 def right(kind_: str, verdict: Attempt | None) -> bool | None:

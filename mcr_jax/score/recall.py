@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mcr_jax import completion
+from mcr_jax.completion import Completion
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt
@@ -27,21 +27,19 @@ NOTHING = Shares(0.0, 0.0)
 UNKNOWN = Shares(None, None)
 
 
-def sample_recall(attempt: Attempt | None, verdict: Attempt | None) -> Shares:
+def sample_recall(said: Completion | None, verdict: Attempt | None) -> Shares:
     """Recall of one completion; an empty trace makes no statement, and no judge is asked.
 
     Args:
-      attempt: the completion's.
+      said: the completion's text, read; None where it has none.
       verdict: the reasons judge's attempt at its trace, if any.
 
     Raises:
       McrError: the verdict lacks one boolean per statement.
     """
-    if attempt is None:
+    if said is None:
         return UNKNOWN
-    if attempt.outcome not in (Outcome.OK, Outcome.TRUNCATED):
-        return UNKNOWN
-    if not completion.parse(attempt.text).trace:
+    if not said.trace:
         return NOTHING
     if verdict is None or verdict.outcome is not Outcome.OK:
         return UNKNOWN

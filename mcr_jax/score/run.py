@@ -1,22 +1,23 @@
 """The scoring stage: completions and verdicts in the ledger to scores.json and results.json.
 
-The ledger is all it needs, so `verify` can repeat it offline. The same ledger and config give the
-same bytes.
+The ledger is all it needs, so `score.verify` can repeat it offline. The same ledger and config give
+the same bytes.
 """
 
 import collections
 import dataclasses
 import itertools
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from mcr_jax import artifacts
+from mcr_jax.completion import RULES
 from mcr_jax.config import judge_name
-from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
-from mcr_jax.generate.ledger import Ledger, Scope
+from mcr_jax.generate.joined import Joined, Sample, join
+from mcr_jax.generate.ledger import Attempt, Ledger
 from mcr_jax.score import accuracy, recall, statistics
 from mcr_jax.score.accuracy import Estimate
 from mcr_jax.score.compare import Estimates, compare
@@ -33,11 +34,13 @@ class CaseScore:
 
     Attributes:
       kinds: how each sample ended, by sample index.
+      rules: which of `completion.RULES` read its answer, None where it has none.
       rights: whether each sample is right, None while unresolved.
       recalls: recall of each sample judged for it, from sample 0 on.
     """
 
     kinds: tuple[str, ...]
+    rules: tuple[str | None, ...]
     rights: tuple[bool | None, ...]
     recalls: tuple[recall.Shares, ...]
 
@@ -56,66 +59,40 @@ def score(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
     Raises:
       McrError: a model has no completions, or the ledger holds a verdict of another form.
     """
-    results, scores = compute(workdir, config)
+    with Ledger(workdir.ledger, readonly=True) as ledger:
+        results, scores = tabulate(join(ledger, config), workdir, config)
     workdir.write_json(workdir.scores, scores)
     workdir.write_json(workdir.results, results)
     return results
 
 
-def verify(workdir: Workdir, config: ConfigDict) -> list[str]:
-    """Recomputes results.json and scores.json from the ledger.
-
-    Returns:
-      One line per value that differs: file, path, what is stored, what was recomputed. Empty when
-      all agree; numbers agree when they do to nine digits, as processors may sum differently.
-
-    Raises:
-      McrError: a file is missing or broken, or the ledger cannot be scored.
-    """
-    fresh = compute(workdir, config)
-    stored = [workdir.read_json(path) for path in (workdir.results, workdir.scores)]
-    lines = []
-    for path, old, new in zip((workdir.results, workdir.scores), stored, fresh, strict=True):
-        lines += [f"{path.name}: {line}" for line in _differences(old, new, "")]
-    return lines
-
-
-def collect(ledger: Ledger, config: ConfigDict, model: str) -> dict[str, CaseScore]:
-    """Joins a model's completions with their verdicts, case by case.
+def collect(samples: Sequence[Sample], config: ConfigDict) -> dict[str, CaseScore]:
+    """What one model did, case by case.
 
     Args:
-      ledger: where both are.
-      config: reads `judge`, for its name and the number of samples judged for recall.
-      model: the model's name.
+      samples: of the model, by case and sample.
+      config: reads `judge`, for the number of samples judged for recall.
 
     Returns:
-      Case fingerprint to score, in the order of the fingerprints.
+      Case fingerprint to score, in the order of `samples`.
 
     Raises:
-      McrError: the model has no completions, or a verdict is of another form.
+      McrError: a verdict is of another form.
     """
-    judge = judge_name(config)
-    samples = ledger.answers(Scope("sample", model))
-    if not samples:
-        raise McrError(f"{ledger.path}: no completions of model {model!r}; run `mcr sample` first")
-    diagnoses = ledger.answers(Scope("diagnosis", model, judge))
-    reasons = ledger.answers(Scope("reasons", model, judge))
-    by_case = collections.defaultdict(list)
-    for row in sorted(samples):
-        by_case[row.case].append(row)
     collected = {}
-    for case, rows in by_case.items():
-        kinds = [accuracy.kind(samples[row]) for row in rows]
+    for case, of_case in itertools.groupby(samples, key=lambda sample: sample.row.case):
+        rows = list(of_case)
+        kinds = [accuracy.kind(sample.outcome, sample.said) for sample in rows]
         rights = [
-            accuracy.right(kind, diagnoses.get(row.judged("diagnosis", judge)))
-            for kind, row in zip(kinds, rows, strict=True)
+            accuracy.right(kind, sample.diagnosis) for kind, sample in zip(kinds, rows, strict=True)
         ]
         recalls = [
-            recall.sample_recall(samples[row], reasons.get(row.judged("reasons", judge)))
-            for row in rows
-            if row.sample < config.judge.recall_samples
+            recall.sample_recall(sample.said, sample.reasons)
+            for sample in rows
+            if sample.row.sample < config.judge.recall_samples
         ]
-        collected[case] = CaseScore(tuple(kinds), tuple(rights), tuple(recalls))
+        rules = [sample.said and sample.said.rule for sample in rows]
+        collected[case] = CaseScore(tuple(kinds), tuple(rules), tuple(rights), tuple(recalls))
     return collected
 
 
@@ -157,14 +134,24 @@ def metric(cases: Mapping[str, Estimate], config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def compute(workdir: Workdir, config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
+def tabulate(
+    joined: Joined, workdir: Workdir, config: ConfigDict
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What results.json and scores.json are to hold, from the ledger and the manifest alone."""
-    models = list(config.sample.models)
-    with Ledger(workdir.ledger, readonly=True) as ledger:
-        collected = {model: collect(ledger, config, model) for model in models}
-        verdicts = _verdict_counts(ledger, models, judge_name(config))
+    collected = {model: collect(samples, config) for model, samples in joined.models.items()}
     by_metric = {model: estimates(cases) for model, cases in collected.items()}
-    manifest = workdir.read_json(workdir.manifest) if workdir.manifest.exists() else {}
+    if joined.mixed:
+        by_metric = {model: _without_values(of_model) for model, of_model in by_metric.items()}
+    judge = {
+        **artifacts.section(workdir, "judge", {"identity?": str}),
+        "name": judge_name(config),
+        "verdicts": _verdict_counts(joined, config),
+        "versions": joined.versions,
+    }
+    if config.judge.version:
+        judge["version"] = config.judge.version
+    if joined.note:
+        judge["note"] = joined.note
     results = {
         "schema": SCHEMA,
         "notice": NOTICE,
@@ -175,14 +162,15 @@ def compute(workdir: Workdir, config: ConfigDict) -> tuple[dict[str, Any], dict[
             "recall_samples": config.judge.recall_samples,
             **config.score.to_dict(),
         },
-        "data": manifest.get("data", {}),
-        "judge": {**manifest.get("judge", {}), "name": judge_name(config), "verdicts": verdicts},
+        "data": artifacts.section(workdir, "data"),
+        "judge": judge,
         "models": {
-            model: _model_results(collected[model], by_metric[model], config) for model in models
+            model: _model_results(cases, by_metric[model], config)
+            for model, cases in collected.items()
         },
         "comparisons": [
             entry
-            for a, b in itertools.pairwise(models)
+            for a, b in itertools.pairwise(collected)
             for entry in compare((a, by_metric[a]), (b, by_metric[b]), config)
         ],
     }
@@ -196,11 +184,20 @@ def compute(workdir: Workdir, config: ConfigDict) -> tuple[dict[str, Any], dict[
     return results, scores
 
 
+def _without_values(by_metric: Estimates) -> dict[str, dict[str, Estimate]]:
+    """The estimates with their bounds alone: verdicts of several judges have no mean."""
+    return {
+        name: {f: estimate._replace(value=None) for f, estimate in of_case.items()}
+        for name, of_case in by_metric.items()
+    }
+
+
 def _model_results(
     cases: Mapping[str, CaseScore], by_metric: Estimates, config: ConfigDict
 ) -> dict[str, Any]:
     metrics = {name: metric(of_case, config) for name, of_case in by_metric.items()}
     counts = collections.Counter(kind for case in cases.values() for kind in case.kinds)
+    rules = collections.Counter(rule for case in cases.values() for rule in case.rules)
     return {
         "accuracy": {
             name.removeprefix("accuracy@"): found
@@ -209,12 +206,14 @@ def _model_results(
         },
         **{name: metrics[name] for name in RECALLS},
         "outcomes": {kind: counts[kind] for kind in accuracy.KINDS if counts[kind]},
+        "answers": {rule: rules[rule] for rule in RULES if rules[rule]},
     }
 
 
 def _case_json(fingerprint: str, case: CaseScore, by_metric: Estimates) -> dict[str, Any]:
     return {
         "kinds": list(case.kinds),
+        "rules": list(case.rules),
         "right": list(case.rights),
         "recall": [shares.found for shares in case.recalls],
         "recall_verified": [shares.verified for shares in case.recalls],
@@ -222,32 +221,21 @@ def _case_json(fingerprint: str, case: CaseScore, by_metric: Estimates) -> dict[
     }
 
 
-def _verdict_counts(ledger: Ledger, models: list[str], judge: str) -> dict[str, dict[str, int]]:
-    """How many verdicts were wanted of the judge and how many there are, over all models."""
-    counts = {}
-    for stage in ("diagnosis", "reasons"):
-        rows = [a for model in models for a in ledger.answers(Scope(stage, model, judge)).values()]
-        settled = sum(a is not None and a.outcome is Outcome.OK for a in rows)
-        counts[stage] = {"wanted": len(rows), "settled": settled}
-    return counts
+def _verdict_counts(joined: Joined, config: ConfigDict) -> dict[str, dict[str, int]]:
+    """How many verdicts the completions take, as they are read now, and how many of them count."""
+    samples = [sample for of_model in joined.models.values() for sample in of_model]
+    said = [sample for sample in samples if sample.said is not None]
+    wanted = {
+        "diagnosis": [s.diagnosis for s in said if s.said.answer is not None],
+        "reasons": [
+            s.reasons for s in said if s.said.trace and s.row.sample < config.judge.recall_samples
+        ],
+    }
+    return {
+        stage: {"wanted": len(verdicts), "settled": sum(map(_settled, verdicts))}
+        for stage, verdicts in wanted.items()
+    }
 
 
-def _differences(stored: Any, fresh: Any, path: str) -> Iterator[str]:
-    if isinstance(stored, dict) and isinstance(fresh, dict):
-        for key in sorted(stored.keys() | fresh.keys()):
-            at = f"{path}.{key}" if path else key
-            yield from _differences(stored.get(key, "absent"), fresh.get(key, "absent"), at)
-    elif isinstance(stored, list) and isinstance(fresh, list) and len(stored) == len(fresh):
-        for position, pair in enumerate(zip(stored, fresh, strict=True)):
-            yield from _differences(*pair, f"{path}[{position}]")
-    elif not _agree(stored, fresh):
-        yield f"{path} is {stored!r}, recomputed {fresh!r}"
-
-
-def _agree(stored: Any, fresh: Any) -> bool:
-    numbers = (int, float)
-    if isinstance(stored, bool) or isinstance(fresh, bool):
-        return stored is fresh
-    if isinstance(stored, numbers) and isinstance(fresh, numbers):
-        return math.isclose(stored, fresh, rel_tol=1e-9, abs_tol=1e-12)
-    return stored == fresh
+def _settled(verdict: Attempt | None) -> bool:
+    return verdict is not None and verdict.outcome is Outcome.OK

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 EXACT_UP_TO = 16  # non-zero differences whose 2^n sign patterns are enumerated
 _CHUNK = 2_000_000  # numbers held at once while resampling
@@ -86,10 +86,10 @@ def _bca_levels(x: np.ndarray, means: np.ndarray, alpha: float) -> np.ndarray:
     below = np.mean(means < x.mean() - _TIE)
     tied = np.mean(np.abs(means - x.mean()) <= _TIE)
     share = np.clip(below + tied / 2.0, 0.5 / len(means), 1.0 - 0.5 / len(means))
-    bias = stats.norm.ppf(share)
+    bias = special.ndtri(share)
     acceleration = np.sum(deviations**3) / (6.0 * np.sum(deviations**2) ** 1.5)
-    z = bias + stats.norm.ppf([alpha / 2.0, 1.0 - alpha / 2.0])
-    return stats.norm.cdf(bias + z / (1.0 - acceleration * z))
+    z = bias + special.ndtri([alpha / 2.0, 1.0 - alpha / 2.0])
+    return special.ndtr(bias + z / (1.0 - acceleration * z))
 
 
 def sign_flip_test(differences: Sequence[float], *, draws: int, seed: int) -> tuple[float, str]:

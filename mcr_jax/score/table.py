@@ -29,8 +29,8 @@ def table(results: Mapping[str, Any]) -> Table:
     Returns:
       A row per metric; a column per model with value, interval and, where something is unresolved,
       coverage and the range left open; and for each pair of consecutive models the paired
-      difference with its interval and p-value. Below stands how the completions ended. Two models
-      fit into 80 columns.
+      difference with its interval and p-value. Below stands how the completions ended, which rules
+      read their answers, and which verdicts do not count. Two models fit into 80 columns.
     """
     models = {name: metrics(model) for name, model in results["models"].items()}
     compared = {(c["a"], c["b"], c["metric"]): c for c in results["comparisons"]}
@@ -40,6 +40,12 @@ def table(results: Mapping[str, Any]) -> Table:
         + ", ".join(f"{count} {kind}" for kind, count in model["outcomes"].items())
         for name, model in results["models"].items()
     ]
+    for name, model in results["models"].items():
+        if rules := model.get("answers"):
+            read = ", ".join(f"{count} {rule}" for rule, count in rules.items())
+            ended.append(f"Answers of {name}, by the rule that read them: {read}")
+    if note := results["judge"].get("note"):
+        ended.append(f"Verdicts: {note}.")
     name = escape(results["config"]["name"] or "results")
     confidence = f"{100 * results['config']['confidence']:g} %"
     shown = Table(

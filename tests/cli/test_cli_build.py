@@ -52,7 +52,7 @@ def test_build_says_how_many_statements_cases_have_and_which_may_be_lists(tmp_pa
     [
         ("nowhere.parquet", 1, "nowhere.parquet: no traces here; run `mcr stitch` first"),
         ("~/nowhere.parquet", 1, "nowhere.parquet: no traces here"),
-        ("~nobody_of_that_name/traces.parquet", 1, "no traces here"),
+        ("~nobody_of_that_name/traces.parquet", 2, "there is no home folder of"),
         ("notes.parquet", 1, "notes.parquet is not a whole file of traces"),
         ("clinic.jsonl", 1, "clinic.jsonl is not a whole file of traces"),
         (".", 1, "is not a whole file of traces"),

@@ -1,6 +1,7 @@
 """The ledger keeps what was acknowledged, whatever happens to the process, and joins by key."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -17,7 +18,8 @@ from mcr_jax.generate.api import Outcome, Usage
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 
 SCOPE = Scope("diagnosis", "sft", "offline")
-SCHEMA_1 = pathlib.Path(__file__).parent / "golden" / "ledger_1.sqlite"  # by the code of that time
+# Files that the code of each earlier schema wrote.
+OLD = {n: pathlib.Path(__file__).parent / "golden" / f"ledger_{n}.sqlite" for n in (1, 2)}
 
 # Writes rows for ever, or up to a count, and acknowledges each on stdout once it is written.
 WRITER = """
@@ -183,55 +185,176 @@ def test_ledger_of_a_later_version_is_refused(tmp_path):
         Ledger(path)
 
 
-def of_schema_1(ledger):
+def of_old_schema(ledger, schema):
     (answered, missing) = ledger.answers(Scope("sample", "sft")).values()
     assert (answered.text, answered.usage) == (
         "<answer>violet rime</answer>",
         Usage(prompt=11, output=12, cached=3),
     )
-    assert answered.mean_logprob is None and missing is None
+    assert answered.mean_logprob == {1: None, 2: -0.25}[schema] and missing is None
     (verdict,) = ledger.answers(SCOPE).values()
     assert verdict.verdict == {"same": True}
+    assert (verdict.shared, verdict.question, verdict.reading, verdict.max_tokens) == (
+        *(None, "", "", None),
+    )
+    assert ledger.equal(["any"]) == {}
 
 
-def test_ledger_of_schema_1_is_read_as_it_is(tmp_path):
-    path = pathlib.Path(shutil.copy(SCHEMA_1, tmp_path))
+@pytest.mark.parametrize("schema", OLD)
+def test_ledger_of_an_old_schema_is_read_as_it_is(tmp_path, schema):
+    path = pathlib.Path(shutil.copy(OLD[schema], tmp_path))
     with Ledger(path, readonly=True) as ledger:
-        of_schema_1(ledger)
-    assert path.read_bytes() == SCHEMA_1.read_bytes()
+        of_old_schema(ledger, schema)
+    assert path.read_bytes() == OLD[schema].read_bytes()
 
 
-def test_ledger_of_schema_1_is_brought_up_to_date_when_opened_for_writing(tmp_path):
-    path = shutil.copy(SCHEMA_1, tmp_path)
-    newer = attempt(row(stage="sample", judge="", sample=1), mean_logprob=-0.5)
+@pytest.mark.parametrize("schema", OLD)
+def test_ledger_of_an_old_schema_is_converted_when_opened_for_writing(tmp_path, schema):
+    path = shutil.copy(OLD[schema], tmp_path)
+    newer = attempt(row(stage="sample", judge="", sample=1), mean_logprob=-0.5, question="q")
     with Ledger(path) as ledger:
-        of_schema_1(ledger)
+        of_old_schema(ledger, schema)
         ledger.write(newer)
     for readonly in (True, False):
         with Ledger(path, readonly=readonly) as ledger:
-            assert [a.mean_logprob for a in ledger.answers(Scope("sample", "sft")).values()] == [
-                None,
-                -0.5,
-            ]
+            assert ledger.answers(Scope("sample", "sft"))[newer.row] == newer
+            assert ledger.equal(["q"]) == {"q": newer}
             assert ledger.count() == 3
 
 
-def test_a_new_file_has_the_columns_of_one_brought_up_to_date(tmp_path):
-    shutil.copy(SCHEMA_1, tmp_path / "old")
-    columns = []
+@pytest.mark.parametrize("schema", OLD)
+def test_a_new_file_has_the_tables_of_a_converted_one(tmp_path, schema):
+    shutil.copy(OLD[schema], tmp_path / "old")
+    shapes = []
     for name in ("old", "new"):
         Ledger(tmp_path / name).close()
         with contextlib.closing(sqlite3.connect(tmp_path / name)) as db:
-            columns.append(db.execute("PRAGMA table_info(attempts)").fetchall())
-    assert columns[0] == columns[1]
+            columns = db.execute("PRAGMA table_info(attempts)").fetchall()
+            shapes.append((columns, db.execute("PRAGMA index_list(attempts)").fetchall()))
+    assert shapes[0] == shapes[1]
 
 
 def test_processes_bring_a_file_up_to_date_at_the_same_time(tmp_path):
-    path = shutil.copy(SCHEMA_1, tmp_path)
+    path = shutil.copy(OLD[1], tmp_path)
     writers = [writer(path, name, count=3) for name in ("one", "two", "three")]
     assert [w.communicate(timeout=120)[0].split() for w in writers] == [["0", "1", "2"]] * 3
     with Ledger(path) as ledger:
         assert ledger.count() == 2 + 9
+
+
+def test_rows_of_one_call_name_the_row_that_made_it_and_cost_nothing_more(ledger):
+    rows = {row(i): "d1" for i in range(3)}
+    ledger.declare(SCOPE, rows)
+    ledger.write_all([[attempt(key, question="q") for key in rows]])
+    first, *others = ledger.answers(SCOPE).values()
+    assert first.shared is None and first.id
+    assert [other.shared for other in others] == [first.id] * 2
+    later = row(case="c2")
+    ledger.write(attempt(later, shared=first.id))
+    ledger.declare(SCOPE, {later: "d1"})
+    assert ledger.answers(SCOPE)[later].shared == first.id
+
+
+def test_rows_written_together_are_all_there_or_none(ledger):
+    ledger.write(attempt(row(1)))
+    with pytest.raises(McrError):
+        ledger.write_all([[attempt(row(0))], [attempt(row(1))]])
+    assert ledger.count() == 1
+    ledger.write(attempt(row(0)))
+
+
+def test_equal_questions_are_answered_by_the_newest_ok_attempt_of_the_version(ledger):
+    made = [
+        attempt(row(i), question="q", outcome=outcome, model_version=version)
+        for i, (outcome, version) in enumerate(
+            [(Outcome.OK, "a"), (Outcome.OK, "b"), (Outcome.MALFORMED, "b")]
+        )
+    ]
+    ledger.write_all([[one] for one in made])
+    assert ledger.equal(["q", "other"]) == {"q": made[1]}
+    assert ledger.equal(["q"], version="a") == {"q": made[0]}
+    assert ledger.equal(["q"], version="c") == {}
+
+
+def test_text_read_again_keeps_its_row_and_changes_its_verdict(ledger):
+    ledger.declare(SCOPE, {row(): "d1"})
+    ledger.write(attempt(text="yes", outcome=Outcome.MALFORMED, error="no JSON", reading="r/1"))
+    stored = ledger.answers(SCOPE)[row()]
+    changes = {"outcome": Outcome.OK, "verdict": {"same": True}, "error": "", "reading": "r/2"}
+    ledger.reread([dataclasses.replace(stored, **changes)])
+    assert ledger.answers(SCOPE)[row()] == dataclasses.replace(stored, **changes)
+    assert ledger.count() == 1
+
+
+def test_versions_are_counted_over_the_verdicts_that_answer(ledger):
+    ledger.declare(SCOPE, {row(i): "d1" for i in range(5)})
+    for i, version in enumerate("aabb"):
+        ledger.write(attempt(row(i), model_version=version))
+    ledger.write(attempt(row(3), 2, model_version="a"))
+    ledger.write(attempt(row(4), outcome=Outcome.BLOCKED, model_version="c"))
+    assert ledger.versions(SCOPE) == {"a": 3, "b": 1}
+
+
+def test_an_attempt_of_the_version_asked_for_goes_before_newer_ones(ledger):
+    ledger.declare(SCOPE, {row(i): "d1" for i in range(2)})
+    for number, version in enumerate("ab", start=1):
+        ledger.write(attempt(number=number, model_version=version))
+    ledger.write(attempt(row(1), model_version="b"))
+    versions = {v: [a.model_version for a in ledger.answers(SCOPE, v).values()] for v in "ab"}
+    assert versions == {"a": ["a", "b"], "b": ["b", "b"]}
+
+
+def damaged(path, column, value):
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("PRAGMA ignore_check_constraints = ON")
+        db.execute(f"UPDATE attempts SET {column} = {value}")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("verdict", "'{\"same\": tr'"), ("outcome", "'GREAT'"), ("verdict", f"'{'[' * 10**6}'")],
+)
+@pytest.mark.parametrize("readonly", [True, False])
+def test_a_damaged_row_is_one_line_that_names_file_and_row(tmp_path, column, value, readonly):
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        ledger.declare(SCOPE, {row(7): "d1"})
+        ledger.write(attempt(row(7), verdict={"same": True}))
+    damaged(path, column, value)
+    with Ledger(path, readonly=readonly) as ledger, pytest.raises(McrError) as raised:
+        ledger.answers(SCOPE)
+    line = str(raised.value)
+    assert "diagnosis of case c1, model sft, sample 7, judge offline" in line and "\n" not in line
+    assert str(path) in line and "DELETE FROM attempts WHERE id = 1" in line
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM attempts WHERE id = 1")  # as the line says
+    with Ledger(path) as ledger:
+        assert ledger.answers(SCOPE) == {row(7): None}
+
+
+def test_text_that_is_not_utf_8_is_one_line(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        ledger.declare(SCOPE, {row(): "d1"})
+        ledger.write(attempt(text="x"))
+    damaged(path, "text", "CAST(x'FF' AS TEXT)")
+    with Ledger(path) as ledger, pytest.raises(McrError, match="damaged"):
+        ledger.answers(SCOPE)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no pages of a database at all" * 1000])
+def test_a_damaged_file_names_what_saves_its_rows(tmp_path, damage):
+    path = tmp_path / "a ledger.sqlite"
+    with Ledger(path) as ledger:
+        ledger.declare(SCOPE, {row(i): "d1" for i in range(200)})
+        ledger.write_all([[attempt(row(i), text="x" * 500)] for i in range(200)])
+    content = path.read_bytes()
+    path.write_bytes(damage or content[: len(content) // 2])
+    with pytest.raises(McrError) as raised, Ledger(path, readonly=True) as ledger:
+        ledger.answers(SCOPE)
+    line = str(raised.value)
+    assert f"sqlite3 '{path}' .recover | sqlite3 NEW" in line
+    assert "again" not in line and "\n" not in line
 
 
 def test_threads_write_at_the_same_time(ledger):

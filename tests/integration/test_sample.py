@@ -1,5 +1,9 @@
 """Sampling in a workdir draws only what is missing, the same on any devices, and tells all."""
 
+import shutil
+import subprocess
+import sys
+
 from processes import COMPLETIONS, MODELS, TINY, read, rows, said, unfinished
 
 
@@ -67,11 +71,61 @@ def test_every_way_to_sample_ends_in_the_ledger_with_its_plan_in_the_manifest(mc
 
 def test_options_that_are_refused_at_once_are_not_those_of_the_next_call(mcr, workdir):
     before = (workdir / "config.json").read_bytes()
+    more = f"--config.sample.n={TINY['sample.n'] + 1}"  # or there is nothing to draw
     for option, told in (
         ("sample.models=base,tuned", "there is no model 'tuned'"),
         ("sample.tensor=3", "config.sample.tensor=3 does not divide the 1 devices"),
         ("data.eval_split=tset", "config.data.eval_split='tset'"),
     ):
-        assert told in mcr.fails(2, "sample", f"--workdir={workdir}", f"--config.{option}")
+        assert told in mcr.fails(2, "sample", f"--workdir={workdir}", more, f"--config.{option}")
         assert (workdir / "config.json").read_bytes() == before
+    assert mcr.ok("sample", f"--workdir={workdir}").count("nothing to do") == len(MODELS)
+
+
+def _changed_scores(mcr, workdir):
+    """Scores again with another confidence; returns what was printed."""
+    out = mcr.ok("eval", f"--workdir={workdir}", "--config.score.confidence=0.9")
+    assert read(workdir / "results.json")["config"]["confidence"] == 0.9
+    return out
+
+
+def test_another_confidence_is_scored_without_jax_and_its_devices(mcr, workdir):
+    before = [tuple(row) for row in rows(workdir)]
+    code = (
+        "import sys\nfrom mcr_jax.cli.main import main\n"
+        f"status = main(['eval', '--workdir={workdir}', '--config.score.confidence=0.9'])\n"
+        "assert status == 0\nprint('jax' in sys.modules, 'orbax.checkpoint' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=mcr.env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False False"
+    for model in MODELS:
+        assert f"sample: {model}: {COMPLETIONS // 2} completions, nothing to do" in done.stdout
+    assert [tuple(row) for row in rows(workdir)] == before
+    assert "agrees" in mcr.ok("verify", f"--workdir={workdir}")
+
+
+def test_scores_can_be_made_again_when_the_checkpoints_are_gone_or_copied(mcr, workdir):
+    shutil.move(workdir / "checkpoints", workdir / "kept")
+    out = _changed_scores(mcr, workdir)
+    assert "its weights are no longer here; the completions in the ledger are of checkpoint" in out
+    shutil.copytree(workdir / "kept", workdir / "checkpoints", copy_function=shutil.copyfile)
+    code = "from mcr_jax.model import store\ndel store.named\nfrom mcr_jax.cli import main\n"
+    code += f"assert main.main(['sample', '--workdir={workdir}']) == 0"
+    subprocess.run([sys.executable, "-c", code], env=mcr.env, check=True, capture_output=True)
+
+
+def test_a_checkpoint_that_was_written_over_is_sampled_again(mcr, workdir, tiny):
+    before = {row["digest"] for row in rows(workdir, "sample") if row["model"] == "sft"}
+    newest = max((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    older = min((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    assert newest != older
+    shutil.rmtree(newest)
+    shutil.copytree(older, newest)  # the same step, the same names, other weights
+    out = mcr.ok("sample", f"--workdir={workdir}")
+    assert f"sample: base: {COMPLETIONS // 2} completions, nothing to do" in out
+    assert f"sample: sft: {COMPLETIONS // 2} completions, {COMPLETIONS // 2} drawn now" in out
+    after = {row["digest"] for row in rows(workdir, "sample") if row["model"] == "sft"}
+    assert after > before
     assert mcr.ok("sample", f"--workdir={workdir}").count("nothing to do") == len(MODELS)

@@ -1,5 +1,7 @@
 """Charts and evidence: what is drawn is what was given."""
 
+import sys
+import unicodedata
 from xml.etree import ElementTree
 
 import pytest
@@ -96,3 +98,30 @@ def test_quotes_are_found_by_their_words_and_may_overlap():
 def test_hidden_characters_become_visible():
     assert visible("a\u202eb\0c\r\nd\te") == "a⟨U+202E⟩b⟨U+0000⟩c\nd\te"
     assert visible("Ünï “cöde” 😀") == "Ünï “cöde” 😀"
+    assert visible("\ufeffn\u200bo\U000e0041") == "⟨U+FEFF⟩n⟨U+200B⟩o⟨U+E0041⟩"
+    assert visible("❤\ufe0f क\u200d") == "❤⟨U+FE0F⟩ क⟨U+200D⟩"
+
+
+# Format characters that show, or shape what shows: Arabic signs, hieroglyphs' places.
+SHOWN = {*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD}
+SHOWN |= {*range(0x13430, 0x13456)}
+
+
+def test_every_control_format_character_and_selector_is_shown_and_no_letter_is():
+    for code in range(sys.maxunicode + 1):
+        character, kind = chr(code), unicodedata.category(chr(code))
+        name = unicodedata.name(character, "")
+        if character in "\t\n" or code in SHOWN:
+            assert visible(character) == character
+        elif kind in ("Cc", "Cf", "Cs", "Zl", "Zp") or "VARIATION SELECTOR" in name:
+            hidden = "\n" if character == "\r" else f"⟨U+{code:04X}⟩"
+            assert visible(character) == hidden, hex(code)
+        elif "FILLER" not in name and kind != "Mn" and kind != "Cn":
+            assert visible(character) == character, hex(code)
+
+
+@pytest.mark.parametrize(
+    "code", [0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, 0xFFF0, 0xE0FFF]
+)
+def test_default_ignorable_marks_fillers_and_unassigned_are_shown(code):
+    assert visible(f"a{chr(code)}b") == f"a⟨U+{code:04X}⟩b"

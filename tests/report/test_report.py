@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mcr_jax import completion, config
+from mcr_jax import artifacts, completion, config
 from mcr_jax.cases import Case
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
@@ -154,7 +154,7 @@ def test_missing_artifacts_and_broken_logs_are_errors_that_name_them(workdir, tm
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 1, "loss": 2}\nnonsense\n')
     with pytest.raises(McrError, match=r"metrics\.jsonl, row 2: not JSON"):
-        page._read_metrics(log)
+        artifacts.metrics(Workdir(tmp_path))
 
 
 def test_embedded_json_reads_back_and_cannot_end_its_element():
@@ -206,7 +206,9 @@ def test_the_reader_sees_table_and_charts(opened):
     assert "33.3\xa0%" in opened.locator(".results").inner_text()
     assert opened.locator("svg.plot").count() == 5
     assert opened.locator("svg.plot >> text=loss, nats per token").count() == 1
-    assert opened.locator(".outcomes").inner_text().count("answered, right") == 1
+    ended, read = opened.locator(".outcomes").all_inner_texts()
+    assert ended.count("answered, right") == 1
+    assert "one pair of <answer> tags" in read and "100.0\xa0%" in read
     assert SCRIPT in opened.locator(".eyebrow").text_content()
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
+from mcr_jax.generate.joined import read
 from mcr_jax.generate.ledger import Attempt, RowKey
 from mcr_jax.score import accuracy
 
@@ -76,12 +77,12 @@ def test_worst_and_best_hold_however_the_unresolved_turn_out(rights, k, data):
     ],
 )
 def test_kinds_of_completions(outcome, text, kind):
-    assert accuracy.kind(_attempt(outcome, text)) == kind
+    assert accuracy.kind(outcome, read(_attempt(outcome, text), "lenient")) == kind
     assert kind in accuracy.KINDS
 
 
 def test_no_attempt_is_missing_and_unresolved():
-    assert accuracy.kind(None) == "missing"
+    assert accuracy.kind(None, None) == "missing"
     assert accuracy.right("missing", _attempt(verdict={"same": True})) is None
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
+from mcr_jax.generate.joined import read
 from mcr_jax.generate.ledger import Attempt, RowKey
 from mcr_jax.score import recall
 
@@ -17,18 +18,24 @@ def _attempt(outcome=Outcome.OK, text="", verdict=None):
     return Attempt(row=ROW, digest="d", attempt=1, outcome=outcome, text=text, verdict=verdict)
 
 
+def _read(attempt):
+    return read(attempt, "lenient")
+
+
 def _verdict(found, verified):
     return _attempt(verdict={"found": found, "verified": verified, "quotes": [[] for _ in found]})
 
 
 def test_recall_is_the_share_of_statements_found():
     verdict = _verdict([True, True, False, True], [True, False, False, False])
-    assert recall.sample_recall(_attempt(text=TRACED), verdict) == (0.75, 0.25)
+    assert recall.sample_recall(_read(_attempt(text=TRACED)), verdict) == (0.75, 0.25)
 
 
 def test_a_trace_without_an_answer_is_judged_like_any_other():
     for outcome in (Outcome.OK, Outcome.TRUNCATED):
-        shares = recall.sample_recall(_attempt(outcome, "<think>cut"), _verdict([True], [True]))
+        shares = recall.sample_recall(
+            _read(_attempt(outcome, "<think>cut")), _verdict([True], [True])
+        )
         assert shares == (1.0, 1.0)
 
 
@@ -41,7 +48,7 @@ def test_a_trace_without_an_answer_is_judged_like_any_other():
     ],
 )
 def test_an_empty_trace_has_recall_0_without_a_judge(attempt):
-    assert recall.sample_recall(attempt, None) == (0.0, 0.0)
+    assert recall.sample_recall(_read(attempt), None) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -49,20 +56,20 @@ def test_an_empty_trace_has_recall_0_without_a_judge(attempt):
     [None, *(_attempt(o) for o in (Outcome.BLOCKED, Outcome.INFRA_ERROR, Outcome.PROMPT_TOO_LONG))],
 )
 def test_no_completion_is_unresolved(attempt):
-    assert recall.sample_recall(attempt, None) == (None, None)
+    assert recall.sample_recall(_read(attempt), None) == (None, None)
 
 
 @pytest.mark.parametrize(
     "verdict", [None, *(_attempt(o) for o in (Outcome.MALFORMED, Outcome.BLOCKED))]
 )
 def test_no_verdict_is_unresolved(verdict):
-    assert recall.sample_recall(_attempt(text=TRACED), verdict) == (None, None)
+    assert recall.sample_recall(_read(_attempt(text=TRACED)), verdict) == (None, None)
 
 
 @pytest.mark.parametrize("bad", [None, {}, {"found": []}, {"found": [True, None]}, {"found": [1]}])
 def test_a_verdict_of_another_form_is_an_error(bad):
     with pytest.raises(McrError, match="'found' per statement"):
-        recall.sample_recall(_attempt(text=TRACED), _attempt(verdict=bad))
+        recall.sample_recall(_read(_attempt(text=TRACED)), _attempt(verdict=bad))
 
 
 def test_a_case_is_the_mean_over_its_judged_samples():

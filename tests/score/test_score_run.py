@@ -1,7 +1,9 @@
 """The scoring stage on a ledger small enough to work out by hand."""
 
+import contextlib
 import io
 import json
+import sqlite3
 
 import pytest
 from rich.console import Console
@@ -12,6 +14,7 @@ from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.score import run
 from mcr_jax.score.table import table
+from mcr_jax.score.verify import verify
 from mcr_jax.workdir import Workdir
 
 JUDGE = "offline"
@@ -63,6 +66,7 @@ def _rows(model, plan):
                     stage="diagnosis", case=case, model=model, sample=index, judge=JUDGE
                 )
                 same = {"outcome": Outcome.OK, "verdict": {"same": what}}
+                same["text"] = json.dumps(same["verdict"])
                 yield judged, {"outcome": Outcome.INFRA_ERROR} if what is U else same
     for case, found in RECALLS[model].items():
         row = RowKey(stage="reasons", case=case, model=model, sample=0, judge=JUDGE)
@@ -151,6 +155,7 @@ def test_judge_and_data_come_from_the_manifest_and_verdicts_are_counted(workdir)
             "diagnosis": {"wanted": 29, "settled": 28},
             "reasons": {"wanted": 6, "settled": 5},
         },
+        "versions": {"diagnosis": {"not reported": 28}, "reasons": {"not reported": 5}},
     }
     assert results["schema"] == 1
     assert "not for patient care" in results["notice"]
@@ -164,6 +169,98 @@ def test_scores_hold_each_case(workdir):
     assert case["recall"] == case["recall_verified"] == [None]
     assert case["metrics"]["accuracy@1"] == 1.0
     assert case["metrics"]["accuracy@5"] is None
+
+
+def _say(workdir, texts):
+    """Has the first samples of sft's case c4 say other texts, with their verdicts kept."""
+    with Ledger(workdir.ledger) as ledger:
+        for sample, text in enumerate(texts):
+            row = RowKey(stage="sample", case="c4", model="sft", sample=sample)
+            ledger.write(Attempt(row=row, digest="d", attempt=2, outcome=Outcome.OK, text=text))
+
+
+OTHER_FORMS = ["<think>t</think>\\boxed{glass fever}", "<think>t</think>Diagnosis: glass fever"]
+
+
+def test_the_rules_that_read_the_answers_are_counted_per_model_and_kept_per_sample(workdir):
+    _say(workdir, OTHER_FORMS)
+    results = run.score(workdir, _config())
+    assert results["config"]["answer"] == "lenient"
+    assert results["models"]["sft"]["answers"] == {"strict": 18, "boxed": 1, "line": 1}
+    assert results["models"]["base"]["answers"] == {"strict": 9}
+    cases = workdir.read_json(workdir.scores)["models"]
+    assert cases["sft"]["c4"]["rules"] == ["boxed", "line", "strict", "strict", "strict"]
+    assert cases["base"]["c2"]["rules"] == [None, None, None, "strict", "strict"]
+    assert "Answers of sft, by the rule that read them: 18 strict, 1 boxed, 1" in _printed(results)
+
+
+def test_an_answer_that_strict_reading_does_not_read_is_none_and_wrong(workdir):
+    _say(workdir, OTHER_FORMS)
+    results = run.score(workdir, _config(answer="strict"))
+    assert results["config"]["answer"] == "strict"
+    assert results["models"]["sft"]["answers"] == {"strict": 18}
+    assert results["models"]["sft"]["outcomes"] == {"OK": 18, "no_answer": 2}
+    case = workdir.read_json(workdir.scores)["models"]["sft"]["c4"]
+    assert case["right"] == [False, False, True, True, True]
+
+
+def test_an_answer_that_is_read_now_and_was_not_judged_is_unresolved(workdir):
+    _say(workdir, OTHER_FORMS)
+    with Ledger(workdir.ledger) as ledger:  # as judging left it under strict reading
+        scope = Scope("diagnosis", "sft", JUDGE)
+        rows = [row for row in ledger.answers(scope) if row.case != "c4" or row.sample > 1]
+        ledger.declare(scope, dict.fromkeys(rows, "d"))
+    results = run.score(workdir, _config())
+    assert results["judge"]["verdicts"]["diagnosis"] == {"wanted": 29, "settled": 26}
+    case = workdir.read_json(workdir.scores)["models"]["sft"]["c4"]
+    assert case["right"] == [None, None, True, True, True]
+
+
+def _versions(workdir, version, stage="diagnosis", case="c1"):
+    """Gives the verdicts on sft's completions of one case a version, and all others another."""
+    for_all = f"UPDATE attempts SET model_version = 'v1' WHERE judge = '{JUDGE}'"
+    of_case = "UPDATE attempts SET model_version = ? WHERE stage = ? AND case_fingerprint = ?"
+    with contextlib.closing(sqlite3.connect(workdir.ledger)) as db, db:
+        db.execute(for_all)
+        db.execute(f"{of_case} AND model = 'sft'", (version, stage, case))
+
+
+def test_verdicts_of_one_version_are_counted_and_pooled(workdir):
+    _versions(workdir, "v1")
+    judge = run.score(workdir, _config())["judge"]
+    assert judge["versions"] == {"diagnosis": {"v1": 28}, "reasons": {"v1": 5}}
+    assert "note" not in judge
+
+
+def test_several_versions_of_the_judge_give_counts_and_bounds_but_no_value(workdir):
+    _versions(workdir, "v2")
+    results = run.score(workdir, _config())
+    assert results["judge"]["versions"]["diagnosis"] == {"v1": 23, "v2": 5}
+    assert "set config.judge.version" in results["judge"]["note"]
+    for model in results["models"].values():
+        recalls = [model["reasoning_recall"], model["reasoning_recall_verified"]]
+        for metric in (*model["accuracy"].values(), *recalls):
+            assert [metric[n] for n in ("value", "low", "high", "resolved")] == [None] * 3 + [0]
+            assert 0 <= metric["worst"] <= metric["best"] <= 1
+    assert {c["difference"] for c in results["comparisons"]} == {None}
+    scores = workdir.read_json(workdir.scores)["models"]["sft"]["c2"]
+    assert scores["right"] == [None] * 5 and set(scores["metrics"].values()) == {None}
+    printed = " ".join(_printed(results).split())
+    assert "unresolved" in printed and "several versions (v1: 28, v2: 5 verdicts)" in printed
+    assert verify(workdir, _config(), ()).differences == []
+
+
+def test_the_named_version_alone_counts_and_the_rest_is_unresolved(workdir):
+    _versions(workdir, "v2")
+    c = _config().copy_and_resolve_references()
+    c.unlock()
+    c.judge.version = "v1"
+    results = run.score(workdir, c)
+    at_1 = results["models"]["sft"]["accuracy"]["1"]
+    assert (at_1["value"], at_1["resolved"]) == (pytest.approx((0.2 + 1 + 1) / 3), 3)
+    assert results["judge"]["version"] == "v1"
+    assert "5 of 33 verdicts are not of config.judge.version=v1" in results["judge"]["note"]
+    assert results["judge"]["verdicts"]["diagnosis"] == {"wanted": 29, "settled": 23}
 
 
 def test_scoring_again_gives_the_same_bytes(workdir):
@@ -188,7 +285,7 @@ def test_nothing_resolved_is_null_and_never_zero(workdir):
 
 def test_verify_is_content_with_what_score_wrote(workdir):
     run.score(workdir, _config())
-    assert run.verify(workdir, _config()) == []
+    assert verify(workdir, _config(), ()).differences == []
 
 
 def test_verify_names_every_tampered_number(workdir):
@@ -197,7 +294,7 @@ def test_verify_names_every_tampered_number(workdir):
     results["comparisons"][0]["p_value"] = 0.001
     del results["models"]["base"]["outcomes"]["BLOCKED"]
     workdir.write_json(workdir.results, results)
-    lines = run.verify(workdir, _config())
+    lines = verify(workdir, _config(), ()).differences
     assert len(lines) == 3
     assert lines[0].startswith("results.json: comparisons[0].p_value is 0.001, recomputed 0.5")
     assert "outcomes.BLOCKED is 'absent', recomputed 1" in lines[1]
@@ -208,9 +305,9 @@ def test_verify_notices_a_changed_ledger(workdir):
     run.score(workdir, _config())
     with Ledger(workdir.ledger) as ledger:
         row = RowKey(stage="diagnosis", case="c1", model="base", sample=1, judge=JUDGE)
-        verdict = {"outcome": Outcome.OK, "verdict": {"same": True}}
+        verdict = {"outcome": Outcome.OK, "verdict": {"same": True}, "text": '{"same": true}'}
         ledger.write(Attempt(row=row, digest="d", attempt=2, **verdict))
-    lines = run.verify(workdir, _config())
+    lines = verify(workdir, _config(), ()).differences
     assert any("models.base.accuracy.1.value" in line for line in lines)
     assert any(line.startswith("scores.json: models.base.c1.right[1]") for line in lines)
 

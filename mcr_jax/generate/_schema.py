@@ -1,0 +1,86 @@
+"""Tables of the ledger, and the statements that bring an older file up to date."""
+
+from mcr_jax.generate.api import Outcome
+
+VERSION = 3
+
+_OUTCOMES = ", ".join(f"'{outcome.value}'" for outcome in Outcome)
+_TABLES = f"""
+CREATE TABLE IF NOT EXISTS attempts (
+  id               INTEGER PRIMARY KEY,
+  stage            TEXT    NOT NULL CHECK (stage <> ''),
+  case_fingerprint TEXT    NOT NULL CHECK (case_fingerprint <> ''),
+  model            TEXT    NOT NULL CHECK (model <> ''),
+  sample           INTEGER NOT NULL CHECK (sample >= 0),
+  judge            TEXT    NOT NULL,
+  repeat           INTEGER NOT NULL CHECK (repeat >= 0),
+  digest           TEXT    NOT NULL,
+  attempt          INTEGER NOT NULL CHECK (attempt >= 1),
+  outcome          TEXT    NOT NULL CHECK (outcome IN ({_OUTCOMES})),
+  text             TEXT    NOT NULL,
+  verdict          TEXT    CHECK (verdict IS NULL OR json_valid(verdict)),
+  error            TEXT    NOT NULL,
+  prompt_tokens    INTEGER NOT NULL,
+  output_tokens    INTEGER NOT NULL,
+  cached_tokens    INTEGER NOT NULL,
+  model_version    TEXT    NOT NULL,
+  seconds          REAL    NOT NULL,
+  created          TEXT    NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+  mean_logprob     REAL,
+  shared           INTEGER,
+  question         TEXT    NOT NULL DEFAULT '',
+  reading          TEXT    NOT NULL DEFAULT '',
+  max_tokens       INTEGER,
+  model_status     TEXT    NOT NULL DEFAULT '',
+  UNIQUE (stage, case_fingerprint, model, sample, judge, repeat, digest, attempt)
+) STRICT;
+CREATE TABLE IF NOT EXISTS wanted (
+  stage            TEXT    NOT NULL,
+  case_fingerprint TEXT    NOT NULL,
+  model            TEXT    NOT NULL,
+  sample           INTEGER NOT NULL,
+  judge            TEXT    NOT NULL,
+  repeat           INTEGER NOT NULL,
+  digest           TEXT    NOT NULL,
+  PRIMARY KEY (stage, model, judge, case_fingerprint, sample, repeat)
+) STRICT, WITHOUT ROWID
+"""
+_QUESTIONS = (
+    "CREATE INDEX IF NOT EXISTS attempts_question ON attempts (question) WHERE question <> ''"
+)
+
+# Each column that a file of an earlier schema lacks: the schema it came with, its name, its
+# definition, and what stands for it where such a file is read as it is.
+_ADDED = (
+    (2, "mean_logprob", "REAL", "NULL"),
+    (3, "shared", "INTEGER", "NULL"),
+    (3, "question", "TEXT NOT NULL DEFAULT ''", "''"),
+    (3, "reading", "TEXT NOT NULL DEFAULT ''", "''"),
+    (3, "max_tokens", "INTEGER", "NULL"),
+    (3, "model_status", "TEXT NOT NULL DEFAULT ''", "''"),
+)
+_COLUMNS = (
+    *("stage", "case_fingerprint", "model", "sample", "judge", "repeat", "digest", "attempt"),
+    *("outcome", "text", "verdict", "error", "prompt_tokens", "output_tokens", "cached_tokens"),
+    *("model_version", "seconds"),
+    *(name for _, name, _, _ in _ADDED),
+)
+INSERT = f"INSERT INTO attempts ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+
+
+def statements(version: int) -> list[str]:
+    """The statements that bring a file of schema `version` to `VERSION`; 0 is an empty file."""
+    if version == 0:
+        return [*_TABLES.split(";"), _QUESTIONS]
+    added = [
+        f"ALTER TABLE attempts ADD COLUMN {name} {definition}"
+        for since, name, definition, _ in _ADDED
+        if since > version
+    ]
+    return [*added, _QUESTIONS] if added else []
+
+
+def columns(version: int) -> str:
+    """The columns of an attempt, its id first, to select from a file of schema `version`."""
+    stand_ins = {name: value for since, name, _, value in _ADDED if since > version}
+    return ", ".join(stand_ins.get(name, f"a.{name}") for name in ("id", *_COLUMNS))

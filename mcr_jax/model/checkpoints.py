@@ -1,0 +1,103 @@
+"""The checkpoints of a run as files: the newest one, and whether one is still the same.
+
+Nothing of them is loaded, and jax is not imported.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mcr_jax.errors import McrError
+from mcr_jax.paths import expanded
+from mcr_jax.workdir import digest, storage_path
+
+_BLOCK = 1 << 20
+
+
+def newest_step(checkpoints: str | Path) -> int | None:
+    """The step of the newest whole checkpoint, by the names there alone; None without any."""
+    return max(steps(checkpoints), default=None)
+
+
+def steps(checkpoints: str | Path) -> list[int]:
+    """The steps of the whole checkpoints in a folder or at an address."""
+    if "://" not in str(checkpoints):
+        return [int(path.name) for path in expanded(checkpoints).glob("*") if _is_step(path)]
+    # A store cannot rename what is whole into its place: orbax marks it.
+    from mcr_jax.model.store import storage_errors
+
+    with storage_errors(checkpoints, "look for"):
+        named = [path for path in storage_path(checkpoints).glob("*") if _is_step(path)]
+        return [int(path.name) for path in named if (path / "commit_success.txt").exists()]
+
+
+def facts(checkpoints: Path, wanted: list[int]) -> dict[str, Any]:
+    """What tells whether the checkpoints of these steps are still the same.
+
+    Returns:
+      "steps"; "files", a digest of names, sizes and times of all their files; and "content", the
+      SHA-256 (hex) of names and contents. It reads all the files.
+
+    Raises:
+      McrError: a file cannot be read.
+    """
+    return {**_stated(checkpoints, wanted), "content": _content(checkpoints, wanted)}
+
+
+def same(checkpoints: Path, wanted: list[int], known: dict[str, Any]) -> bool:
+    """Whether `facts` of these steps would be `known`; reads files only if their times differ.
+
+    Raises:
+      McrError: a file cannot be read.
+    """
+    stated = _stated(checkpoints, wanted)
+    if stated["steps"] != known.get("steps"):
+        return False
+    if stated["files"] == known.get("files"):
+        return True
+    return _content(checkpoints, wanted) == known.get("content")  # copied, or touched
+
+
+def _is_step(path: Any) -> bool:
+    return path.name.isdecimal()
+
+
+def _stated(checkpoints: Path, wanted: list[int]) -> dict[str, Any]:
+    told = []
+    with _reading():
+        for name, path in _files(checkpoints, wanted):
+            stat = path.stat()
+            told.append([name, stat.st_size, stat.st_mtime_ns])
+    return {"steps": sorted(wanted), "files": digest(told)}
+
+
+def _content(checkpoints: Path, wanted: list[int]) -> str:
+    told = hashlib.sha256()
+    with _reading():
+        for name, path in _files(checkpoints, wanted):
+            told.update(f"{name}\0{path.stat().st_size}\0".encode())
+            with open(path, "rb") as file:
+                while block := file.read(_BLOCK):
+                    told.update(block)
+    return told.hexdigest()
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise McrError(f"{error.filename}: cannot read: {error.strerror}") from error
+
+
+def _files(checkpoints: Path, wanted: list[int]) -> Iterator[tuple[str, Path]]:
+    """Name and path of every file of these steps, in the order of the names."""
+    for step in sorted(wanted):
+        for folder, folders, files in os.walk(checkpoints / str(step)):
+            folders.sort()
+            for name in sorted(files):
+                path = Path(folder, name)
+                yield str(path.relative_to(checkpoints)), path

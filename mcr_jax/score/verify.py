@@ -1,0 +1,139 @@
+"""Check of the numbers: from the replies in the ledger to every value of results.json again.
+
+Each verdict is read again from the judge's reply, by the code that reads replies when they arrive,
+so a verdict that was written into the ledger by hand is found. What the numbers follow from is the
+verdicts, so these are compared, too.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from mcr_jax import prompts
+from mcr_jax.cases import Case
+from mcr_jax.generate.api import Outcome, Request
+from mcr_jax.generate.joined import Sample, counting, read_all, uncollected
+from mcr_jax.generate.ledger import Attempt, Ledger
+from mcr_jax.judges import diagnosis, reasons
+from mcr_jax.score.run import tabulate
+from mcr_jax.workdir import Workdir
+
+_SHOWN = 160  # characters of a value in a line
+
+
+class Verified(NamedTuple):
+    """What `verify` found.
+
+    Attributes:
+      differences: one line per value or verdict that is another when it is made again.
+      verdicts: how many verdicts were read again from their replies.
+      unchecked: how many could not be, as their cases are not at hand.
+    """
+
+    differences: list[str]
+    verdicts: int
+    unchecked: int
+
+
+def verify(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Verified:
+    """Reads every verdict again and recomputes results.json and scores.json from the ledger.
+
+    Numbers agree when they do to nine digits, as processors may sum differently.
+
+    Args:
+      workdir: holds the ledger, results.json and scores.json.
+      config: a resolved config, as for `score`.
+      cases: those that were evaluated; a verdict on reasons is read with the statements of its case
+        and counts as unchecked without them.
+
+    Raises:
+      McrError: a file is missing or broken, or the ledger cannot be scored.
+    """
+    with Ledger(workdir.ledger, readonly=True) as ledger:
+        models = read_all(ledger, config)
+    again = _Again(config, cases)
+    lines = []
+    with uncollected():
+        for samples in models.values():
+            for sample in samples:
+                lines += again.differences(sample)
+    fresh = tabulate(counting(models, config), workdir, config)
+    stored = [workdir.read_json(path) for path in (workdir.results, workdir.scores)]
+    for path, old, new in zip((workdir.results, workdir.scores), stored, fresh, strict=True):
+        lines += [f"{path.name}: {line}" for line in _differences(old, new, "")]
+    return Verified(lines, again.verdicts, again.unchecked)
+
+
+class _Again:
+    """Reads replies again.
+
+    Attributes:
+      verdicts, unchecked: as in `Verified`, so far.
+    """
+
+    def __init__(self, config: ConfigDict, cases: Sequence[Case]):
+        prompt, words = prompts.load(reasons.PROMPT, config.prompts), config.judge.quote_words
+        self._asked = {
+            case.fingerprint: reasons.request("", case, "", prompt, quote_words=words)
+            for case in cases
+        }
+        self.verdicts = self.unchecked = 0
+
+    def differences(self, sample: Sample) -> Iterator[str]:
+        """Yields a line for each verdict on a completion that is another when read again."""
+        for attempt in (sample.diagnosis, sample.reasons):
+            if attempt is None or attempt.outcome not in (Outcome.OK, Outcome.MALFORMED):
+                continue
+            if attempt is sample.reasons and sample.row.case not in self._asked:
+                self.unchecked += 1
+                continue
+            self.verdicts += 1
+            stored = attempt.verdict if attempt.outcome is Outcome.OK else None
+            try:
+                verdict, given = self._read(sample, attempt), ""
+            except ValueError as error:
+                verdict, given = None, f"none: {error}"
+            if stored != verdict:
+                row = attempt.row
+                yield (
+                    f"ledger row {attempt.id}, {row.stage} of case {row.case[:12]}, model "
+                    f"{row.model}, sample {row.sample}: the verdict is {_short(stored)}, its reply "
+                    f"gives {given or _short(verdict)}"
+                )
+
+    def _read(self, sample: Sample, attempt: Attempt) -> Any:
+        """The verdict in a reply. Raises ValueError where there is none."""
+        if attempt is sample.diagnosis:
+            return diagnosis.parse(Request(key="", messages=()), attempt.text)
+        asked = self._asked[sample.row.case]
+        fields = {**asked.fields, "trace": sample.said.trace}
+        return reasons.parse(dataclasses.replace(asked, fields=fields), attempt.text)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _differences(stored: Any, fresh: Any, path: str) -> Iterator[str]:
+    if isinstance(stored, dict) and isinstance(fresh, dict):
+        for key in sorted(stored.keys() | fresh.keys()):
+            at = f"{path}.{key}" if path else key
+            yield from _differences(stored.get(key, "absent"), fresh.get(key, "absent"), at)
+    elif isinstance(stored, list) and isinstance(fresh, list) and len(stored) == len(fresh):
+        for position, pair in enumerate(zip(stored, fresh, strict=True)):
+            yield from _differences(*pair, f"{path}[{position}]")
+    elif not _agree(stored, fresh):
+        yield f"{path} is {stored!r}, recomputed {fresh!r}"
+
+
+def _agree(stored: Any, fresh: Any) -> bool:
+    numbers = (int, float)
+    if isinstance(stored, bool) or isinstance(fresh, bool):
+        return stored is fresh
+    if isinstance(stored, numbers) and isinstance(fresh, numbers):
+        return math.isclose(stored, fresh, rel_tol=1e-9, abs_tol=1e-12)
+    return stored == fresh
