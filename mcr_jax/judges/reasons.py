@@ -24,10 +24,9 @@ SCHEMA = {
         "required": ["number", "quotes"],
     },
 }
-MAX_TOKENS = 16_384  # thoughts included
 
 
-def request(key: str, case: Case, trace: str, prompt: Prompt) -> Request:
+def request(key: str, case: Case, trace: str, prompt: Prompt, *, max_tokens: int) -> Request:
     """What the judge is asked about one trace.
 
     Args:
@@ -35,13 +34,14 @@ def request(key: str, case: Case, trace: str, prompt: Prompt) -> Request:
       case: gives the clinician's statements.
       trace: the reasoning of the completion.
       prompt: takes `statements`, one numbered line each, and `trace`.
+      max_tokens: limit of the reply, thoughts included.
     """
     lines = (f"{n}. {' '.join(s.split())}" for n, s in enumerate(case.statements, start=1))
     text = prompt.render(statements=inert("\n".join(lines)), trace=inert(trace))
     return Request(
         key=key,
         messages=({"role": "user", "content": text},),
-        max_tokens=MAX_TOKENS,
+        max_tokens=max_tokens,
         schema=SCHEMA,
         fields={"statements": case.statements, "trace": trace},
     )
