@@ -1,10 +1,42 @@
-"""What a model writes: `<think> trace </think><answer> diagnosis </answer>`, read by one rule."""
+r"""What a model writes, `<think> trace </think><answer> diagnosis </answer>`, and how it is read.
+
+In: a completion's text. Out: its trace and its answer, with the name of the rule that read it.
+
+Reasoning models have no opening `<think>` where their chat template writes it, and their thoughts
+may mention `<answer>`. So the answer is read from what follows the last `</think>`, and from the
+whole text where there is none.
+
+Two modes, `config.score.answer`. Strict: exactly one non-empty pair of `<answer>` tags. Lenient:
+where that fails, the rules in `RULES` one after the other. Two different answers are no answer.
+"""
 
 import dataclasses
+import itertools
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_THINK = re.compile(r"<think>(.*?)(?:</think>|<answer>|\Z)", re.DOTALL)
+from mcr_jax.quotes import normal
+
+MODES = ("lenient", "strict")
+# strict: one pair of tags. tags: in any case, with spaces. unclosed: without the closing tag, at
+# the end. repeated: the same answer several times. boxed: \boxed{...}. line: a last line such as
+# "Final answer: ...".
+RULES = ("strict", "tags", "unclosed", "repeated", "boxed", "line")
+
+_THOUGHTS_END = "</think>"
+_THOUGHTS_BEGIN = re.compile(r"\s*<think>")
+_STRICT = re.compile(r"<(/?)answer>")
+_TAG = re.compile(r"<\s{0,8}(/?)\s{0,8}answer\s{0,8}>", re.IGNORECASE)
+_BOXED = "\\boxed{"
+_LONGEST = 300  # characters of an answer that is not between tags
+_LABEL = re.compile(
+    r"(?:(?:my|the)\s+)?(?:final\s+answer|answer|(?:(?:final|most\s+likely)\s+)?diagnosis)"
+    r"(?:\s+is)?\s*[:：]\s*(.*)",
+    re.IGNORECASE,
+)
+_MARKS = "*_`~#> \t"  # Markdown's, around a line or an answer
+_LATEX = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\{([^{}]*)\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,24 +44,150 @@ class Completion:
     """A parsed completion.
 
     Attributes:
-      trace: the reasoning, stripped; what stands before the answer if the tags are missing.
-      answer: the diagnosis, stripped, or None unless there is exactly one non-empty answer.
+      trace: the reasoning, stripped; the same in every mode.
+      answer: the diagnosis, stripped, or None where there is no single one.
+      rule: which of `RULES` read the answer, or None.
     """
 
     trace: str
     answer: str | None
+    rule: str | None = None
 
 
-def parse(text: str) -> Completion:
-    """Reads any text, well-formed or not; never raises."""
-    answers = _ANSWER.findall(text)
-    single = len(answers) == 1 and "<answer>" not in answers[0]
-    answer = answers[0].strip() if single else ""
-    think = _THINK.search(text)
-    trace = think.group(1) if think else re.split(r"</think>|<answer>", text, maxsplit=1)[0]
-    return Completion(trace=trace.strip(), answer=answer or None)
+class _Answer(NamedTuple):
+    rule: str
+    text: str
+
+
+def parse(text: str, mode: str = "lenient", *, ended: bool = True) -> Completion:
+    """Reads any text, well-formed or not, in time linear in its length; never raises.
+
+    Args:
+      text: what the model wrote.
+      mode: "lenient" or "strict".
+      ended: whether the model ended by itself. Of a text that was cut off only a strict answer
+        counts, for any other may be cut, too, and none from thoughts that were never closed.
+    """
+    thoughts, closed, said = text.rpartition(_THOUGHTS_END)
+    found, end = _read(said)
+    first, *others = thoughts.split(_THOUGHTS_END)
+    blocks = [_opened(first), *(part for block in others for part in block.split("<think>", 1))]
+    trace = "\n".join(filter(None, map(str.strip, blocks)))
+    if not trace:  # no thoughts, or empty ones: the reasoning stands before the answer
+        trace = _opened(said[:end]).strip()
+    cut_off = not ended and (
+        (found is not None and found.rule != "strict")
+        or (not closed and _THOUGHTS_BEGIN.match(said) is not None)
+    )
+    if found is None or cut_off or (mode == "strict" and found.rule != "strict"):
+        return Completion(trace, None)
+    return Completion(trace, found.text, found.rule)
+
+
+def after_thoughts(text: str) -> str:
+    """What follows the blocks of thoughts that a text begins with; all of it without such blocks.
+
+    A `<think>` within a block stands in the way: something else comes before it then.
+    """
+    thoughts, _, said = text.rpartition(_THOUGHTS_END)
+    blocks = thoughts.split(_THOUGHTS_END)
+    return said if all("<think>" not in _opened(block) for block in blocks) else text
 
 
 def render(trace: str, answer: str) -> str:
     """The text a model is trained to write; `parse` gives trace and answer back."""
     return f"<think>\n{trace}\n</think>\n<answer>{answer}</answer>"
+
+
+def _opened(block: str) -> str:
+    """A block of thoughts without the tag that opens it, which a chat template may have written."""
+    opened = _THOUGHTS_BEGIN.match(block)
+    return block[opened.end() :] if opened else block
+
+
+def _read(said: str) -> tuple[_Answer | None, int]:
+    """The answer in what follows the thoughts, by the first rule that reads one, and where the
+    reasoning before it ends."""
+    tags = list(_TAG.finditer(said))
+    if strict := _strict(said):
+        return _Answer("strict", strict), said.index("<answer>")
+    end = next((tag.start() for tag in tags if not tag[1]), len(said))
+    if given := list(_tagged(said, tags)):
+        return _agreed(given), end
+    boxed = list(_boxed(said))
+    lines = list(_labelled(said))
+    if not boxed and not (lines and lines[-1][2]):
+        return None, end
+    given = [answer for answer, *_ in (*boxed, *lines)]
+    begin = min(start for _, start, _ in (*boxed, *lines[-1:]))
+    return _agreed(given), min(end, begin)
+
+
+def _strict(said: str) -> str:
+    """What stands between the one opening tag and the one closing tag behind it; "" if not so."""
+    pairs, opened = [], None
+    for tag in _STRICT.finditer(said):
+        if tag[1] and opened is not None:
+            pairs.append(said[opened : tag.start()])
+            opened = None
+        elif not tag[1] and opened is None:
+            opened = tag.end()
+    return pairs[0].strip() if len(pairs) == 1 and "<answer>" not in pairs[0] else ""
+
+
+def _tagged(said: str, tags: list[re.Match[str]]) -> Iterator[_Answer]:
+    """What follows each opening tag up to the next tag, or to the end."""
+    for tag, following in itertools.zip_longest(tags, tags[1:]):
+        if tag[1]:
+            continue
+        inside = said[tag.end() : following.start() if following else len(said)].strip()
+        if not (text := _plain(inside)):
+            continue
+        if following:
+            yield _Answer("tags", text)
+        elif not re.search(r"\n\s*\n", inside):
+            yield _Answer("unclosed", text)
+
+
+def _boxed(said: str) -> Iterator[tuple[_Answer, int, bool]]:
+    """What stands in each \\boxed{...}, where its line begins, and True."""
+    at = said.find(_BOXED)
+    while at >= 0:
+        begin = at + len(_BOXED)
+        depth = 1
+        for place in range(begin, min(begin + _LONGEST, len(said))):
+            depth += {"{": 1, "}": -1}.get(said[place], 0)
+            if not depth:
+                if text := _plain(_LATEX.sub(r"\1", said[begin:place])):
+                    yield _Answer("boxed", text), said.rfind("\n", 0, at) + 1, True
+                break
+        at = said.find(_BOXED, begin)
+
+
+def _labelled(said: str) -> Iterator[tuple[_Answer, int, bool]]:
+    """What follows a label on its line or the next one, where it begins, and whether it is last."""
+    place, label = 0, -1  # where a label without an answer stood on the line before
+    closing = len(said.rstrip())
+    for line in said.splitlines(keepends=True):
+        start, place = place, place + len(line)
+        text = line.strip().strip(_MARKS)
+        if not text:
+            continue
+        match = _LABEL.match(text)
+        answer, begin = (match[1], start) if match else (text if label >= 0 else "", label)
+        label = start if match and not _plain(match[1]) else -1
+        if (answer := _plain(answer)) and len(answer) <= _LONGEST:
+            yield _Answer("line", answer), begin, place >= closing
+
+
+def _agreed(given: list[_Answer]) -> _Answer | None:
+    """The one answer that all of `given` are."""
+    if len({normal(answer.text).strip(_MARKS + ".,;:!") for answer in given}) > 1:
+        return None
+    rules = {answer.rule for answer in given}
+    return given[0] if len(given) == 1 or rules != {"tags"} else _Answer("repeated", given[0].text)
+
+
+def _plain(text: str) -> str:
+    """Without white space and Markdown's marks around it, nor bold ones inside."""
+    return text.replace("**", "").replace("__", "").strip().strip(_MARKS).strip()

@@ -7,6 +7,7 @@ Values are plain data; `check` refuses a field that is not here, so a typo never
 import datetime
 import difflib
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,7 @@ _RANGES = {  # smallest and largest value of a field
     "stitch.longest": (1, 1000),
     "judge.recall_samples": (0, float("inf")),
     "judge.patience": (0, 86_400),
+    **dict.fromkeys(("judge.timeout", "stitch.timeout"), (0.001, 86_400)),
     "judge.unresolved_limit": (0, 1),
     "score.confidence": (0.5, 0.9999),
     **dict.fromkeys(_COUNTS, (1, 10**9)),
@@ -216,7 +218,7 @@ def default() -> ConfigDict:
     c.judge.recall_samples = 1  # traces per case judged for recall: samples 0 … this-1
     c.judge.timeout = 60.0  # seconds per call
     c.judge.attempts = 3  # tries per verdict and call of `mcr judge`
-    c.judge.patience = 600.0  # seconds to wait for a service that is down before giving up
+    c.judge.patience = 600.0  # seconds to wait for a service that is down, by `mcr stitch` too
     c.judge.unresolved_limit = 0.01  # more verdicts missing than this share: exit status 1
     c.judge.quote_words = 4  # shortest quote that can verify a statement with more words
     c.judge.version = ""  # the model_version that counts, where the service reported several
@@ -241,6 +243,8 @@ def check(config: ConfigDict, origin: str) -> ConfigDict:
     resolved = default()
     _overlay(resolved, config, origin, "")
     for name, value in fields(resolved):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{origin}: config field {name} is a finite number, not {value}")
         low, high = _RANGES.get(name, (None, None))
         if low is not None and not low <= value <= high:
             to = "at least {}" if high == float("inf") else "{} to {:,}"

@@ -1,59 +1,241 @@
 """Quotes: where one stands in a text, however either is set.
 
 Judges' quotes are verified and highlighted by this one rule, so what is shown is what was counted.
+Verification is exact after folding: close is not enough, for fuzzy matching forgives a lost "no"
+and another number.
 """
 
+import bisect
 import functools
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator
 
 # Quotation marks and dashes, and the plain one that each reads as.
 PLAIN = (
     dict.fromkeys("‘’‚‛′`´", "'") | dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‐‑‒–—―−", "-")
 )
 _SAME = str.maketrans(PLAIN | {"‹": "<", "›": ">"})  # `prompts.inert` writes ‹ for <
+_KNOWN = 1 << 14  # characters whose folded form is remembered
+
+# Scripts that put no spaces between words, as the inside of a character class.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_UNSPACED_PER_WORD = 3  # of their characters make a word's worth of text
+_ONE_UNSPACED = re.compile(f"[{_UNSPACED}]")
+_WORD = re.compile(rf"(?:(?![{_UNSPACED}])[^\W_])+(?:[.,'-](?:(?![{_UNSPACED}])[^\W_])+)*")
+_READ = re.compile(r"[^\W_]")  # a letter or a digit
+_SIGNED = re.compile(r"[<>≤≥±+~=-]\s?(?=\d)")  # a sign that belongs to the number behind it
+_ELLIPSIS = re.compile(r"\[\s?(?:\.\.\.|…)\s?\]|\(\s?(?:\.\.\.|…)\s?\)|\.{3,}|…")
+
+# Markdown's marks: of emphasis and code at the edge of a word, of headings, quotes and lists where
+# a line begins.
+_MARKDOWN = re.compile(
+    r"(?<![\w*`~])[*_`~]++|(?<![*_`~])[*_`~]++(?![^\W_])|(?<=[^\W\d_])\*\*(?=[^\W\d_])"
+    r"|^[ \t]{0,3}(?:#{1,6}[ \t]|>[ \t]?(?![ \t]*\d))",
+    re.MULTILINE,
+)
+_DENIALS = {
+    *("no", "not", "never", "nor", "neither", "without", "non", "denied", "denies", "absent"),
+    "negative",
+}
+_LONGEST_GAP = 300  # characters that an ellipsis may stand for
+_SHORTEST_PART = 3  # words of a part of a quote that has an ellipsis in it
+_OVERLAPPING = 100  # tries to find a quote within a place where it does not stand as whole words
 
 
 def normal(text: str) -> str:
     """One form for what reads the same.
 
-    Compatibility characters are taken apart (NFKD: thin spaces, subscripts, full-width letters, …),
+    Compatibility characters are taken apart (thin spaces, subscripts, full-width letters, …),
     accents and invisible characters dropped, quotation marks and dashes made plain, case folded,
     and every run of white space made one space, none at the ends.
     """
-    return _fold(text)[0].strip()
+    return re.sub(r"\s+", " ", text.translate(_FOLD)).strip()
 
 
 def find(quote: str, text: str) -> list[tuple[int, int]]:
-    """Start and end in `text` of every place where `quote` stands, both in normal form.
+    """Start and end in `text` of every place where `quote` stands; see `Text.find`."""
+    return _text(text).find(quote)
 
-    It stands there as whole words and numbers. Quotation marks, ellipses and other punctuation
-    around the quote are not part of it. A quote without a word in it stands nowhere.
-    """
-    inner = re.sub(r"^[\W_]+|[\W_]+$", "", _fold(quote)[0])
-    if not inner:
-        return []
-    folded, places = _fold(text)
-    whole = rf"(?<![^\W_])(?<!\d[.,]){re.escape(inner)}(?![^\W_]|[.,]\d)"
-    return [
-        (places[match.start()], places[match.end() - 1] + 1) for match in re.finditer(whole, folded)
-    ]
+
+def size(text: str) -> float:
+    """Words in a text; in scripts without spaces three characters count as one word."""
+    folded = normal(text)
+    unspaced = sum(1 for _ in _ONE_UNSPACED.finditer(folded))
+    return sum(1 for _ in _WORD.finditer(folded)) + unspaced / _UNSPACED_PER_WORD
+
+
+class Text:
+    """A text that is folded once and searched for many quotes."""
+
+    def __init__(self, text: str):
+        self._steps: list[tuple[list[int], list[int]]] = []  # from the last one to the first
+        plain = self._without(text, (match.span() for match in _MARKDOWN.finditer(text)))
+        folded = self._folded(plain)
+        runs = (match.span() for match in re.finditer(r"\s\s+", folded))
+        self._folded_text = self._without(folded, ((a + 1, b) for a, b in runs))
+
+    def find(self, quote: str) -> list[tuple[int, int]]:
+        """Start and end of every place where `quote` stands, both in the form of `normal`.
+
+        It stands there as whole words and numbers, with the sign of a number it begins with, and
+        not right behind a "no" that it leaves out. Markdown's marks, and punctuation around the
+        quote, are not part of it. An ellipsis in the quote stands for up to 300 characters without
+        a denial; the parts around it have at least three words and follow in order. A quote without
+        a word stands nowhere.
+        """
+        parts = [_inner(part) for part in _ELLIPSIS.split(quote)]
+        parts = [part for part in parts if part]
+        if not parts or (len(parts) > 1 and any(size(part) < _SHORTEST_PART for part in parts)):
+            return []
+        found = list(self._matches(parts[0]))
+        for part in parts[1:]:
+            places = list(self._matches(part))
+            found = list(self._followed(found, places)) if found else []
+        return [(self._place(start), self._place(end - 1) + 1) for start, end in found]
+
+    def _matches(self, inner: str) -> Iterator[tuple[int, int]]:
+        text, failed = self._folded_text, 0
+        at = text.find(inner)
+        while at >= 0:
+            end = at + len(inner)
+            if self._is_whole(at, end):
+                if not _denied(text, at):
+                    yield at, end
+                at = text.find(inner, end)
+            else:
+                failed += 1
+                at = text.find(inner, at + 1 if failed < _OVERLAPPING else end)
+
+    def _is_whole(self, start: int, end: int) -> bool:
+        """Whether neither a word nor a number goes on before or behind."""
+        text = self._folded_text
+        before, behind = text[max(0, start - 2) : start], text[end : end + 2]
+        if before and _goes_on(before[-1], text[start]):
+            return False
+        if behind and _goes_on(text[end - 1], behind[0]):
+            return False
+        numbers = re.fullmatch(r"\d[.,]", before) or re.fullmatch(r"[.,]\d", behind)
+        if text[start].isdecimal():
+            numbers = numbers or re.fullmatch(r"\d[/:-]", before)
+        if text[end - 1].isdecimal():
+            numbers = numbers or re.fullmatch(r"[/:-]\d", behind)
+        return not numbers
+
+    def _followed(
+        self, found: list[tuple[int, int]], places: list[tuple[int, int]]
+    ) -> Iterator[tuple[int, int]]:
+        """Each of `found`, up to the end of the next of `places` that an ellipsis may reach."""
+        starts = [start for start, _ in places]
+        for start, end in found:
+            following = bisect.bisect_left(starts, end)
+            if following == len(places):
+                continue
+            gap = self._folded_text[end : min(starts[following], end + _LONGEST_GAP + 1)]
+            if len(gap) <= _LONGEST_GAP and not any(map(_denies, gap.split())):
+                yield start, places[following][1]
+
+    def _without(self, text: str, spans: Iterable[tuple[int, int]]) -> str:
+        """`text` less `spans`, which are in order; remembers what place comes from where."""
+        kept, at, back, position, length = [], [0], [0], 0, 0
+        for start, end in spans:
+            kept.append(text[position:start])
+            length += start - position
+            position = end
+            at.append(length)
+            back.append(end)
+        if position:
+            self._steps.insert(0, (at, back))
+        return "".join((*kept, text[position:]))
+
+    def _folded(self, text: str) -> str:
+        """`text` folded character by character; remembers where that changes its length."""
+        at, back, shift = [0], [0], 0
+        for match in re.finditer(r"[^\x00-\x7f]", text):
+            start, width = match.start(), len(_FOLD[ord(match[0])])
+            if width != 1:
+                for part in range(width):  # all parts of it come from its place
+                    at.append(start + shift + part)
+                    back.append(start)
+                shift += width - 1
+                at.append(start + shift + 1)
+                back.append(start + 1)
+        if len(at) > 1:
+            self._steps.insert(0, (at, back))
+        return text.translate(_FOLD)
+
+    def _place(self, place: int) -> int:
+        """The place in the text as it was."""
+        for at, back in self._steps:
+            step = bisect.bisect_right(at, place) - 1
+            place = back[step] + place - at[step]
+        return place
 
 
 @functools.lru_cache(16)  # one trace is searched for many quotes
-def _fold(text: str) -> tuple[str, list[int]]:
-    """The parts of `text` in one form, and for each of them the place in `text` it comes from."""
-    folded: list[str] = []
-    places: list[int] = []
-    for place, character in enumerate(text):
-        same = unicodedata.normalize("NFKD", character.translate(_SAME))
-        for c in same.translate(_SAME).casefold():
-            if unicodedata.category(c) in ("Cf", "Mn"):
-                continue
-            if c.isspace():
-                if folded and folded[-1] == " ":
-                    continue
-                c = " "
-            folded.append(c)
-            places.append(place)
-    return "".join(folded), places
+def _text(text: str) -> Text:
+    return Text(text)
+
+
+class _Fold(dict):
+    """Code point to what it is in normal form, as `str.translate` asks for it."""
+
+    def __missing__(self, code: int) -> str:
+        folded = "".join(_folded_parts(chr(code)))
+        if len(self) < _KNOWN:  # a hostile text may hold every character there is
+            self[code] = folded
+        return folded
+
+
+_FOLD = _Fold()
+
+
+def _folded_parts(character: str) -> Iterator[str]:
+    plain = character.translate(_SAME)
+    parts = unicodedata.normalize("NFKD", plain)
+    # Accents of Latin, Greek and Cyrillic are dropped; in other scripts a mark makes another word.
+    if not any("\u0300" <= part <= "\u036f" for part in parts):
+        parts = unicodedata.normalize("NFKC", plain)
+    for part in parts.translate(_SAME).casefold():
+        accent = "\u0300" <= part <= "\u036f" or "\ufe00" <= part <= "\ufe0f"
+        if accent or unicodedata.category(part) == "Cf":
+            continue
+        yield " " if part.isspace() else part
+
+
+def _inner(quote: str) -> str:
+    """A quote in normal form, without the punctuation around it."""
+    folded = normal(_MARKDOWN.sub("", quote))
+    first = _READ.search(folded)
+    if first is None:
+        return ""
+    last = _READ.search(folded[::-1])
+    start = first.start()
+    for sign in (start - 1, start - 2):
+        if sign >= 0 and (match := _SIGNED.match(folded, sign)) and match.end() == start:
+            start = sign
+            break
+    return folded[start : len(folded) - last.start()]
+
+
+def _goes_on(one: str, other: str) -> bool:
+    """Whether two neighbouring characters belong to one word."""
+    if not (_READ.match(one) and _READ.match(other)):
+        return False
+    if one.isdecimal() and other.isdecimal():
+        return True
+    return not (_ONE_UNSPACED.match(one) or _ONE_UNSPACED.match(other))
+
+
+def _denied(text: str, start: int) -> bool:
+    """Whether the word before `start` denies what follows."""
+    before = text[max(0, start - 12) : start]
+    return before.endswith(" ") and bool(before.strip()) and _denies(before.split()[-1])
+
+
+def _denies(word: str) -> bool:
+    bare = word.strip("\"'.,;:()[]")
+    return bare in _DENIALS or bare.endswith("n't")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcr_jax.quotes import find, normal
+from mcr_jax.quotes import Text, find, normal, size
 
 TRACE = (
     "The ribs hum at dusk. Vellin was 3.2 ku/L (4.0 to 8.0), so “Harrowmere fever” is out; "
@@ -69,3 +69,80 @@ def test_a_text_stands_in_itself(before, quote, after):
         assert find(quote, text)
     for start, end in find(quote, text):
         assert 0 <= start < end <= len(text)
+
+
+@pytest.mark.parametrize(
+    ("quote", "text"),
+    [
+        ("Vellin was low at dusk", "so **Vellin** was *low* at `dusk`."),
+        ("Vellin was low", "## Vellin was low\n> and more"),
+        ("it was 5*10 units", "and it was 5*10 units"),
+        (
+            "the ribs hum at dusk … vellin was low today",
+            "The ribs hum at dusk, and vellin was low today",
+        ),
+        ("the ribs hum at dusk [...] vellin was low", "The ribs hum at dusk. So vellin was low."),
+        ("皮膚が光り塩水で", "患者は皮膚が光り塩水で改善"),
+        ("ผิวหนังเป็น", "ผู้ป่วยผิวหนังเป็นมัน"),
+        ("no fever at dusk", "there was no fever at dusk"),
+        ("\u03b2-vellin <90 units", "the β-vellin <90 units"),
+    ],
+)
+def test_a_quote_is_found_in_spite_of_how_it_is_set(quote, text):
+    assert find(quote, text)
+
+
+@pytest.mark.parametrize(
+    ("quote", "text"),
+    [
+        ("sodium was 121 today", "sodium was 141 today"),
+        ("sodium was 12 today", "sodium was 121 today"),
+        ("a pressure of 120", "a pressure of 120/80"),
+        ("a dose of 10", "a dose of 10-15 units"),
+        ("vellin of -5 units", "vellin of 5 units"),
+        ("<90 units of it", ">90 units of it"),
+        ("fever at dusk was seen", "no fever at dusk was seen"),
+        ("fever at dusk", "she didn’t have fever; she did not fever at dusk"),
+        ("there was fever at dusk", "there was no fever at dusk"),
+        ("it was seen … fever at dusk", "it was seen that there was no fever at dusk"),
+        ("the ribs hum … it", "the ribs hum and it"),
+        ("vellin was low then … the ribs hum here", "the ribs hum here, vellin was low then"),
+        (
+            "vellin was low then … the ribs hum here",
+            f"vellin was low then{' x' * 200} the ribs hum here",
+        ),
+        ("か", "が"),
+        ("光り", "光る"),
+    ],
+)
+def test_a_quote_that_says_something_else_is_not_found(quote, text):
+    assert find(quote, text) == []
+
+
+def slow_fold(text):
+    """Character by character: the folded text, and the place that each part comes from."""
+    folded, places = [], []
+    for place, character in enumerate(text):
+        for part in normal(f"a{character}a")[1:-1]:
+            folded.append(part)
+            places.append(place)
+    return "".join(folded), places
+
+
+@given(st.text("aB1.  é\u0308\u00ad²ßﬁ™\t\n漢", max_size=30))
+def test_folding_a_text_at_once_is_folding_each_character(text):
+    made = Text(text)
+    folded, places = slow_fold(text)
+    squeezed = [i for i, c in enumerate(folded) if not (c == " " and folded[:i].endswith(" "))]
+    assert made._folded_text == "".join(folded[i] for i in squeezed)
+    assert [made._place(i) for i in range(len(squeezed))] == [places[i] for i in squeezed]
+
+
+def test_size_counts_words_and_three_characters_of_a_script_without_spaces_as_one():
+    assert [size(t) for t in ("", "…", "a 3.2 ku/L", "漢字漢字漢字", "it's 漢字漢")] == [
+        0,
+        0,
+        4,
+        2,
+        2,
+    ]

@@ -44,6 +44,7 @@ class Gemini:
 
     Attributes:
       identity: "gemini/MODEL" with what of sampling and thinking is set or left to the service.
+      samples: whether temperature, top_p and top_k are sent.
       pacer: limit and backoff of all calls.
       most_tokens: the largest token limit of one reply, thoughts included.
     """
@@ -80,9 +81,9 @@ class Gemini:
                 f"{model!r}, {timeout} and {concurrency}"
             )
         self._thinking = _thinking_of(model, thinking)
-        self._samples = not _leaves_sampling_to_the_service(model)
+        self.samples = not _leaves_sampling_to_the_service(model)
         self._key, self._base_url = _key(), _base_url()
-        self.identity = _identity(model, thinking, self._samples)
+        self.identity = _identity(model, thinking, self.samples)
         self.pacer = Pacer(concurrency, patience=patience, backoff=backoff)
         self._model, self._timeout, self._concurrency = model, timeout, concurrency
         self._client: Any = None
@@ -154,7 +155,7 @@ class Gemini:
         if request.schema is not None:
             options["response_mime_type"] = "application/json"
             options["response_schema"] = request.schema
-        if self._samples:
+        if self.samples:
             options |= {"temperature": request.temperature, "top_p": request.top_p}
             if request.top_k:
                 options["top_k"] = request.top_k
@@ -203,9 +204,9 @@ class Gemini:
 
 
 def _generation(model: str) -> int | None:
-    """Major version in a model's name; names without a number are of today's, 3; None for others.
+    """Major version of a Gemini model, 3 where its name has none; None for other models.
 
-    >>> [_generation(name) for name in ("gemini-2.5-flash", "gemini-flash-latest", "gemma-3-27b-it")]
+    >>> [_generation(name) for name in ("gemini-2.5-pro", "gemini-flash-latest", "gemma-3-27b-it")]
     [2, 3, None]
     """
     match = re.match(r"(?:models/)?gemini-(\d+)?", model)

@@ -22,7 +22,7 @@ class Reader:
       parse: turns an OK reply's text into the row's verdict; ValueError makes it MALFORMED.
       name: of the parser with its version and settings. A stored text that was read under another
         name is parsed again, without a call.
-      version: the model_version that counts; a verdict of another one is asked for again. "" is any.
+      version: the model_version that counts, "" for any. A verdict of another one is open.
     """
 
     parse: Parse

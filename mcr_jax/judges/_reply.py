@@ -1,21 +1,53 @@
-"""Reads a judge's JSON strictly: what is not exactly of the asked form is a ValueError."""
+"""Reads a judge's JSON: what is certain to be of the asked form, and nothing else.
+
+Certain are JSON in a code fence or behind a byte order mark, a value in a list of one or in an
+object of one field, and whole numbers written as "1" or 1.0. All else is a ValueError.
+"""
 
 import json
-from typing import Any
+import re
+from typing import Any, NoReturn
+
+_FENCE = re.compile(r"```[a-zA-Z]*[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
+_WHOLE = re.compile(r"[0-9]{1,9}")
 
 
 def read(text: str) -> Any:
     """Parses one JSON value.
 
     Raises:
-      ValueError: the text is not JSON, repeats a field of an object, or nests beyond reading.
+      ValueError: the text is not one JSON value, repeats a field of an object, holds a number that
+        JSON does not know, or nests beyond reading.
     """
+    text = text.strip().removeprefix("\ufeff").strip()
+    if fenced := _FENCE.fullmatch(text):
+        text = fenced[1]
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError:
         raise ValueError("not JSON that can be read: nested too deeply") from None
+
+
+def unwrap(value: Any, wanted: type) -> Any:
+    """`value`, or the `wanted` list or object that is alone in it.
+
+    An object that is alone in a list, a list or an object that is alone in an object of one field.
+    """
+    inner: Any = None
+    if isinstance(value, dict) and len(value) == 1:
+        (inner,) = value.values()
+    elif isinstance(value, list) and len(value) == 1:
+        (inner,) = value
+    return inner if isinstance(inner, wanted) else value
+
+
+def whole(value: Any) -> Any:
+    """An int for "1" and 1.0; anything else as it is."""
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def fields(value: Any, **types: type) -> tuple[Any, ...]:
@@ -37,3 +69,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         raise ValueError("an object repeats a field")
     return made
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"not JSON: {name} is no number")

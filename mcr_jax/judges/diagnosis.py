@@ -10,10 +10,13 @@ from mcr_jax.judges import _reply
 from mcr_jax.prompts import Prompt, inert
 
 PROMPT = "judge_diagnosis"
+READING = "diagnosis/2"  # counts up when `parse` changes: stored replies are then parsed again
 SCHEMA = {"type": "object", "properties": {"same": {"type": "boolean"}}, "required": ["same"]}
 
 
-def request(key: str, case: Case, answer: str, prompt: Prompt, *, max_tokens: int) -> Request:
+def request(
+    key: str, case: Case, answer: str, prompt: Prompt, *, max_tokens: int = 16_384
+) -> Request:
     """What the judge is asked about one completion.
 
     Args:
@@ -40,5 +43,5 @@ def parse(request: Request, text: str) -> dict[str, bool]:
     Raises:
       ValueError: the text is anything else.
     """
-    (same,) = _reply.fields(_reply.read(text), same=bool)
+    (same,) = _reply.fields(_reply.unwrap(_reply.read(text), dict), same=bool)
     return {"same": same}

@@ -63,10 +63,11 @@ class OfflineJudge:
     def generate(self, requests: Sequence[Request]) -> Iterator[Reply]:
         """Yields a reply for every wanted (request, index), all indices alike."""
         for request in requests:
-            if "trace" in request.fields:
-                verdict: object = _reasons(**request.fields)
+            asked = request.fields
+            if "trace" in asked:
+                verdict: object = _reasons(asked["statements"], asked["trace"])
             else:
-                verdict = {"same": _same(**request.fields)}
+                verdict = {"same": _same(**asked)}
             text = json.dumps(verdict, ensure_ascii=False)
             for index in request.wanted:
                 yield Reply(

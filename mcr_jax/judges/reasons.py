@@ -4,15 +4,17 @@ In: a case's numbered statements and one trace, in one request. Out: per stateme
 the judge gave, whether it gave any, and whether any of them really stands in the trace.
 """
 
+import re
 from typing import Any
 
 from mcr_jax.cases import Case
 from mcr_jax.generate.api import Request
 from mcr_jax.judges import _reply
 from mcr_jax.prompts import Prompt, inert
-from mcr_jax.quotes import find
+from mcr_jax.quotes import Text, normal, size
 
 PROMPT = "judge_reasons"
+READING = "reasons/2"  # counts up when `parse` changes: stored replies are then parsed again
 SCHEMA = {
     "type": "array",
     "items": {
@@ -24,9 +26,22 @@ SCHEMA = {
         "required": ["number", "quotes"],
     },
 }
+# What judges write where there is no quote, without its punctuation.
+_NONE = {
+    *("n a", "na", "none", "nil", "null", "no quote", "no quotes", "no match", "not applicable"),
+    *("not found", "not mentioned", "not stated", "not present", "not in the trace"),
+}
 
 
-def request(key: str, case: Case, trace: str, prompt: Prompt, *, max_tokens: int) -> Request:
+def request(
+    key: str,
+    case: Case,
+    trace: str,
+    prompt: Prompt,
+    *,
+    quote_words: int = 4,
+    max_tokens: int = 16_384,
+) -> Request:
     """What the judge is asked about one trace.
 
     Args:
@@ -34,6 +49,7 @@ def request(key: str, case: Case, trace: str, prompt: Prompt, *, max_tokens: int
       case: gives the clinician's statements.
       trace: the reasoning of the completion.
       prompt: takes `statements`, one numbered line each, and `trace`.
+      quote_words: words of the shortest quote that can verify a longer statement.
       max_tokens: limit of the reply, thoughts included.
     """
     lines = (f"{n}. {' '.join(s.split())}" for n, s in enumerate(case.statements, start=1))
@@ -43,7 +59,7 @@ def request(key: str, case: Case, trace: str, prompt: Prompt, *, max_tokens: int
         messages=({"role": "user", "content": text},),
         max_tokens=max_tokens,
         schema=SCHEMA,
-        fields={"statements": case.statements, "trace": trace},
+        fields={"statements": case.statements, "trace": trace, "quote_words": quote_words},
     )
 
 
@@ -51,19 +67,23 @@ def parse(request: Request, text: str) -> dict[str, list[Any]]:
     """Reads the verdict, each list with one entry per statement in their order.
 
     Returns:
-      `quotes`: the quotes that are not blank; `found`: whether there are any; `verified`: whether
-      any of them stands in the trace, as `quotes.find` compares.
+      `quotes`: those given, less what says that there is none ("N/A", "-"); `found`: whether there
+      are any; `verified`: whether any of them stands in the trace, as `quotes.Text.find` compares,
+      and has `quote_words` words, or as many as the statement where that has fewer.
 
     Raises:
       ValueError: the text is not of the asked form, or a statement's number is missing, repeated or
         out of range.
     """
-    trace, total = request.fields["trace"], len(request.fields["statements"])
-    entries = _reply.read(text)
+    trace, statements = request.fields["trace"], request.fields["statements"]
+    total = len(statements)
+    entries = _reply.unwrap(_reply.read(text), list)
     if not isinstance(entries, list):
         raise ValueError("expected a list")
     given: dict[int, list[str]] = {}
     for entry in entries:
+        if isinstance(entry, dict) and "number" in entry:
+            entry = entry | {"number": _reply.whole(entry["number"])}
         number, quotes = _reply.fields(entry, number=int, quotes=list)
         if not 1 <= number <= total:
             raise ValueError(f"statement {number} of {total} does not exist")
@@ -71,12 +91,23 @@ def parse(request: Request, text: str) -> dict[str, list[Any]]:
             raise ValueError(f"statement {number} is answered twice")
         if not all(isinstance(quote, str) for quote in quotes):
             raise ValueError(f"a quote for statement {number} is not text")
-        given[number] = [quote for quote in quotes if quote.strip()]
+        given[number] = [quote for quote in quotes if not _is_none(quote)]
     if missing := sorted(set(range(1, total + 1)) - given.keys()):
         raise ValueError(f"statement {missing[0]} is not answered")
     quotes = [given[number] for number in range(1, total + 1)]
+    shown = Text(trace)
+    shortest = [min(request.fields["quote_words"], size(statement)) for statement in statements]
     return {
         "found": [bool(group) for group in quotes],
-        "verified": [any(find(quote, trace) for quote in group) for group in quotes],
+        "verified": [
+            any(size(quote) >= least and shown.find(quote) for quote in group)
+            for group, least in zip(quotes, shortest, strict=True)
+        ],
         "quotes": quotes,
     }
+
+
+def _is_none(quote: str) -> bool:
+    """Whether a quote says that there is none."""
+    said = re.sub(r"[\W_]+", " ", normal(quote)).strip()
+    return not said or said in _NONE

@@ -13,7 +13,7 @@ from mcr_jax.errors import UsageError
 
 _SHIPPED = pathlib.Path(__file__).parent
 _FIELD = re.compile(r"\{\{([a-z_]+)\}\}")
-_TAG_START = re.compile(r"<(?=[\W_]*[^\W\d_])")  # "<" with a letter as the next thing that is read
+_UNREAD = re.compile(r"([\W_]+)(\w?)")  # what is no letter or digit, and what is read next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,4 +91,10 @@ def inert(text: str) -> str:
     Prompts fence what models and articles wrote between tags; this keeps it inside. A "<" before a
     number, as in "lactate <2", is left as it is.
     """
-    return _TAG_START.sub("‹", text)
+
+    def fenced(run: re.Match[str]) -> str:
+        unread, following = run.groups()
+        opens = following and not following.isdecimal()
+        return (unread.replace("<", "‹") if opens else unread) + following
+
+    return _UNREAD.sub(fenced, text)

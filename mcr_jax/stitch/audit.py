@@ -26,6 +26,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from mcr_jax.cases import Case
+from mcr_jax.completion import after_thoughts
 from mcr_jax.data.traces import breaks
 from mcr_jax.prompts import inert
 from mcr_jax.stitch import names, text
@@ -43,8 +44,6 @@ FAULTS = (
     *("dropped", "turned", "added", "early"),
 )
 
-# Thoughts, whose opening tag some templates put into the prompt.
-_THOUGHTS = re.compile(r"\A(?:\s*<think>)?(?:(?!<think>).)*?</think>", re.DOTALL)
 _INTRODUCTION = re.compile(
     r"\A(?:(?:sure|certainly|of course|okay)\b[,!.]?\s*)?here(?:'s|’s| is)\b[^\n]{0,80}:[ \t]*\n+",
     re.IGNORECASE,
@@ -161,7 +160,7 @@ def trace_of(reply: str) -> str:
 
     Without the thoughts that some models put first, nor a line like "Here is the passage:".
     """
-    return _INTRODUCTION.sub("", _THOUGHTS.sub("", reply).strip()).strip()
+    return _INTRODUCTION.sub("", after_thoughts(reply).strip()).strip()
 
 
 def joined(case: Case) -> str:

@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import itertools
 import os
+import re
 import signal
 import socket
 import sys
@@ -28,6 +29,8 @@ from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.sigterm import hears, stoppable
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+# Which GPUs a process sees: NVIDIA's, AMD's.
+_VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 TIMEOUT = "MCR_PEER_TIMEOUT"  # seconds that one process waits for the others; 300 unless set
 _HEARTBEATS = 100  # seconds without one after which a process counts as dead; jax's own default
 _GOODBYE = 30  # seconds between the first and the last to end
@@ -299,15 +302,44 @@ def _detected() -> Place | None:
                 f"{cluster.name}: cannot tell the processes: {str(error).splitlines()[0]}; set "
                 f"{ADDRESS}, {COUNT} and {NUMBER} instead"
             ) from error
-        if cluster is SlurmCluster and not _alone_on_node(os.environ):
-            return place._replace(local_devices=[cluster.get_local_process_id()])
+        if cluster is SlurmCluster:
+            return place._replace(local_devices=_slurm_share(os.environ))
         return place
     return None
 
 
-def _alone_on_node(environment: Mapping[str, str]) -> bool:
-    """Whether each task of a Slurm step has a node to itself, and so all its accelerators."""
-    return environment.get("SLURM_STEP_NUM_NODES") == environment["SLURM_NTASKS"]
+def _slurm_share(environment: Mapping[str, str]) -> list[int] | None:
+    """The GPUs that a task of a Slurm step takes, of those it sees; None for all of them.
+
+    Slurm shows a task its own GPUs only (`--gpus-per-task`, `--gpu-bind`), or all tasks of a node
+    the same ones, which they then divide.
+    """
+    local, tasks = int(environment["SLURM_LOCALID"]), _tasks_on_node(environment)
+    own = "SLURM_GPUS_PER_TASK" in environment
+    own = own or "gpu" in environment.get("SLURM_TRES_PER_TASK", "")  # or it is of CPUs alone
+    if tasks == 1 or own:
+        return None
+    shown = next((environment[name] for name in _VISIBLE if name in environment), None)
+    if shown is None:
+        return [local]
+    seen = len([device for device in shown.split(",") if device.strip()])
+    if seen < tasks:  # they cannot be the same for all
+        return None
+    share = seen // tasks
+    return list(range(local * share, (local + 1) * share))
+
+
+def _tasks_on_node(environment: Mapping[str, str]) -> int:
+    """How many tasks of the step run on this node, by Slurm's list such as "8(x2),4"."""
+    counts: list[int] = []
+    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        if match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part):
+            counts += [int(match[1])] * int(match[2] or 1)
+    node = environment.get("SLURM_NODEID", "0")
+    if node.isdecimal() and int(node) < len(counts):
+        return counts[int(node)]
+    nodes = environment.get("SLURM_STEP_NUM_NODES", "1")
+    return -(-int(environment["SLURM_NTASKS"]) // int(nodes))
 
 
 def _check_free(place: Place) -> None:

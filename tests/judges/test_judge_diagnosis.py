@@ -40,7 +40,8 @@ def test_verdict_of_the_asked_form_is_read(text, same):
             '{"same": null}',
         ),
         *('{"same": true, "why": "x"}', '{"same": false, "same": true}', '{"Same": true}'),
-        *('```json\n{"same": true}\n```', '{"same": true} {"same": true}', '[{"same": true}]'),
+        *('Yes, {"same": true}', '{"same": true} {"same": true}', '[{"same": true}, 1]'),
+        *("yes", "no, they differ", '"same": true', '{"a": {"same": true}, "b": 1}'),
         "[" * 100_000,
     ],
 )
@@ -48,6 +49,19 @@ def test_anything_else_is_a_value_error_in_one_line(text):
     with pytest.raises(ValueError, match=r"\w") as raised:
         diagnosis.parse(request(), text)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '```json\n{"same": true}\n```',
+        '\ufeff```\n{\n "same": true\n}\n```\n',
+        '[{"same": true}]',
+        '{"verdict": {"same": true}}',
+    ],
+)
+def test_a_verdict_whose_meaning_is_certain_is_read(text):
+    assert diagnosis.parse(request(), text) == {"same": True}
 
 
 def test_judge_is_shown_both_names_and_nothing_else_of_the_case():

@@ -1,5 +1,6 @@
 """The reasons judge: each statement answered once, and quotes that must be there."""
 
+import dataclasses
 import json
 
 import pytest
@@ -42,9 +43,10 @@ def test_one_true_quote_among_false_ones_verifies():
 
 
 def test_blank_quotes_are_no_quotes():
-    verdict = parse(["", " \n"], ["…"], [])
-    assert verdict["found"] == [False, True, False]
-    assert verdict["verified"] == [False, False, False]
+    verdict = parse(["", " \n", "…"], ["N/A", "None.", "-"], ["*not found*", "(none)", "n.a."])
+    assert verdict["found"] == verdict["verified"] == [False, False, False]
+    assert verdict["quotes"] == [[], [], []]
+    assert parse(["None of the plaques"], [], [])["found"] == [True, False, False]
 
 
 def test_order_of_the_entries_does_not_matter():
@@ -63,7 +65,14 @@ def test_every_statement_must_be_answered_exactly_once(numbers):
 @pytest.mark.parametrize(
     "entry",
     [
-        *({}, 7, None, {"number": 3}, {"number": "3", "quotes": []}, {"number": 3.0, "quotes": []}),
+        *(
+            {},
+            7,
+            None,
+            {"number": 3},
+            {"number": "iii", "quotes": []},
+            {"number": 3.5, "quotes": []},
+        ),
         *(
             {"number": True, "quotes": []},
             {"number": 3, "quotes": "x"},
@@ -104,5 +113,76 @@ def test_trace_cannot_leave_its_fence():
 def test_quote_with_a_tag_of_the_trace_is_verified_as_the_judge_saw_it():
     asked = request("Vellin <low> is a sign")
     assert "Vellin ‹low> is a sign" in asked.messages[0]["content"]
-    entries = [{"number": n, "quotes": ["vellin ‹low> is"]} for n in (1, 2, 3)]
+    entries = [{"number": n, "quotes": ["vellin ‹low> is a"]} for n in (1, 2, 3)]
     assert all(reasons.parse(asked, json.dumps(entries))["verified"])
+
+
+ENTRIES = [{"number": n, "quotes": []} for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```json\n{json.dumps(ENTRIES)}\n```",
+        f"\ufeff {json.dumps(ENTRIES)}",
+        json.dumps({"statements": ENTRIES}),
+        json.dumps([ENTRIES]),
+        json.dumps([e | {"number": str(e["number"])} for e in ENTRIES]),
+        json.dumps([e | {"number": float(e["number"])} for e in ENTRIES]),
+    ],
+)
+def test_reply_whose_meaning_is_certain_is_read(text):
+    assert reasons.parse(request(), text) == reasons.parse(request(), json.dumps(ENTRIES))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(ENTRIES) * 2,
+        f"```\n{json.dumps(ENTRIES)}\n```\n```\n{json.dumps(ENTRIES)}\n```",
+        json.dumps({"statements": ENTRIES, "more": []}),
+        json.dumps([*ENTRIES, {"number": "1", "quotes": []}]),
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "9" * 100_000,
+        "[NaN]",
+    ],
+)
+def test_reply_that_may_mean_something_else_is_a_value_error(text):
+    with pytest.raises(ValueError, match=r"\w"):
+        reasons.parse(request(), text)
+
+
+def test_a_quote_shorter_than_the_limit_verifies_only_a_statement_that_is_shorter_itself():
+    long = "The plaques shine at dusk and fade at noon."
+    case = dataclasses.replace(CASE, diagnostic_reasoning=f"1. {long}\n2. Brine helps.")
+    trace = f"{long} A frost. Brine helps."
+
+    def verified(first, second, words):
+        asked = reasons.request("key", case, trace, PROMPT, quote_words=words)
+        quotes = [{"number": 1, "quotes": [first]}, {"number": 2, "quotes": [second]}]
+        return reasons.parse(asked, json.dumps(quotes))["verified"]
+
+    assert verified("A", "A", 4) == [False, False]
+    assert verified("the plaques shine", "brine helps", 4) == [False, True]
+    assert verified("the plaques shine at", "brine", 4) == [True, False]
+    assert verified("the plaques", "brine helps", 2) == [True, True]
+
+
+def test_in_a_script_without_spaces_twelve_characters_are_long_enough():
+    trace = "患者は夕方に皮膚が光り塩水で改善したと述べた"
+    case = dataclasses.replace(CASE, diagnostic_reasoning=f"1. {trace}")
+    asked = reasons.request("key", case, trace, PROMPT)
+    for length, enough in ((12, True), (11, False)):
+        entries = [{"number": 1, "quotes": [trace[2 : 2 + length]]}]
+        assert reasons.parse(asked, json.dumps(entries))["verified"] == [enough]
+
+
+def test_one_word_that_stands_in_any_trace_verifies_nothing():
+    case = dataclasses.replace(
+        CASE, diagnostic_reasoning="1. Finding one is high in it.\n2. It favors A over B."
+    )
+    asked = reasons.request("key", case, "Finding one is high, so A.", PROMPT)
+    entries = [{"number": n, "quotes": ["so"]} for n in (1, 2)]
+    verdict = reasons.parse(asked, json.dumps(entries))
+    assert (verdict["found"], verdict["verified"]) == ([True, True], [False, False])

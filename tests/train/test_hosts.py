@@ -41,7 +41,8 @@ except McrError as error:
 def clean(monkeypatch):
     """An environment that names no other process."""
     for name in list(os.environ):
-        if name.startswith(("SLURM_", "TPU_", "MEGASCALE_", "JAX_COORD", "JAX_NUM", "JAX_PROC")):
+        kinds = ("SLURM_", "TPU_", "MEGASCALE_", "JAX_COORD", "JAX_NUM", "JAX_PROC")
+        if name.startswith(kinds) or name.endswith("_VISIBLE_DEVICES"):
             monkeypatch.delenv(name)
     monkeypatch.delenv(hosts.TIMEOUT, raising=False)
 
@@ -143,6 +144,25 @@ def test_a_slurm_step_tells_the_place_and_the_accelerator(env):
     assert hosts._detected() == Place(place.address, 2, 1, None)
     env(SLURM_NTASKS="1", SLURM_PROCID="0")
     assert hosts._detected() is None
+
+
+@pytest.mark.parametrize(
+    ("shown", "slurm", "taken"),
+    [
+        ("0,1,2,3,4,5,6,7", {}, [3]),  # all tasks of the node see the same eight
+        ("0", {}, None),  # --gpu-bind, one GPU each: its number is 0 for every task
+        ("GPU-8a7b", {}, None),
+        ("0,1", {}, None),  # fewer than tasks, so they are its own
+        ("0,1,2,3,4,5,6,7", {"SLURM_GPUS_PER_TASK": "8"}, None),
+        ("0,1,2,3,4,5,6,7", {"SLURM_TRES_PER_TASK": "cpu:8,gres/gpu:8"}, None),
+        ("0,1,2,3,4,5,6,7", {"SLURM_TRES_PER_TASK": "cpu:8"}, [3]),
+        ("0,1,2,3", {"SLURM_STEP_TASKS_PER_NODE": "2(x8)", "SLURM_LOCALID": "1"}, [2, 3]),
+        ("0,1,2,3", {"SLURM_STEP_TASKS_PER_NODE": "1,15", "SLURM_NODEID": "0"}, None),
+    ],
+)
+def test_a_slurm_task_takes_what_is_its_own_of_what_it_sees(env, shown, slurm, taken):
+    env(**SLURM | slurm, CUDA_VISIBLE_DEVICES=shown)
+    assert hosts._detected().local_devices == taken
 
 
 def test_a_slurm_allocation_without_a_step_is_one_process(env):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 BLOCK = 128
 EVEN = BLOCK  # places are kept in multiples of it
+SMALLER = (32, 16)  # keys that a program reads where shared memory does not hold the usual block
 
 
 def refusal(dtype: str, kept: str, window: int | None, head_dim: int) -> str | None:
@@ -23,17 +24,25 @@ def refusal(dtype: str, kept: str, window: int | None, head_dim: int) -> str | N
     return None
 
 
+def usual_block(head_dim: int) -> int:
+    """Keys that a program reads where nothing speaks against it: what fits into most GPUs."""
+    return BLOCK if head_dim <= 64 else BLOCK // 2
+
+
 def attention(
-    q, keys, values, begins: None, ends, scale: float, *, interpret: bool
+    q, keys, values, begins: None, ends, scale: float, *, interpret: bool, block: int = 0
 ) -> tuple[jax.Array, ...]:
-    """As `_tpu.attention`; queries of n see its first ends[n] keys, as no window is served."""
+    """As `_tpu.attention`; queries of n see its first ends[n] keys, as no window is served.
+
+    A program reads `block` keys at a time, 0 for the usual number.
+    """
     from jax.experimental.pallas.ops.gpu import decode_attention  # nobody else needs pallas
 
     N, K, M, G, D = q.shape
     S = keys.values.shape[2]
     rows = M * G
     block_h = next(size for size in (16, 32, 64) if size >= min(rows, 64))
-    block_k = BLOCK if D <= 64 else BLOCK // 2  # into any GPU's shared memory
+    block_k = block or usual_block(D)
     splits = 1  # of a sequence, each a program of its own, until there are enough to fill a GPU
     while N * K * splits < 512 and S % (2 * splits * block_k) == 0:
         splits *= 2

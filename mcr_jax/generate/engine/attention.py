@@ -156,8 +156,9 @@ def attention(
       at: who reads what.
       window: a token sees its `window` newest keys, its own included; None is all. Static.
       scale: multiplies the scores. Static.
-      kernel: that the layer is kept for: "xla"; "gpu", an NVIDIA one; "tpu"; "gpu-interpret" and
-        "tpu-interpret" are those two in Pallas' interpreter, on any device. Static.
+      kernel: that the layer is kept for: "xla"; "gpu", an NVIDIA one, and "gpu-32", where it reads
+        32 keys at a time; "tpu"; "gpu-interpret" and "tpu-interpret" are those two in Pallas'
+        interpreter, on any device. Static.
 
     Returns:
       [B, H, D] in the dtype of q.
@@ -240,9 +241,12 @@ def _sights(at: Places, window: int | None) -> tuple[_Sight, _Sight]:
 
 def _by_kernel(kernel: str, q, keys: Kept, values: Kept, sight: _Sight, scale: float) -> _Part:
     """As `_xla`."""
-    interpret = kernel.endswith("-interpret")
-    attend = _of_device(kernel).attention
-    return _Part(*attend(q, keys, values, sight.begins, sight.ends, scale, interpret=interpret))
+    device, *options = kernel.split("-")
+    asked = {"interpret": "interpret" in options}
+    if options and options[0].isdecimal():
+        asked["block"] = int(options[0])
+    attend = _of_device(device).attention
+    return _Part(*attend(q, keys, values, sight.begins, sight.ends, scale, **asked))
 
 
 def _in_tiles(q: jax.Array, keys: Kept, values: Kept, sight: _Sight, scale: float) -> _Part:

@@ -1,4 +1,4 @@
-"""Which kernel reads keys and values in a step of decoding; what a device lacks, XLA does."""
+"""Chooses the kernel of a decoding step; falls back to XLA where no kernel is available."""
 
 import functools
 import logging
@@ -6,6 +6,7 @@ import logging
 import jax
 import jax.numpy as jnp
 
+from mcr_jax.generate.engine import _gpu
 from mcr_jax.generate.engine.attention import attention, places, refusal
 from mcr_jax.generate.engine.state import Shape, blueprint
 from mcr_jax.model.config import DecoderConfig
@@ -15,20 +16,29 @@ _CAPABILITY = 8.0  # of bfloat16 in tensor cores
 
 
 def choose(c: DecoderConfig, shape: Shape) -> str:
-    """The kernel of the device where it can serve a layer, else XLA; says once where it cannot."""
+    """The kernel of the device where it can serve a layer, else XLA; says once where it cannot.
+
+    Before it is chosen it is compiled at the run's real size. A GPU's kernel that the compiler
+    refuses, such as for want of shared memory, is tried again with smaller blocks.
+    """
     device = jax.default_backend()
     if c.attention == "xla" or device not in ("gpu", "tpu"):
         return "xla"
     asked = device, c.dtype, shape.kv_dtype or c.dtype
     refused = refusal(*asked, None, c.head_dim) or _lacks(device)
-    if not refused and device == "tpu":
-        refused = _fault(c, shape)
+    chosen = device
+    if not refused and (refused := _fault(c, shape, device)) and device == "gpu":
+        for block in _gpu.SMALLER:
+            if not _fault(c, shape, f"gpu-{block}"):
+                _log_once(f"pallas on gpu, {block} keys at a time ({refused})")
+                refused, chosen = None, f"gpu-{block}"
+                break
     if refused:
         _log_once(f"xla (pallas on {device}: {refused})")
         return "xla"
     if any(c.local_layers) and refusal(*asked, c.window, c.head_dim):
         _log_once(f"pallas on {device}, and xla in layers with a sliding window")
-    return device
+    return chosen
 
 
 def _lacks(device: str) -> str | None:
@@ -44,20 +54,25 @@ def _lacks(device: str) -> str | None:
 
 
 @functools.cache
-def _fault(c: DecoderConfig, shape: Shape) -> str | None:
-    """What the compiler says against a TPU's kernel of this size; generations of TPUs differ."""
-    layer = blueprint(c, shape, one_device(), "tpu").layers[0]
+def _fault(c: DecoderConfig, shape: Shape, kernel: str) -> str | None:
+    """What the compiler says against a kernel of this size; generations of devices differ."""
+    layer = blueprint(c, shape, one_device(), kernel).layers[0]
     slots, prompts = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (shape.slots, shape.prompts))
-    window = c.window if any(c.local_layers) else None
+    windowed = any(c.local_layers) and not refusal(
+        kernel, c.dtype, shape.kv_dtype or c.dtype, c.window, c.head_dim
+    )
 
     def trial(q, layer, of_slot, of_prompt) -> jax.Array:
         at = places(of_slot, of_slot, of_slot == 0, of_prompt, of_slot, shape.share)
-        return attention(q, layer, at, window=window, scale=1.0, kernel="tpu")
+        window = c.window if windowed else None
+        return attention(q, layer, at, window=window, scale=1.0, kernel=kernel)
 
     q = jax.ShapeDtypeStruct((shape.slots, c.heads, c.head_dim), c.dtype)
+    platform = "tpu" if kernel == "tpu" else "cuda"
     try:
-        jax.jit(trial).lower(q, layer, slots, prompts).compile()
-    except Exception as e:  # noqa: BLE001 - the class of what a TPU's compiler raises is private
+        traced = jax.jit(trial).trace(q, layer, slots, prompts)
+        traced.lower(lowering_platforms=(platform,)).compile()
+    except Exception as e:  # noqa: BLE001 - the class of what a device's compiler raises is private
         return str(e).partition("\n")[0][:200]
     return None
 

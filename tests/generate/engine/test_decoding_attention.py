@@ -115,10 +115,11 @@ def test_keys_and_values_of_eight_bits_are_close():
     assert 1e-5 < difference.max() < 0.03  # of values around 1, in steps of about 1/40
 
 
-def test_the_gpu_kernel_computes_the_same():
-    """In pallas' interpreter; bfloat16 as on a GPU, two blocks to a sequence."""
+@pytest.mark.parametrize("kernel", ["gpu-interpret", "gpu-32-interpret"])
+def test_the_gpu_kernel_computes_the_same(kernel):
+    """In pallas' interpreter; bfloat16 as on a GPU, two blocks to a sequence, or eight."""
     q, prompt, own = made(size=16, places=(256, 256), dtype=jnp.bfloat16)
-    got = attended(q, prompt, own, kernel="gpu-interpret")
+    got = attended(q, prompt, own, kernel=kernel)
     same = attended(q, prompt, own)
     expected = reference(
         np.float32(q), *([np.float32(x) for x in y] for y in (prompt, own)), None, 0.3

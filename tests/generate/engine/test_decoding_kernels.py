@@ -55,7 +55,34 @@ def test_a_kernel_that_the_compiler_refuses_is_not_used(told, tiny_shape):
     chosen, (line,) = told(config, "tpu")
     assert chosen == "xla"
     assert line.startswith("decoding attention: xla (pallas on tpu: ")
-    assert "CPU" in line
+    assert "tpu_custom_call" in line
+
+
+@pytest.mark.parametrize(
+    ("refused", "chosen", "says"),
+    [
+        (0, "gpu", []),
+        (1, "gpu-32", ["pallas on gpu, 32 keys at a time (Shared memory size limit exceeded)"]),
+        (2, "gpu-16", ["pallas on gpu, 16 keys at a time (Shared memory size limit exceeded)"]),
+        (3, "xla", ["xla (pallas on gpu: Shared memory size limit exceeded)"]),
+    ],
+)
+def test_a_gpu_without_the_shared_memory_reads_smaller_blocks(
+    told, tiny_shape, monkeypatch, refused, chosen, says
+):
+    """The kernel is lowered for an NVIDIA GPU; what its compiler would say is put in its place."""
+    tried = []
+
+    def compile(lowered):
+        tried.append(lowered.as_text())
+        if len(tried) <= refused:
+            raise jax.errors.JaxRuntimeError("Shared memory size limit exceeded\nrequested 131072")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
+    monkeypatch.setattr(kernels, "_lacks", lambda device: None)
+    config = dataclasses.replace(tiny_shape, dtype="bfloat16", head_dim=256)
+    assert told(config, "gpu") == (chosen, [f"decoding attention: {line}" for line in says])
+    assert len(tried) == len(set(tried)) == min(refused + 1, 3)  # another kernel each time
 
 
 def test_xla_is_used_where_the_config_names_it(told, tiny_shape):
