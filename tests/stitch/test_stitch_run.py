@@ -10,7 +10,6 @@ from mcr_jax import config as configs
 from mcr_jax import prompts, synthetic
 from mcr_jax.data.traces import JOINED, STITCHED
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.generate import driver
 from mcr_jax.generate.api import Outcome, Reply
 from mcr_jax.generate.ledger import Ledger, Scope
 from mcr_jax.stitch.audit import joined
@@ -58,11 +57,6 @@ def config(**changes):
     with made.unlocked():
         made.update_from_flattened_dict({f"stitch.{k}": v for k, v in changes.items()})
     return made
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch):
-    monkeypatch.setattr(driver.Retry, "pause", lambda *unused: 0.0)
 
 
 @pytest.fixture
