@@ -28,7 +28,7 @@ from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.judge.run import judge
 from mcr_jax.workdir import Workdir
 
-MODELS, SAMPLES, RECALL = ("base", "sft"), 10, 2
+MODELS, SAMPLES, RECALL, IN_FLIGHT = ("base", "sft"), 10, 2, 64
 STAGES = ("diagnosis", "reasons")
 
 
@@ -72,19 +72,27 @@ def verdicts(workdir: Workdir, config: Any) -> dict[RowKey, Any]:
 
 
 def resolve(
-    folder: Path, cases: list, share: float, *, calls: int, in_flight: int = 64, seed: int = 0
+    folder: Path, cases: list, share: float, *, calls: int, late: float = 0.8
 ) -> tuple[dict[RowKey, Any], list[int]]:
     """Judges with faults, up to `calls` times.
 
-    Returns the verdicts, and how many were missing after each call, up to the first without any.
+    Args:
+      folder: of the workdir.
+      cases: 24 verdicts each.
+      share: of calls that fail.
+      calls: of the judging stage.
+      late: seconds of a late reply; three quarters of them are the timeout.
+
+    Returns:
+      The verdicts, and how many were missing after each call, up to the first without any.
     """
     workdir, config, missing = Workdir(folder), config_of(), []
     complete(workdir, cases)
-    with Loopback(faults=share, late=0.8, seed=seed) as url:
+    with Loopback(faults=share, late=late) as url:
         os.environ.update(GOOGLE_GEMINI_BASE_URL=url, GEMINI_API_KEY="loopback")
         while len(missing) < calls and (not missing or missing[-1]):
             generator = Gemini(
-                config.judge.model, timeout=0.6, concurrency=in_flight, backoff=0.005
+                config.judge.model, timeout=0.75 * late, concurrency=IN_FLIGHT, backoff=0.005
             )
             with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(McrError):
                 judge(workdir, config, cases, generator=generator)

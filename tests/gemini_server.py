@@ -46,7 +46,7 @@ class Answer:
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    fault: str = ""  # "drop", "hang" or "cut"
+    fault: str = ""  # "drop", "hang", "cut", or "rule": a judgement by the rule
 
 
 class GeminiServer:
@@ -138,6 +138,14 @@ class GeminiServer:
         """The connection ends without a reply."""
         return Answer(fault="drop")
 
+    def by_rule(self) -> Answer:
+        """What is replied when nothing is scripted."""
+        return Answer(fault="rule")
+
+    def wait(self, seconds: float) -> None:
+        """Holds a call, but not longer than the server is there."""
+        self._closing.wait(seconds)
+
     def cuts(self) -> Answer:
         """The connection ends in the middle of a reply's body."""
         return Answer(body=b'{"candidates": [', fault="cut")
@@ -159,9 +167,8 @@ class GeminiServer:
         with self._lock:
             self._in_flight -= 1
             self.calls.append(call)
-            if self._script:
-                return self._script.popleft()
-        return self.says(judgement(call))
+            answer = self._script.popleft() if self._script else self.by_rule()
+        return self.says(judgement(call)) if answer.fault == "rule" else answer
 
     def _wait_for_close(self) -> None:
         self._closing.wait()

@@ -37,20 +37,20 @@ def answers(workdir: Workdir) -> int:
 
 
 def text(path: Path) -> str | None:
-    """What a file holds, None where there is none or it cannot be read."""
+    """What a file holds: None where there is none, "" where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8") if path.exists() else None
     except (OSError, ValueError):
-        return None
+        return ""
 
 
 def put_back(workdir: Workdir, recorded: dict[str, Any] | None, noted: str | None) -> None:
     """Puts back the config and the manifest's text that a call found; None for none."""
     w = workdir
     with contextlib.suppress(McrError, OSError):  # what failed before this is to be told
-        if noted is not None:
+        if noted:
             w.write_text(w.manifest, noted)
-        elif w.writes:
+        elif noted is None and w.writes:
             w.manifest.unlink(missing_ok=True)
         if recorded is not None:
             w.write_json(w.config, recorded)

@@ -141,6 +141,6 @@ def test_no_verdict_that_was_paid_for_is_asked_again(mcr, workdir, tiny, gemini)
     verdicts = read(workdir / "results.json")["judge"]["verdicts"]
     wanted = sum(stage["wanted"] for stage in verdicts.values())
     assert wanted == sum(stage["settled"] for stage in verdicts.values()) > few
-    assert len(gemini.calls) == wanted
+    assert len(gemini.calls) == len({call.text for call in gemini.calls})  # none is paid twice
     assert _written(workdir, "reasons")[:few] == paid
     assert _most_often(workdir) == 1

@@ -1,0 +1,108 @@
+"""`mcr judge` with Gemini as processes: signals, quotas, missing verdicts and a wrong model."""
+
+import json
+import signal
+
+import pytest
+from processes import read, rows, unfinished
+
+GEMINI = "--config.judge.name=gemini"
+
+
+@pytest.fixture
+def keys(gemini):
+    return {"GEMINI_API_KEY": gemini.key, "GOOGLE_GEMINI_BASE_URL": gemini.url}
+
+
+def paid(gemini):
+    return {call.text for call in gemini.calls}
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "line"),
+    [
+        (signal.SIGTERM, 75, "mcr judge: stopped by SIGTERM; every answer that came is kept"),
+        (signal.SIGINT, 1, "mcr judge: interrupted; the same command goes on from here"),
+    ],
+)
+def test_a_signal_while_judging_keeps_the_answers_that_are_paid_for(
+    mcr, workdir, gemini, keys, number, status, line
+):
+    unfinished(workdir, "judge")
+    process = mcr.start("judge", f"--workdir={workdir}", GEMINI, **keys)
+    reply = gemini._take
+
+    def take(call):
+        answer = reply(call)
+        if len(gemini.calls) == 3:
+            process.send_signal(number)
+        if len(gemini.calls) >= 3:  # in flight as the signal comes
+            gemini.wait(0.5)
+        return answer
+
+    gemini._take = take
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == status, out
+    assert line in out and "Traceback" not in out
+    kept = {row["question"] for row in rows(workdir) if row["stage"] != "sample"}
+    asked = len(paid(gemini))
+    assert asked < 12
+    assert len(kept) == asked if number == signal.SIGTERM else 2 <= len(kept) <= asked
+
+
+def test_more_missing_verdicts_than_allowed_are_status_1_and_the_next_call_asks_for_them(
+    mcr, workdir, gemini, keys
+):
+    unfinished(workdir, "judge")
+    gemini.then(*(gemini.says("", finish="SAFETY") for _ in range(3)))
+    flags = (f"--workdir={workdir}", GEMINI, "--config.judge.concurrency=1")
+    line = mcr.fails(1, "eval", *flags, "--config.judge.attempts=1", **keys)
+    assert "verdicts are missing, more than config.judge.unresolved_limit=0.01 allows" in line
+    assert (workdir / "results.json").exists() and (workdir / "report.html").exists()
+    missing = read(workdir / "results.json")["judge"]["verdicts"]
+    assert any(stage["settled"] < stage["wanted"] for stage in missing.values())
+    gemini.then(gemini.says("", finish="SAFETY"))
+    allowed = ("--config.judge.attempts=1", "--config.judge.unresolved_limit=0.5")
+    assert "unresolved" in mcr.ok("judge", *flags, *allowed, **keys)
+    before = len(gemini.calls)
+    assert "unresolved" not in mcr.ok("eval", *flags, **keys)
+    assert len(gemini.calls) == before + 1
+
+
+def test_a_daily_quota_is_status_75_with_the_time_of_its_reset(mcr, workdir, gemini, keys):
+    unfinished(workdir, "judge")
+    few = 4
+    gemini.then(*(gemini.by_rule() for _ in range(few)))
+    gemini.then(gemini.error(429, "quota", quota="GenerateRequestsPerDayPerProjectPerModel"))
+    flags = (f"--workdir={workdir}", GEMINI, "--config.judge.concurrency=1")
+    line = mcr.fails(75, "judge", *flags, **keys)
+    assert "PerDay" in line and "in Los Angeles" in line
+    assert len({row["question"] for row in rows(workdir) if row["question"]}) == few
+    mcr.ok("judge", *flags, **keys)
+    assert len(gemini.calls) == len(paid(gemini)) + 1
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("judge", (GEMINI, "--config.judge.model=gemini-0-none")),
+        ("stitch", ("--config.stitch.model=gemini", "--config.stitch.gemini=gemini-0-none")),
+    ],
+)
+def test_a_wrong_model_name_stays_neither_in_config_nor_in_manifest(
+    mcr, workdir, gemini, keys, command, flags
+):
+    before = [read(workdir / name) for name in ("config.json", "manifest.json")]
+    gemini.then(*(gemini.error(404, "no such model") for _ in range(8)))
+    line = mcr.fails(1, command, f"--workdir={workdir}", *flags, **keys)
+    assert "check that the model gemini-0-none exists" in line
+    assert [read(workdir / name) for name in ("config.json", "manifest.json")] == before
+    assert "gemini-0-none" not in json.dumps(before)
+    assert "agrees" in mcr.ok("verify", f"--workdir={workdir}")
+
+
+def test_thinking_that_the_model_does_not_take_is_a_wrong_call(mcr, workdir, gemini, keys):
+    flags = ("--config.judge.thinking=0", GEMINI)
+    line = mcr.fails(2, "judge", f"--workdir={workdir}", *flags, **keys)
+    assert "takes a level (minimal, low, medium, high, xhigh)" in line
+    assert not gemini.calls
