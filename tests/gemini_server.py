@@ -197,6 +197,9 @@ class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # connections that are opened at the same moment
 
+    def handle_error(self, *unused: object) -> None:
+        """A client that has gone is no news."""
+
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
