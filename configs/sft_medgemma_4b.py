@@ -10,7 +10,7 @@ downloaded. The judge is Gemini and wants GEMINI_API_KEY.
 
 Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
 
-    full   16 x v5e       13.4 GB of 16
+    full   16 x v5e       14.4 GB of 16
     full   1 x H200       85.3 GB of 141   --config.train.accumulate=16
     lora   8 x v5e         7.8 GB of 16
     lora   1 x L4         11.4 GB of 24   --config.train.accumulate=16

@@ -10,8 +10,8 @@ downloaded. The judge is Gemini and wants GEMINI_API_KEY.
 
 Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
 
-    full   8 x H100       26.6 GB of 80
-    full   16 x v6e       16.5 GB of 32
+    full   8 x H100       28.4 GB of 80
+    full   16 x v6e       18.2 GB of 32
     lora   8 x v5e        11.3 GB of 16
     lora   1 x A100-40GB  20.7 GB of 40   --config.train.accumulate=16
 

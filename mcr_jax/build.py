@@ -16,6 +16,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import tensorflow_datasets as tfds
 from absl import logging
@@ -23,6 +24,7 @@ from absl import logging
 from mcr_jax import cases as cases_lib
 from mcr_jax import errors
 from mcr_jax.data import dataset, traces
+from mcr_jax.data.statement_counts import statement_counts
 from mcr_jax.data_builders.medcasereasoning import STITCHED, Builder
 
 _ASIDE = ".mcr-build-"
@@ -37,6 +39,7 @@ class BuildReport:
       data_dir: The folder to give to `tfds.load(..., data_dir=...)`.
       version: The dataset's version.
       counts: Cases per split.
+      statements: Statements per case (`statement_counts`), as the dataset's metadata holds them.
       fingerprint: SHA-256 of the source (`cases.source_fingerprint`).
       config: "stitched", or "" for the cases alone.
       traces_fingerprint: SHA-256 of the traces; "" without.
@@ -46,6 +49,7 @@ class BuildReport:
     data_dir: pathlib.Path
     version: str
     counts: Mapping[str, int]
+    statements: dict[str, Any]
     fingerprint: str
     config: str
     traces_fingerprint: str
@@ -92,6 +96,7 @@ def build(
             for split in cases_lib.SPLITS
             if (count := sum(case.split == split for case in cases))
         },
+        statements=statement_counts(cases),
         fingerprint=cases_lib.source_fingerprint(cases),
         config=STITCHED.name if traces_path else "",
         traces_fingerprint=_fingerprint_of(traces_path),
@@ -145,7 +150,8 @@ def _is_built(wanted: BuildReport, overwrite: bool) -> bool:
                 f"this source has {given[:12]}): pass another --data_dir, or --overwrite to "
                 "replace it"
             )
-    return not dataset.damaged_files(builder)
+    same = wanted.statements.items() <= builder.info.metadata.items()  # else read another way
+    return same and not dataset.damaged_files(builder)
 
 
 def _fingerprint_of(traces_path: str) -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import functools
 import hashlib
+import html
 import json
 import os
 import pathlib
@@ -31,11 +32,13 @@ _IDENTITY = ("pmcid", *CONTENT)
 _SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "dev": "val", "test": "test"}
 _SUFFIXES = (".jsonl", ".parquet")
 _MAX_REPORTED = 20
+# An entity of HTML, whole: "&lt" of "&ltd" or of an address is none.
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One clinical case, as published; no field is trimmed or rewritten.
+    """One clinical case, as published; no field is trimmed or rewritten, but for HTML's entities.
 
     Attributes:
       pmcid, title, journal, article_link, publication_date, text: Provenance; may be empty.
@@ -158,7 +161,8 @@ def read_cases(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[C
       paths: JSONL files, Parquet files and folders, or one "PATH[,PATH]" string. A folder is a Hub
         snapshot (`data/{train,val,test}-*.parquet`) or holds such files, or JSONL ones, directly.
         A row's split is its `split` field, else the split that its file's name contains. Columns
-        beyond `FIELDS` are ignored, missing or null provenance is "", dates become ISO dates.
+        beyond `FIELDS` are ignored, missing or null provenance is "", dates become ISO dates, and
+        HTML's entities become characters, once: "&lt;2" is "<2", and "&amp;lt;" is "&lt;".
 
     Returns:
       The cases in the order of the source, no two with one fingerprint.
@@ -204,20 +208,29 @@ def read_cases(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[C
 
 
 def write_jsonl(cases: Iterable[Case], path: str | os.PathLike) -> None:
-    """Writes cases as JSONL, one object per line in UTF-8; `path` appears whole or not at all."""
+    """Writes cases as JSONL, one object per line in UTF-8; `path` appears whole or not at all.
+
+    What reads as an entity of HTML is escaped, so that `read_cases` gives the same cases.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(handle, "w", encoding="utf-8", newline="\n") as out:
             for case in cases:
-                out.write(json.dumps(case.asdict(), ensure_ascii=False) + "\n")
+                row = {name: _escaped(value) for name, value in case.asdict().items()}
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
             out.flush()
             os.fsync(out.fileno())
         os.chmod(name, 0o644)  # mkstemp makes files that only the owner can read
         os.replace(name, path)
     finally:
         pathlib.Path(name).unlink(missing_ok=True)
+
+
+def _escaped(value: str) -> str:
+    """`value` with "&amp;" for the "&" of what `read_cases` would take for an entity."""
+    return _ENTITY.sub(lambda entity: f"&amp;{entity[0][1:]}", value)
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -335,6 +348,9 @@ def _as_fields(row: Mapping[str, Any], file_split: str) -> dict[str, Any]:
     if isinstance(date := fields["publication_date"], datetime.date):
         at_midnight = isinstance(date, datetime.datetime) and date.time() == datetime.time()
         fields["publication_date"] = (date.date() if at_midnight else date).isoformat()
+    for name, value in fields.items():
+        if isinstance(value, str):
+            fields[name] = _ENTITY.sub(lambda entity: html.unescape(entity[0]), value)
     split = fields.get("split") or file_split
     fields["split"] = _SPLIT_NAMES.get(split, split) if isinstance(split, str) else split
     return fields

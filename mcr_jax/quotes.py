@@ -38,10 +38,7 @@ _MARKDOWN = re.compile(
     re.MULTILINE,
 )
 _MARKS = "*_`~#>"  # one of which each of these has
-_DENIALS = {
-    *("no", "not", "never", "nor", "neither", "without", "non", "denied", "denies", "absent"),
-    "negative",
-}
+_DENIALS = {"no", "not", "never", "nor", "neither", "without", "non", "denied", "denies"}
 _LONGEST_GAP = 300  # characters that an ellipsis may stand for
 _SHORTEST_PART = 3  # words of a part of a quote that has an ellipsis in it
 _OVERLAPPING = 100  # tries to find a quote within a place where it does not stand as whole words
@@ -86,18 +83,17 @@ class Text:
 
         It stands there as whole words and numbers, with the sign of a number it begins with, and
         not right behind a "no" that it leaves out. Markdown's marks, and punctuation around the
-        quote, are not part of it. An ellipsis in the quote stands for up to 300 characters without
+        quote, are not part of it. Else an ellipsis in it stands for up to 300 characters without
         a denial; the parts around it have at least three words and follow in order. A quote without
         a word stands nowhere.
         """
-        parts = [_inner(part) for part in _ELLIPSIS.split(quote)]
-        parts = [part for part in parts if part]
-        if not parts or (len(parts) > 1 and any(size(part) < _SHORTEST_PART for part in parts)):
-            return []
-        found = list(self._matches(parts[0]))
-        for part in parts[1:]:
-            places = list(self._matches(part))
-            found = list(self._followed(found, places)) if found else []
+        inner = _inner(quote)
+        found = list(self._matches(inner)) if inner else []
+        parts = [] if found else list(filter(None, map(_inner, _ELLIPSIS.split(quote))))
+        if len(parts) > 1 and all(size(part) >= _SHORTEST_PART for part in parts):
+            found = list(self._matches(parts[0]))
+            for part in parts[1:]:
+                found = list(self._followed(found, list(self._matches(part)))) if found else []
         return [(self._place(start), self._place(end - 1) + 1) for start, end in found]
 
     def _matches(self, inner: str) -> Iterator[tuple[int, int]]:
@@ -238,8 +234,9 @@ def _goes_on(one: str, other: str) -> bool:
 
 def _denied(text: str, start: int) -> bool:
     """Whether the word before `start` denies what follows."""
-    before = text[max(0, start - 12) : start]
-    return before.endswith(" ") and bool(before.strip()) and _denies(before.split()[-1])
+    *_, word = ("", *text[max(0, start - 12) : start].split())
+    # A word that ends its sentence or clause denies what stands before it.
+    return text[start - 1 : start] == " " and word[-1:].isalpha() and _denies(word)
 
 
 def _denies(word: str) -> bool:

@@ -1,65 +1,64 @@
 """Numbered statements: the one place where the clinician's numbering is read or written.
 
-In: the text of a numbered list, as published. Out: its items, or the list again.
+In: the text of a list, as published. Out: its items, or the list again.
 """
 
 import collections
-import functools
-import re
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+from mcr_jax._markers import SPACES, Marker, markers
 
 Style = Literal["1. ", "1) ", "(1) "]
 _FORMAT: dict[Style, str] = {"1. ": "{}. ", "1) ": "{}) ", "(1) ": "({}) "}
-_MARKER = re.compile(r"(?<!\S)(?:([1-9][0-9]{0,2})(\.|\))|\(([1-9][0-9]{0,2})\))(?!\S)")
-_SENTENCE_ENDS = ".!?;:…"
-_CLOSERS = "”’»\"')]"
-
-
-class _Marker(NamedTuple):
-    style: Style
-    number: int
-    start: int  # span in the text, without the white space around
-    end: int
-    indent: int | None  # columns before it, or None if it does not open its line
-    opens_sentence: bool  # at the start of the text or after the end of a sentence
-    opens_text: bool
+_MAX_STYLES = 8  # of one kind that are tried as the style of the list
+_MAX_LEAP = {"number": 9, "letter": 3, "roman": 3, "bullet": 0}
 
 
 def parse_statements(text: str) -> tuple[str, ...]:
-    """Takes a numbered list apart: the one parser of the clinician's statements.
+    r"""Takes a list apart: the one parser of the clinician's statements.
 
-    A marker is "1.", "1)" or "(1)" between white space. Markers are numbering only as a run that
-    counts 1, 2, 3, … in one style, so decimals and numbers inside sentences stay where they are:
+    A marker is a number, a letter, a Roman numeral or a bullet as lists write it: "1.", "1)",
+    "(1)", "1:", "1 -", "1\.", "Step 1:", "**1.**", "### 1.", "> 1.", "①", "a)", "IV.", "•".
+    Markers are a list only as a run, so decimals and numbers inside sentences stay where they are:
 
-    1. Markers that open a line are tried first; a run needs at least two. A list that restarts at 1
-       deeper in is nested and stays inside its statement.
-    2. Else markers in the flow of a line: each must follow the end of a sentence. After the first,
-       "1)" and "(1)" may also follow plain white space outside parentheses; "1." may not, for
-       "grade 2. Then" looks the same. A lone marker counts where it opens the text.
+    1. Markers that open a line; a literal "\n" ends one, too. A run needs at least two and begins
+       with 0, 1, or a number whose successor follows. Later numbers may be left out or repeated;
+       letters and numerals begin with the first two. What is indented deeper than the item before
+       it and does not count on is nested and stays inside its statement.
+    2. Else markers in the flow of a line: each must follow the end of a sentence and count on, or
+       leave out or repeat one number. After the first, "1)", "(1)" and "①" may also follow plain
+       white space outside parentheses; "1." may not, for "grade 2. Then" looks the same. A lone
+       number counts where it opens the text; letters and bullets do so only together.
 
-    Where several styles qualify, the one that starts first is the list and the others are nested.
-    What stands before the first marker is kept, at the head of the first statement. Text without
-    numbering is one statement, an item without text is none, and empty text gives ().
+    Where several runs qualify, the one that starts first is the list and the others are nested;
+    bullets give way to numbers unless these are indented deeper. What stands before the first
+    marker is kept, at the head of the first statement. Text without numbering is one statement, an
+    item without text is none, and empty text gives ().
 
-    Lossless: but for white space, the statements together are `strip_numbering(text)`.
+    Lossless: but for white space and invisible characters, the statements together are
+    `strip_numbering(text)`. Takes time linear in the text.
     """
-    markers = _numbering(text)
-    if not markers:
+    run = _numbering(text)
+    if not run:
         pieces = [text]
     else:
-        ends = [*(marker.start for marker in markers[1:]), len(text)]
-        pieces = [text[marker.end : end] for marker, end in zip(markers, ends, strict=True)]
-        if preamble := text[: markers[0].start].strip():
-            pieces[0] = f"{preamble} {pieces[0].strip()}"
-    return tuple(piece.strip() for piece in pieces if piece.strip())
+        ends = [*(marker.start for marker in run[1:]), len(text)]
+        pieces = [
+            marker.kept + text[marker.end : end].lstrip(SPACES)
+            for marker, end in zip(run, ends, strict=True)
+        ]
+        if preamble := text[: run[0].start].strip(SPACES):
+            pieces[0] = f"{preamble} {pieces[0].strip(SPACES)}"
+    return tuple(filter(None, (piece.strip(SPACES) for piece in pieces)))
 
 
 def strip_numbering(text: str) -> str:
     """`text` without the markers that `parse_statements` recognises; all else stays as it is."""
     kept, position = [], 0
     for marker in _numbering(text):
-        kept.append(text[position : marker.start])
+        kept += text[position : marker.start], marker.kept
         position = marker.end
     return "".join((*kept, text[position:]))
 
@@ -74,60 +73,121 @@ def number_statements(statements: Sequence[str], style: Style = "1. ") -> str:
     return "\n".join(items)
 
 
-def _numbering(text: str) -> list[_Marker]:
+def _numbering(text: str) -> list[Marker]:
     """The markers that number `text`, in order; empty where it is not numbered."""
-    by_style: dict[Style, list[_Marker]] = collections.defaultdict(list)
-    for marker in _markers(text):
-        by_style[marker.style].append(marker)
-    for run_of in (_run_of_lines, functools.partial(_run_in_flow, text)):
-        runs = [run for markers in by_style.values() if (run := run_of(markers))]
-        runs = [run for run in runs if len(run) > 1 or run[0].opens_text]
-        first = min(runs, key=lambda run: run[0].start, default=[])
-        if len(first) > 1:
-            return first
-    return first
+    found = markers(text)
+    lines = _of_lines(found)
+    flows = [run for group in _by_style(found) if (run := _run_in_flow(text, group))]
+    flow = min((run for run in flows if len(run) > 1), key=_start, default=[])
+    if lines and (len(lines) >= len(flow) or lines[0].kind != flow[0].kind or _counts(lines)):
+        return lines
+    return flow or min(flows, key=_start, default=[])
 
 
-def _markers(text: str) -> Iterator[_Marker]:
-    for match in _MARKER.finditer(text):
-        start, end = match.span()
-        before = text[:start].rstrip()
-        indent = start - (text.rfind("\n", 0, start) + 1)
-        yield _Marker(
-            style="(1) " if match[3] else "1) " if match[2] == ")" else "1. ",
-            number=int(match[1] or match[3]),
-            start=start,
-            end=end,
-            indent=None if text[start - indent : start].strip() else indent,
-            opens_sentence=before.rstrip(_CLOSERS)[-1:] in _SENTENCE_ENDS,  # "" is in every str
-            opens_text=not before,
-        )
+def _start(run: Sequence[Marker]) -> int:
+    return run[0].start
 
 
-def _run_of_lines(markers: list[_Marker]) -> list[_Marker]:
-    run: list[_Marker] = []
+def _counts(run: Sequence[Marker]) -> bool:
+    """Whether no number is left out or repeated."""
+    return run[0].number <= 1 and all(b.number == a.number + 1 for a, b in itertools.pairwise(run))
+
+
+def _by_style(found: Iterable[Marker]) -> Iterable[list[Marker]]:
+    groups: dict[tuple[str, str], list[Marker]] = collections.defaultdict(list)
+    for marker in found:
+        groups[marker.kind, marker.style].append(marker)
+    return groups.values()
+
+
+def _of_lines(found: Iterable[Marker]) -> list[Marker]:
+    """The list of which each item opens a line; empty where there is none."""
+    kinds: dict[str, list[Marker]] = collections.defaultdict(list)
+    for marker in found:
+        if marker.indent is not None:
+            kinds[marker.kind].append(marker)
+    runs = [run for group in kinds.values() for run in _runs_of_lines(group)]
+    numbered = min((r for r in runs if r[0].kind != "bullet"), key=_start, default=[])
+    bullets = min((r for r in runs if r[0].kind == "bullet"), key=_start, default=[])
+    if numbered and bullets:
+        outer = bullets[0].start < numbered[0].start and bullets[0].indent < numbered[0].indent
+        return bullets if outer else numbered
+    return numbered or bullets
+
+
+def _runs_of_lines(group: Sequence[Marker]) -> Iterator[list[Marker]]:
+    """For each style, the run of a kind's markers that it begins."""
+    for style in list(dict.fromkeys(marker.style for marker in group))[:_MAX_STYLES]:
+        run = _run_of_lines(group, style)
+        first = next((n for n, pair in enumerate(itertools.pairwise(run)) if _begins(*pair)), None)
+        if first is not None:
+            yield run[first:]
+
+
+def _begins(first: Marker, second: Marker) -> bool:
+    if first.kind == "bullet":
+        return True
+    counts = second.number == first.number + 1
+    if first.kind == "number":
+        return first.number <= 1 or counts
+    return first.number == 1 and counts
+
+
+def _run_of_lines(group: Sequence[Marker], style: str) -> list[Marker]:
+    run: list[Marker] = []
     nested_at = None  # indent of a nested list that is open
-    for marker in markers:
-        if marker.indent is None or (nested_at is not None and marker.indent >= nested_at):
+    nested: set[str] = set()  # styles of nested lists
+    for marker in group:
+        if nested_at is not None and marker.indent >= nested_at:
             continue
         nested_at = None
-        if marker.number == len(run) + 1:
-            run.append(marker)
-        elif run and marker.number == 1 and marker.indent > run[-1].indent:
-            nested_at = marker.indent
-    return run
-
-
-def _run_in_flow(text: str, markers: list[_Marker]) -> list[_Marker]:
-    run: list[_Marker] = []
-    for marker in markers:
-        if marker.number != len(run) + 1:
+        if not run:
+            if marker.style == style and (
+                marker.number == 1 or marker.kind in ("number", "bullet")
+            ):
+                run.append(marker)
             continue
-        if marker.opens_sentence or (
-            run
-            and marker.style != "1. "
-            and text.count("(", run[-1].end, marker.start)
-            <= text.count(")", run[-1].end, marker.start)
-        ):
+        leap = marker.number - run[-1].number
+        if marker.style != style and (leap != 1 or marker.style in nested):
+            nested.add(marker.style)
+        elif marker.indent > run[-1].indent and leap != 1:
+            nested_at = marker.indent
+        elif leap <= _MAX_LEAP[marker.kind] and (leap >= 0 or marker.kind == "number"):
             run.append(marker)
     return run
+
+
+def _run_in_flow(text: str, group: Sequence[Marker]) -> list[Marker]:
+    """The run of one style's markers, wherever they stand."""
+    run: list[Marker] = []
+    opened, counted = 0, 0  # parentheses since the last marker of the run, counted up to here
+    for marker in group:
+        opened += text.count("(", counted, marker.start) - text.count(")", counted, marker.start)
+        counted = marker.start
+        if not (_begins_flow(marker) if not run else _follows(run, marker, opened <= 0)):
+            continue
+        run.append(marker)
+        opened, counted = 0, marker.end
+    return run if len(run) > 1 or (run and _is_lone_item(run[0])) else []
+
+
+def _is_lone_item(marker: Marker) -> bool:
+    """Whether a marker without others counts: "1. Fever" does, "1 - Week" or "a) rash" do not."""
+    return marker.opens_text and marker.kind == "number" and marker.style not in ("1-", "1:")
+
+
+def _begins_flow(marker: Marker) -> bool:
+    if marker.kind == "number":
+        return marker.opens_sentence and marker.number <= 1
+    return marker.opens_text and marker.number <= 1
+
+
+def _follows(run: Sequence[Marker], marker: Marker, outside: bool) -> bool:
+    """Whether `marker` continues a run in the flow; `outside`: of parentheses."""
+    leap = marker.number - run[-1].number
+    counts = leap == (0 if marker.kind == "bullet" else 1)
+    if marker.opens_sentence and (counts or (marker.capital and leap in (0, 2))):
+        return True
+    closed = marker.style[-1] in ")]①" or marker.kind == "bullet"
+    labelled = marker.style[0].isalpha() and len(marker.style) > 2 and run[0].opens_text
+    return counts and outside and (closed or labelled)

@@ -206,6 +206,18 @@ def test_a_dataset_that_is_not_ours_is_replaced_only_on_request(source, tmp_path
     assert not build(source, tmp_path, overwrite=True).already_done
 
 
+def test_a_dataset_whose_statements_were_parsed_in_another_way_is_built_again(source, tmp_path):
+    build(source, tmp_path)
+    path = tmp_path / "medcasereasoning/1.0.0/metadata.json"
+    metadata = json.loads(path.read_text())
+    assert metadata["statement_counts"]["val"] == {"2": SIZES["val"]}
+    metadata["statement_counts"]["val"] = {"1": SIZES["val"]}
+    path.write_text(json.dumps(metadata))
+    report = build(source, tmp_path)
+    assert not report.already_done and build(source, tmp_path).already_done
+    assert report.statements.items() <= json.loads(path.read_text()).items()
+
+
 def test_a_dataset_that_lost_a_file_is_built_again(built, source, tmp_path):
     for name in ("medcasereasoning-val.parquet-00000-of-00001", "dataset_info.json"):
         build(source, tmp_path)

@@ -146,13 +146,38 @@ def test_a_source_fingerprint_follows_every_field_that_is_packaged(name):
 # ---------------------------------------------------------------------------------- reading
 
 
-@given(st.lists(st.tuples(text, text), max_size=5, unique_by=lambda pair: pair[0]))
+entities = st.lists(st.sampled_from(["&", "amp;", "lt;", "#60;", "a"])).map("".join)
+
+
+@given(st.lists(st.tuples(text, text | entities), max_size=5, unique_by=lambda pair: pair[0]))
 def test_cases_that_are_written_and_read_are_the_same_cases(tmp_path_factory, texts):
     path = tmp_path_factory.mktemp("cases") / "cases.jsonl"
     cases = [case(n, title=a, case_prompt=f"{n} {b}") for n, (a, b) in enumerate(texts)]
     write_jsonl(cases, path)
     assert path.exists() and (not cases or read_cases(path) == cases)
     assert [file.name for file in path.parent.iterdir()] == ["cases.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("published", "read"),
+    [
+        ("&lt;2 mmol &amp; more", "<2 mmol & more"),
+        ("&amp;lt;2 mmol", "&lt;2 mmol"),
+        ("<2 mmol, A&B, AT&T; R&D", "<2 mmol, A&B, AT&T; R&D"),
+        ("see ?a=1&copy=2&lt", "see ?a=1&copy=2&lt"),
+        ("38&nbsp;&#176;C &#x3b1;&hellip;", "38\u00a0°C α…"),
+        ("&nosuchthing; &;", "&nosuchthing; &;"),
+    ],
+)
+def test_html_entities_are_decoded_once_when_cases_are_read(tmp_path, published, read):
+    fields = dict.fromkeys(("title", "text", *CONTENT), published)
+    (one,) = read_cases(jsonl(tmp_path / "val.jsonl", [row(**fields)]))
+    assert {name: getattr(one, name) for name in fields} == dict.fromkeys(fields, read)
+    assert one.fingerprint == case(split="val", **dict.fromkeys(CONTENT, read)).fingerprint
+    parquet.write_table(pa.Table.from_pylist([row(**fields)]), tmp_path / "val.parquet")
+    assert read_cases(tmp_path / "val.parquet") == [one]
+    write_jsonl([one], tmp_path / "again.jsonl")
+    assert read_cases(tmp_path / "again.jsonl") == [one]
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

@@ -58,6 +58,8 @@ def test_every_example_of_a_shard_of_hundreds_is_written(tmp_path):
     assert builder.info.metadata == {
         "source_fingerprint": source_fingerprint(cases),
         "counts": {"train": 450},
+        "statement_counts": {"train": {"2": 450}},
+        "single_long_statements": {"total": 0, "first": []},
     }
 
 

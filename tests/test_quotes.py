@@ -81,10 +81,13 @@ def test_a_text_stands_in_itself(before, quote, after):
             "the ribs hum at dusk … vellin was low today",
             "The ribs hum at dusk, and vellin was low today",
         ),
+        ("the ribs … it hums", "so the ribs ... it hums"),
         ("the ribs hum at dusk [...] vellin was low", "The ribs hum at dusk. So vellin was low."),
         ("皮膚が光り塩水で", "患者は皮膚が光り塩水で改善"),
         ("ผิวหนังเป็น", "ผู้ป่วยผิวหนังเป็นมัน"),
         ("no fever at dusk", "there was no fever at dusk"),
+        ("fever was considered", "it was not. Fever was considered"),
+        ("fever was considered", "if not, fever was considered"),
         ("\u03b2-vellin <90 units", "the β-vellin <90 units"),
     ],
 )

@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 from mcr_jax import cases as cases_lib
 from mcr_jax import errors
 from mcr_jax.data import traces as traces_lib
+from mcr_jax.data.statement_counts import statement_counts
 
 STITCHED = tfds.core.BuilderConfig(
     name="stitched",
@@ -64,7 +65,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """Clinical cases with the clinician's numbered reasons and the final diagnosis.
 
     Examples are keyed by fingerprint, so their order depends on the cases alone, not on the order
-    of the source. `info.metadata` holds the fingerprint of the whole source and the counts.
+    of the source. `info.metadata` holds the fingerprint of the whole source, the counts of cases,
+    and those of statements per case.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -147,6 +149,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self.info.metadata.update(
             source_fingerprint=cases_lib.source_fingerprint(cases),
             counts={split: len(members) for split, members in by_split.items()},
+            **statement_counts(cases),
         )
         if self.builder_config:
             self._read_traces([case for split in _TRACED for case in by_split.get(split, ())])

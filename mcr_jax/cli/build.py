@@ -67,6 +67,7 @@ def _checked(path: str) -> str:
 
 def _prepare(source: str, data_dir: object, overwrite: bool, traces: str) -> None:
     from mcr_jax.build import build
+    from mcr_jax.data.statement_counts import describe
 
     with console.track("build", 0) as progress:
 
@@ -78,6 +79,9 @@ def _prepare(source: str, data_dir: object, overwrite: bool, traces: str) -> Non
     counts = ", ".join(f"{split} {count}" for split, count in report.counts.items())
     what = "nothing to do, it holds these cases already" if report.already_done else "prepared"
     console.say(f"build: {report.name} {report.version} in {report.data_dir} {what} ({counts})")
+    if not report.config:
+        for line in describe(report.statements):
+            console.say(f"build: {line}")
 
 
 def _write_synthetic(experiment: Experiment) -> None:

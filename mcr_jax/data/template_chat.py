@@ -1,5 +1,6 @@
 """Conversations laid out by a model's own chat template, for training as for sampling."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 from mcr_jax.data.chat_template import ChatTemplate
@@ -17,6 +18,7 @@ from mcr_jax.errors import McrError
 
 _SYSTEM, _USER = ({"role": role, "content": "x"} for role in ("system", "user"))
 _PRIVATE = range(0xE000, 0xF900)  # characters that mean nothing to anyone
+_SHAPES_KEPT = 256  # sequences of turns whose control tokens are kept
 
 
 class TemplateChat:
@@ -62,6 +64,7 @@ class TemplateChat:
             and (token in pieces.special or token in written)
         }
         self._control_ids = frozenset(controls.values())
+        self._due = functools.lru_cache(_SHAPES_KEPT)(self._controls_of_turns)
         self._defused = defuser(controls)
         _, found, tail = shown.rpartition(mark)
         ends = {tail.find(token): token for token in sorted(controls, key=len) if token in tail}
@@ -108,14 +111,20 @@ class TemplateChat:
         safe = [_with(m, self._defused(m["content"])) for m in messages]
         text = self._template.render(safe, add_generation_prompt=True)
         ids = self._pieces.encode(text)
-        harmless = [_with(m, "x" if m["content"].strip() else "") for m in messages]
-        expected = self._template.render(harmless, add_generation_prompt=True)
-        self._check(ids, self._pieces.encode(expected))
+        harmless = (_with(m, "x" if m["content"].strip() else "") for m in messages)
+        self._check(ids, self._due(tuple(tuple(m.items()) for m in harmless)))
         return text, ids
 
-    def _check(self, ids: Sequence[int], expected: Sequence[int]) -> None:
-        controls, due = ([i for i in x if i in self._control_ids] for x in (ids, expected))
-        if controls != due:
+    def _controls_of_turns(self, harmless: tuple[tuple[tuple[str, str], ...], ...]) -> list[int]:
+        """The control tokens of a prompt, given the items of each message."""
+        text = self._template.render([dict(m) for m in harmless], add_generation_prompt=True)
+        return self._controls(self._pieces.encode(text))
+
+    def _controls(self, ids: Sequence[int]) -> list[int]:
+        return [i for i in ids if i in self._control_ids]
+
+    def _check(self, ids: Sequence[int], due: Sequence[int]) -> None:
+        if self._controls(ids) != due:
             raise McrError("the text of a message would change the turns of its conversation")
 
     def _turn(self, messages: Messages, index: int, text: str) -> Span:

@@ -62,10 +62,10 @@ class Memory:
       optimizer: both moments of what is trained, and the counters of steps.
       batch: tokens, targets, positions, segment ids and weights.
       gradients: of what is trained; with accumulation their float32 sums, too.
-      copies: of the weights in the dtype that the forward pass computes in.
+      copies: of the head in the dtype that the forward pass computes in.
       activations: what waits for the backward pass: by remat policy what the layers keep, and
         the gradients that the loss leaves.
-      gathered: the weights of one layer and the larger table, whole, and their gradients.
+      gathered: the weights of one layer and the larger table, whole, and their float32 gradients.
       work: what is computed at a time: one layer from the inside, or one chunk of logits.
     """
 
@@ -140,7 +140,7 @@ def memory(
     gradients = _bytes(mesh, trained)
     if accumulate > 1:  # the sums so far beside the gradients of the part at hand
         gradients = max(gradients, _bytes(mesh, _cast(trained, "float32")))
-        gradients += _bytes(mesh, _trained(shape, computed))
+        gradients += _bytes(mesh, trained)
 
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     part = rows // (shards * accumulate)
@@ -152,7 +152,7 @@ def memory(
         optimizer=_bytes(mesh, jax.eval_shape(tx.init, trained)) + _COUNTER,
         batch=rows * row_tokens * _BATCH // shards,
         gradients=gradients,
-        copies=_bytes(mesh, _changed(computed, tree)),
+        copies=_bytes(mesh, _head(_changed(computed, tree))),
         activations=_activations(local, part, row_tokens, compute),
         gathered=layer + table,
         work=_work(local, part, row_tokens, compute, fused, over_fsdp),
@@ -163,7 +163,7 @@ def _activations(local: DecoderConfig, rows: int, row_tokens: int, compute: str)
     """What waits for the backward pass of the layers: what they kept, and the loss's gradients."""
     hidden = rows * row_tokens * local.width
     head = local.vocab_size * local.width if local.lora is None else 0
-    of_loss = (hidden + head) * jnp.dtype(compute).itemsize
+    of_loss = hidden * jnp.dtype(compute).itemsize + head * 4  # the head's is summed in float32
     return rows * _kept(local, row_tokens, compute) + of_loss
 
 
@@ -189,7 +189,7 @@ def _work(
     loss = 2 * min(CHUNK, places) * local.vocab_size * 4
     if local.lora is None:  # the head's gradient so far and a chunk's, both in float32
         # One of them becomes what `_activations` counts, and over fsdp `_gathered` has room, too.
-        loss += local.vocab_size * local.width * (2 * 4 - (1 + over_fsdp) * size)
+        loss += local.vocab_size * local.width * 4 * (1 - over_fsdp)
     return max(inside, loss)
 
 
@@ -200,8 +200,8 @@ def _gathered(local: DecoderConfig, over_fsdp: bool, compute: str) -> tuple[int,
     """
     sizes: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(_cast(blueprint(local)[1], compute)):
-        copies = 1 + _is_trained(local, path)
-        sizes[_name(path)] = copies * leaf.size * leaf.dtype.itemsize
+        gradient = 4 if _is_trained(local, path) else 0
+        sizes[_name(path)] = leaf.size * (leaf.dtype.itemsize + gradient)
     layer = sum(n for name, n in sizes.items() if name.startswith("layers.")) // local.layers
     table = max(sizes["embedding"], sizes.get("head", 0))
     return layer, table if over_fsdp else 0
@@ -242,13 +242,18 @@ def _local(shape: DecoderConfig, tensor: int) -> DecoderConfig:
 
 
 def _cast(tree: Any, dtype: str) -> Any:
-    """What `train.step` hands to the decoder: all but the norms in `dtype`."""
+    """The dtypes that `train.step` computes with: `dtype` of all but the norms."""
 
     def cast(path: Any, leaf: Any) -> Any:
         kept = leaf.dtype if _name(path).endswith("norm") else dtype
         return jax.ShapeDtypeStruct(leaf.shape, kept)
 
     return jax.tree_util.tree_map_with_path(cast, tree)
+
+
+def _head(tree: Any) -> Any:
+    """The table that makes logits, alone."""
+    return tree["head"] if "head" in tree else tree["embedding"]
 
 
 def _changed(tree: Any, before: Any) -> Any:

@@ -1,5 +1,6 @@
 """`mcr build --traces`: where the file may be, and what is told of it before any work."""
 
+import dataclasses
 import pathlib
 
 import pytest
@@ -32,6 +33,18 @@ def test_a_tilde_stands_for_the_home_in_the_path_of_the_traces(home):
     assert {example["trace"].decode() for example in stitched} == {
         row(case).trace for case in CASES if case.split == "train"
     }
+
+
+def test_build_says_how_many_statements_cases_have_and_which_may_be_lists(tmp_path, capsys):
+    long = "It was not Mossgout; " * 20
+    odd = dataclasses.replace(CASES[0], pmcid="PMC77", diagnostic_reasoning=long, split="train")
+    write_jsonl([odd, *CASES[1:]], tmp_path / "clinic.jsonl")
+    for _ in range(2):  # also where there is nothing to do
+        assert main(["build", f"--source={tmp_path}/clinic.jsonl", f"--data_dir={tmp_path}/t"]) == 0
+        said = capsys.readouterr().out
+        assert "build: train: cases by number of statements: 1: 1, " in said
+        assert "1 case has a single statement of 300 characters or more" in said
+        assert said.rstrip().endswith("not recognised: PMC77")
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_the_untrained_ids_are_exactly_the_prompt(tokenizer, question, answer):
 @settings(max_examples=40)
 @given(answer=st.text(max_size=60))
 def test_the_trained_ids_are_the_answer_and_its_end(tokenizer, answer):
-    assume(not answer[:1].isspace())
+    assume(not answer[:1].isspace() and not answer.startswith("<think>"))  # written once, see below
     encoded = tokenizer.encode_conversation([user("x"), assistant(answer)])
     trained = [i for i, is_trained in zip(encoded.ids, encoded.trained, strict=True) if is_trained]
     assert trained[-1] == tokenizer.eos_ids[0]
