@@ -12,7 +12,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # What a sentence that promises something of this kind says.
 _PROMISING = re.compile(
     r"status|kill -9|kill it|SIGTERM|one line|refuse|does nothing|set aside|asks? again"
-    r"|goes on where|half-prep|not done twice|never asked|never counted|cut off|is waited for|pooled"
+    r"|goes on where|half-prep|not done twice|never asked|never counted|cut off"
+    r"|is waited for|pooled"
 )
 _SENTENCE_END = re.compile(r"(?<=[.:;])\s+(?=[A-Z`*\[-])")
 
