@@ -112,6 +112,13 @@ def test_all_rows_are_answered_once_and_a_second_run_asks_nothing(ledger, kind):
     assert len(generator.asked) == 15
 
 
+def test_a_service_is_asked_in_a_notebook_too_whose_event_loop_is_running(ledger):
+    async def cell():
+        return run([job(f"c{i}") for i in range(5)], Service(), ledger)
+
+    assert asyncio.run(cell()).settled == 5
+
+
 def test_generator_that_batches_gets_all_open_requests_in_one_call(ledger):
     generator = Scripted()
     run([job("a", n=2), job("b")], generator, ledger)
