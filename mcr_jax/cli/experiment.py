@@ -317,10 +317,11 @@ class Experiment:
         return bool(folder) and local_folder(folder).is_dir()
 
     def _folder_digest(self) -> str:
+        if not self.config.model.folder:
+            return ""
         from mcr_jax.model import hf
 
-        folder = self.config.model.folder
-        return hf.digest(local_folder(folder)) if folder else ""
+        return hf.digest(local_folder(self.config.model.folder))
 
     def finished(self, what: str) -> bool:
         """Whether `finish(what)` was called and nothing it rests on has changed since."""

@@ -10,6 +10,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from mcr_jax.errors import McrError, Stopped
 from mcr_jax.generate.api import Outcome, Remote, Reply
@@ -32,7 +33,14 @@ def ask(questions: Iterable[Question], remote: Remote, settler: Settler) -> None
       Stopped: SIGTERM came, or the service names a later time.
       KeyboardInterrupt: Ctrl-C came.
     """
-    asyncio.run(_Run(questions, remote, settler).all())
+    run = _Run(questions, remote, settler)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(run.all())
+        return
+    with ThreadPoolExecutor(1) as thread:  # a notebook's loop is running in this one
+        thread.submit(asyncio.run, run.all()).result()
 
 
 class _Run:

@@ -112,6 +112,13 @@ def test_all_rows_are_answered_once_and_a_second_run_asks_nothing(ledger, kind):
     assert len(generator.asked) == 15
 
 
+def test_a_service_is_asked_in_a_notebook_too_whose_event_loop_is_running(ledger):
+    async def cell():
+        return run([job(f"c{i}") for i in range(5)], Service(), ledger)
+
+    assert asyncio.run(cell()).settled == 5
+
+
 def test_generator_that_batches_gets_all_open_requests_in_one_call(ledger):
     generator = Scripted()
     run([job("a", n=2), job("b")], generator, ledger)
@@ -271,6 +278,9 @@ def test_a_service_that_is_away_or_busy_uses_up_no_rows_tries(ledger, fault):
     assert {attempt.attempt for attempt in attempts(ledger).values()} == {1}
 
 
+@pytest.mark.promise(
+    "A service that is away is waited for, with a countdown, for `judge.patience` seconds (600)."
+)
 def test_a_service_that_stays_away_ends_the_run_with_one_line_and_what_came_is_kept(ledger):
     def answer(key, index, before):
         gone = {"outcome": Outcome.INFRA_ERROR, "error": "refused", "fault": Fault.AWAY}
@@ -290,6 +300,10 @@ def test_a_wait_beyond_patience_ends_the_run_at_once(ledger):
     assert len(generator.asked) == 1
 
 
+@pytest.mark.promise(
+    "SIGTERM lets the calls in flight end for up to 10 seconds, records their answers and exits "
+    "with 75."
+)
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)]
 )
@@ -337,6 +351,7 @@ def test_a_prompt_that_is_too_long_stays_so(ledger, kind):
     assert len(generator.asked) == 1
 
 
+@pytest.mark.promise("a truncated reply gets twice the tokens")
 def test_a_truncated_verdict_is_asked_for_with_twice_the_tokens_each_time(ledger):
     generator = Service(failing(Outcome.TRUNCATED, times=5, text="cut"))
     for _ in range(2):

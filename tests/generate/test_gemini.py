@@ -213,6 +213,9 @@ def test_nobody_at_the_address_is_a_service_that_is_away(gemini, monkeypatch):
     assert (reply.outcome, reply.fault) == (Outcome.INFRA_ERROR, Fault.AWAY)
 
 
+@pytest.mark.promise(
+    "A daily quota that is used up ends the run with status 75 and the time of its reset."
+)
 @pytest.mark.parametrize(
     ("quota_id", "ends"),
     [

@@ -87,6 +87,20 @@ def test_a_folder_is_fine_tuned_sampled_and_exported(mcr, finished, tiny_config,
     for name, tensor in after.items():
         np.testing.assert_array_equal(half[name], tensor.astype(half[name].dtype))
 
+    shutil.move(base, mcr.folder / "away")  # nothing is open, so no weights are needed
+    try:
+        again = mcr.ok("sample", "--workdir=w")
+    finally:
+        shutil.move(mcr.folder / "away", base)
+    assert again.count("nothing to do") == again.count("no longer here") == 2
+    shutil.copy(base / "config.json", mcr.folder / "config.json")
+    settings = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 1e-5}))
+    try:
+        assert "trained with another" in mcr.fails(2, "sample", "--workdir=w")
+    finally:
+        shutil.move(mcr.folder / "config.json", base / "config.json")
+
 
 def test_the_demo_s_own_model_is_exported(mcr, finished):
     mcr.ok("export", f"--workdir={finished.path}", "--out=out")

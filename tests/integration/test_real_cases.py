@@ -126,7 +126,7 @@ def test_real_cases_go_from_source_to_report_and_gemini_never_sees_title_or_text
     assert "completions, nothing to do" in out
     bodies = [json.dumps(call.body, ensure_ascii=False) for call in gemini.calls]
     wanted = [row for row in rows(workdir) if row["judge"].startswith("gemini:")]
-    assert len(bodies) == len(wanted)
+    assert len(bodies) == len(set(bodies)) < len(wanted)  # equal questions are asked once
     assert {row["stage"] for row in wanted} == {"diagnosis", "reasons"}
     for case in cases:
         hidden = (case.title, case.text, case.case_prompt)

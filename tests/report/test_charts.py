@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcr_jax.quotes import find
 from mcr_jax.report import charts, svg
 from mcr_jax.report.evidence import segments, visible
 
@@ -79,9 +80,21 @@ def test_ticks_are_few_and_within_range(low, span):
     assert all(low - 1e-6 * span <= tick <= low + span * (1 + 1e-6) for tick in found)
 
 
-@given(st.text(max_size=60), st.lists(st.lists(st.text(max_size=8), max_size=2), max_size=3))
-def test_segments_together_are_the_trace(trace, quotes):
-    assert "".join(text for text, _ in segments(trace, quotes)) == trace
+words = st.lists(st.sampled_from(["ab", "b", "ab b", " ", "\n"]), max_size=9).map(" ".join)
+
+
+@given(st.text(max_size=60) | words, st.lists(st.lists(st.text(max_size=8) | words), max_size=3))
+def test_segments_together_are_the_trace_and_have_the_statements_that_quote_them(trace, quotes):
+    place = 0
+    for text, numbers in segments(trace, quotes):
+        end = place + len(text)
+        assert trace[place:end] == text and numbers == [
+            number
+            for number, quoted in enumerate(quotes, start=1)
+            if any(a <= place and end <= b for quote in quoted for a, b in find(quote, trace))
+        ]
+        place = end
+    assert place == len(trace)
 
 
 def test_quotes_are_found_by_their_words_and_may_overlap():

@@ -104,6 +104,9 @@ def test_a_trace_that_fails_the_audit_is_drawn_again_as_another_sample(ledger):
     assert {attempt.attempt for attempt in answers.values()} == {1}
 
 
+@pytest.mark.promise(
+    "One that fails is drawn again, at last replaced by the joined statements, and counted."
+)
 @pytest.mark.parametrize(
     ("said", "reason", "attempts"),
     [
