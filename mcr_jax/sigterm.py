@@ -1,11 +1,15 @@
 """SIGTERM, as a scheduler sends it before it takes the machine away: the work stops and says so."""
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
 from mcr_jax.errors import Stopped
+
+_AGAIN_S = 0.05  # by then the callback is over
 
 
 def hears() -> bool:
@@ -36,13 +40,40 @@ def stoppable(told: str, asked: threading.Event | None = None) -> Iterator[None]
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        with _again_where_ignored():
+            yield
     except Exception as error:
         if asked.is_set() and not isinstance(error, Stopped):
             raise Stopped(told) from error
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _again_where_ignored() -> Iterator[None]:
+    """Raises the signal again where it came in a callback whose exceptions Python ignores.
+
+    Such are finalizers and callbacks of the garbage collector, jax's among them.
+    """
+    before, over = sys.unraisablehook, threading.Event()
+
+    def again() -> None:
+        if not over.wait(_AGAIN_S):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def hook(ignored: "sys.UnraisableHookArgs") -> None:
+        if isinstance(ignored.exc_value, Stopped):
+            threading.Thread(target=again, daemon=True).start()
+        else:
+            before(ignored)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        over.set()
+        sys.unraisablehook = before
 
 
 @contextlib.contextmanager

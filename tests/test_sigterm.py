@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -46,6 +47,18 @@ def test_sigterm_that_was_swallowed_is_told_to_what_goes_on_and_forgotten_by_the
     with pytest.raises(ValueError, match="later"), stoppable("stopped", asked):
         raise ValueError("later")
     assert not asked.is_set()
+
+
+def test_a_signal_in_a_callback_whose_exceptions_are_ignored_ends_the_block_all_the_same():
+    class Callback:
+        def __del__(self):
+            terminate()
+
+    before = sys.unraisablehook
+    with pytest.raises(Stopped, match="kept"), stoppable("kept"):
+        Callback()
+        threading.Event().wait(timeout=30)
+    assert sys.unraisablehook is before
 
 
 def test_in_another_thread_the_signal_is_left_alone():
