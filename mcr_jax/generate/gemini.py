@@ -124,6 +124,7 @@ class Gemini:
         if self._client is not None:
             client, self._client = self._client, None
             await client.aclose()
+            await self._http.aclose()
 
     def _open(self) -> None:
         from google import genai
@@ -131,9 +132,7 @@ class Gemini:
 
         self._types, self._api_error = types, errors.APIError
         self._transport_errors, self._connect_errors = _transport_errors()
-        options = {}
-        if not importlib.util.find_spec("aiohttp"):  # which the client prefers, with its own limits
-            options["async_client_args"] = {"limits": _limits(self._concurrency)}
+        self._http = _http_client(self._concurrency)
         self._client = genai.Client(
             vertexai=False,
             api_key=self._key,
@@ -142,7 +141,7 @@ class Gemini:
                 api_version=API_VERSION,
                 timeout=max(1, round(self._timeout * 1000)),
                 retry_options=types.HttpRetryOptions(attempts=1),
-                **options,
+                httpx_async_client=self._http,
             ),
         ).aio
 
@@ -274,21 +273,23 @@ def _http_modules() -> list[Any]:
     return [importlib.import_module(name) for name in names]
 
 
-def _limits(connections: int) -> Any:
-    """Keeps every connection open: by default all but 20 are opened anew for each call."""
+def _http_client(connections: int) -> Any:
+    """One that keeps every connection open: by default all but 20 are opened anew for each call.
+
+    Given one, the client uses it where it would else prefer aiohttp, whose endings are others.
+    """
     module = _http_modules()[0]
-    return module.Limits(max_connections=connections, max_keepalive_connections=connections)
+    limits = module.Limits(max_connections=connections, max_keepalive_connections=connections)
+    return module.AsyncClient(limits=limits, follow_redirects=True)
 
 
 def _transport_errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
     """Errors of a connection, and of these the ones that say that none could be opened."""
     modules = _http_modules()
-    every = tuple(module.HTTPError for module in modules)
-    unopened = tuple(error for m in modules for error in (m.ConnectError, m.ConnectTimeout))
-    if importlib.util.find_spec("aiohttp"):
-        aiohttp = importlib.import_module("aiohttp")
-        every, unopened = (*every, aiohttp.ClientError), (*unopened, aiohttp.ClientConnectorError)
-    return every, unopened
+    unopened = (
+        error for module in modules for error in (module.ConnectError, module.ConnectTimeout)
+    )
+    return tuple(module.HTTPError for module in modules), tuple(unopened)
 
 
 def _contents(messages: Sequence[Message]) -> tuple[str, list[dict[str, Any]]]:
