@@ -113,7 +113,7 @@ def row_key(values: tuple[Any, ...]) -> RowKey:
 
 
 def values_of(attempt: Attempt) -> tuple[Any, ...]:
-    """As `_schema.INSERT` takes them."""
+    """As `_schema.insert` takes them after the id."""
     a, usage = attempt, attempt.usage
     return (
         *place(a.row),

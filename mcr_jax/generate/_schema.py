@@ -65,7 +65,18 @@ _COLUMNS = (
     *("model_version", "seconds"),
     *(name for _, name, _, _ in _ADDED),
 )
-INSERT = f"INSERT INTO attempts ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+ROWS_AT_ONCE = 100  # of one INSERT; SQLite takes 32,766 values
+
+
+def insert(rows: int) -> str:
+    """The statement that adds so many attempts, ids included.
+
+    One statement for many rows: Python gives the interpreter lock away at each, and a thread that
+    writes row by row slows down the one that makes calls.
+    """
+    names = ("id", *_COLUMNS)
+    row = f"({', '.join('?' * len(names))})"
+    return f"INSERT INTO attempts ({', '.join(names)}) VALUES {', '.join([row] * rows)}"
 
 
 def statements(version: int) -> list[str]:

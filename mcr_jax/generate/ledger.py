@@ -140,11 +140,19 @@ class Ledger:
           McrError: they could not be written; then none of them is.
         """
         with self._lock, self._reporting(), self._transaction():
+            (made,) = self._db.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()
+            rows = []
             for first, *others in groups:
-                made = self._db.execute(_schema.INSERT, _rows.values_of(first)).lastrowid
+                made += 1
+                rows.append((made, *_rows.values_of(first)))
                 call = made if first.shared is None else first.shared
-                copies = [dataclasses.replace(other, shared=call) for other in others]
-                self._db.executemany(_schema.INSERT, map(_rows.values_of, copies))
+                for other in others:
+                    made += 1
+                    copy = dataclasses.replace(other, shared=call)
+                    rows.append((made, *_rows.values_of(copy)))
+            for start in range(0, len(rows), _schema.ROWS_AT_ONCE):
+                part = rows[start : start + _schema.ROWS_AT_ONCE]
+                self._db.execute(_schema.insert(len(part)), [v for row in part for v in row])
 
     def reread(self, attempts: Iterable[Attempt]) -> None:
         """Replaces outcome, verdict, error and reading of rows whose text was parsed again.

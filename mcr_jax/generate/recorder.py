@@ -1,7 +1,7 @@
 """Writes attempts into the ledger from a thread of its own: what arrives together is one fsync."""
 
 import queue
-import time
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -22,6 +22,7 @@ class Recorder:
         self._rows: queue.SimpleQueue[tuple[Sequence[Attempt], int] | None] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="recorder")
         self._work_done: Future[None] = Future()
+        self._closing = threading.Event()
 
     def put(self, rows: Sequence[Attempt], settled: int) -> None:
         """Takes the rows that one call answered, `settled` of which are not open any more."""
@@ -39,19 +40,19 @@ class Recorder:
 
     def __exit__(self, kind: object, *unused: object) -> None:
         self._rows.put(None)
+        self._closing.set()
         self._threads.shutdown()
         if kind is None:  # or it would hide what ended the block
             self.check()
 
     def _work(self) -> None:
         going = True
-        while going and (first := self._rows.get()) is not None:
-            batch, over = [first], time.monotonic() + _BATCH_S
-            while going and (left := over - time.monotonic()) > 0:
-                try:
-                    item = self._rows.get(timeout=left)
-                except queue.Empty:
-                    break
+        while going and (item := self._rows.get()) is not None:
+            # Asleep, not waiting at the queue: every row would wake this thread.
+            self._closing.wait(_BATCH_S)
+            batch = [item]
+            while not self._rows.empty():  # nobody else takes from it
+                item = self._rows.get()
                 if item is None:
                     going = False
                 else:

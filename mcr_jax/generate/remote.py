@@ -47,7 +47,10 @@ class _Run:
     def __init__(self, questions: Iterable[Question], remote: Remote, settler: Settler):
         self._queue, self._remote, self._settler = deque(questions), remote, settler
         self._pacer = remote.pacer
-        self._flying: set[asyncio.Task[None]] = set()
+        # A call in a task of its own would cost a tenth more: workers make one after another.
+        self._workers: set[asyncio.Task[None]] = set()
+        self._idle: list[asyncio.Future[tuple[Question, float] | None]] = []
+        self._in_flight = 0
         self._ending: BaseException | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -86,10 +89,42 @@ class _Run:
                 wake = min(wait, left) if left is not None else wait
                 self._timer = self._loop.call_later(wake + 0.001, self._fill)
                 break
-            task = self._loop.create_task(self._call(self._queue.popleft(), self._pacer.begin()))
-            self._flying.add(task)
-            task.add_done_callback(self._landed)
-        if self._ending is not None or not (self._queue or self._flying):
+            self._hand_out((self._queue.popleft(), self._pacer.begin()))
+        if self._ending is not None or not (self._queue or self._in_flight):
+            self._finish()
+
+    def _hand_out(self, call: tuple[Question, float]) -> None:
+        """Gives a call to a worker."""
+        self._in_flight += 1
+        if self._idle:
+            self._idle.pop().set_result(call)
+            return
+        worker = self._loop.create_task(self._work(call))
+        self._workers.add(worker)
+        worker.add_done_callback(self._ended)
+
+    async def _work(self, call: tuple[Question, float] | None) -> None:
+        """Makes calls until there are none."""
+        while call is not None:
+            try:
+                await self._call(*call)
+            except McrError as problem:  # before another call is handed out
+                self._end(problem)
+            finally:
+                self._in_flight -= 1
+                self._pacer.end()
+            if self._ending is not None:
+                self._finish()
+                return
+            following = self._loop.create_future()
+            self._idle.append(following)
+            self._fill()
+            call = await following
+
+    def _ended(self, worker: asyncio.Task[None]) -> None:
+        self._workers.discard(worker)
+        if not worker.cancelled() and (problem := worker.exception()) is not None:
+            self._end(problem)
             self._finish()
 
     async def _call(self, question: Question, began: float) -> None:
@@ -112,18 +147,11 @@ class _Run:
         else:
             self._queue.append(question)
 
-    def _landed(self, task: asyncio.Task[None]) -> None:
-        self._flying.discard(task)
-        self._pacer.end()
-        if not task.cancelled() and (problem := task.exception()) is not None:
-            self._end(problem)
-        self._fill()
-
     def _stop(self, number: int) -> None:
         if number == signal.SIGINT:
             self._ending = KeyboardInterrupt()  # also while calls are awaited after SIGTERM
-            for task in self._flying:
-                task.cancel()
+            for worker in self._workers:
+                worker.cancel()
         else:
             self._end(
                 Stopped("stopped by SIGTERM; every answer that came is kept, call again to go on")
@@ -134,13 +162,16 @@ class _Run:
         self._ending = self._ending or why
 
     def _finish(self) -> None:
+        for idle in self._idle:
+            idle.set_result(None)
+        self._idle.clear()
         if not self._over.done():
             self._over.set_result(None)
 
     async def _drain(self) -> None:
         """Lets calls in flight finish, for a while."""
-        if self._flying:
-            _, late = await asyncio.wait(set(self._flying), timeout=_GRACE_S)
-            for task in late:
-                task.cancel()
+        if self._workers:
+            _, late = await asyncio.wait(set(self._workers), timeout=_GRACE_S)
+            for worker in late:
+                worker.cancel()
             await asyncio.gather(*late, return_exceptions=True)
