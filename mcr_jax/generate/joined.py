@@ -180,7 +180,7 @@ def _counting(sample: Sample, version: str) -> Sample:
 def _note(versions: Mapping[str, Mapping[str, int]], named: str, mixed: bool) -> str:
     """One sentence for people where some verdicts do not count; else ""."""
     reported = _reported(versions)
-    listed = ", ".join(f"{version}: {count}" for version, count in reported.most_common())
+    listed = ", ".join(f"{_shown(name)}: {count}" for name, count in reported.most_common())
     if mixed:
         return (
             f"the judge reported several versions ({listed} verdicts), so no metric has a value; "
@@ -193,6 +193,11 @@ def _note(versions: Mapping[str, Mapping[str, int]], named: str, mixed: bool) ->
             f"unresolved (reported: {listed or 'no version'})"
         )
     return ""
+
+
+def _shown(version: str) -> str:
+    """A service's word for a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in version)
 
 
 def _by_place(answers: Mapping[RowKey, Attempt | None]) -> dict[tuple, Attempt | None]:
