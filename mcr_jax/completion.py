@@ -151,15 +151,16 @@ def _tagged(said: str, tags: list[re.Match[str]]) -> Iterator[_Answer]:
 
 def _boxed(said: str) -> Iterator[tuple[_Answer, int, bool]]:
     """What stands in each \\boxed{...}, where its line begins, and True."""
-    at = said.find(_BOXED)
+    at, line = said.find(_BOXED), 0
     while at >= 0:
+        line = max(line, said.rfind("\n", line, at) + 1)
         begin = at + len(_BOXED)
         depth = 1
         for place in range(begin, min(begin + _LONGEST, len(said))):
             depth += {"{": 1, "}": -1}.get(said[place], 0)
             if not depth:
                 if text := _plain(_LATEX.sub(r"\1", said[begin:place])):
-                    yield _Answer("boxed", text), said.rfind("\n", 0, at) + 1, True
+                    yield _Answer("boxed", text), line, True
                 break
         at = said.find(_BOXED, begin)
 

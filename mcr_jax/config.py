@@ -218,7 +218,7 @@ def default() -> ConfigDict:
     c.judge.recall_samples = 1  # traces per case judged for recall: samples 0 … this-1
     c.judge.timeout = 60.0  # seconds per call
     c.judge.attempts = 3  # tries per verdict and call of `mcr judge`
-    c.judge.patience = 600.0  # seconds to wait for a service that is down before giving up
+    c.judge.patience = 600.0  # seconds to wait for a service that is down, by `mcr stitch` too
     c.judge.unresolved_limit = 0.01  # more verdicts missing than this share: exit status 1
     c.judge.quote_words = 4  # shortest quote that can verify a statement with more words
     c.judge.version = ""  # the model_version that counts, where the service reported several

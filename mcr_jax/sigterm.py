@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mcr_jax.errors import Stopped
 
@@ -43,3 +43,23 @@ def stoppable(told: str, asked: threading.Event | None = None) -> Iterator[None]
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def caught(call: Callable[[int], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT call `call` with their number and end nothing while the block runs.
+
+    In a thread that hears none, nothing.
+    """
+    if not hears():
+        yield
+        return
+    before = {
+        number: signal.signal(number, lambda number, _: call(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -46,7 +46,7 @@ class Answer:
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    fault: str = ""  # "drop" or "hang"
+    fault: str = ""  # "drop", "hang" or "cut"
 
 
 class GeminiServer:
@@ -56,6 +56,8 @@ class GeminiServer:
       url: for GOOGLE_GEMINI_BASE_URL.
       key: the key a test sets; any key is let in.
       calls: the calls so far.
+      most_in_flight: the most calls that were being answered at a time.
+      connections: that were opened.
     """
 
     key = "loopback-key-0123456789"
@@ -64,13 +66,14 @@ class GeminiServer:
         self.calls: list[Call] = []
         self._script: collections.deque[Answer] = collections.deque()
         self._lock, self._closing = threading.Lock(), threading.Event()
+        self.connections = self.most_in_flight = self._in_flight = 0
+        self._gathered: threading.Barrier | None = None
         outer = self
 
         class Handler(_Handler):
             server_of_tests = outer
 
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
+        self._http = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
     def __enter__(self) -> "GeminiServer":
@@ -116,12 +119,18 @@ class GeminiServer:
         status: str = "FAILED",
         retry_delay: str = "",
         retry_after: str = "",
+        quota: str = "",
     ) -> Answer:
-        """An error as Google's services write it."""
+        """An error as Google's services write it; `quota` is the id of one that is used up."""
         error: dict[str, Any] = {"code": code, "message": message, "status": status}
+        kind, details = "type.googleapis.com/google.rpc.", []
+        if quota:
+            violation = {"quotaMetric": "requests", "quotaId": quota, "quotaValue": "250"}
+            details.append({"@type": kind + "QuotaFailure", "violations": [violation]})
         if retry_delay:
-            kind = "type.googleapis.com/google.rpc.RetryInfo"
-            error["details"] = [{"@type": kind, "retryDelay": retry_delay}]
+            details.append({"@type": kind + "RetryInfo", "retryDelay": retry_delay})
+        if details:
+            error["details"] = details
         headers = {"Retry-After": retry_after} if retry_after else {}
         return Answer(status=code, body=json.dumps({"error": error}).encode(), headers=headers)
 
@@ -129,12 +138,26 @@ class GeminiServer:
         """The connection ends without a reply."""
         return Answer(fault="drop")
 
+    def cuts(self) -> Answer:
+        """The connection ends in the middle of a reply's body."""
+        return Answer(body=b'{"candidates": [', fault="cut")
+
     def hangs(self) -> Answer:
         """No reply comes before the server closes."""
         return Answer(fault="hang")
 
+    def gather(self, calls: int) -> None:
+        """Lets calls wait until so many of them have arrived, again and again."""
+        self._gathered = threading.Barrier(calls, timeout=30)
+
     def _take(self, call: Call) -> Answer:
         with self._lock:
+            self._in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        if self._gathered is not None:
+            self._gathered.wait()
+        with self._lock:
+            self._in_flight -= 1
             self.calls.append(call)
             if self._script:
                 return self._script.popleft()
@@ -163,9 +186,19 @@ def _inside(tag: str, text: str) -> str:
     return re.search(rf"(?s).*<{tag}>\n(.*)\n</{tag}>", text)[1]
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # connections that are opened at the same moment
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_of_tests: GeminiServer
+
+    def setup(self) -> None:
+        super().setup()
+        with self.server_of_tests._lock:
+            self.server_of_tests.connections += 1
 
     def do_POST(self) -> None:
         length = int(self.headers["Content-Length"])
@@ -174,14 +207,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         answer = self.server_of_tests._take(call)
         if answer.fault == "hang":
             self.server_of_tests._wait_for_close()
-        if answer.fault:
-            self.close_connection = True
+        self.close_connection = bool(answer.fault)
+        if answer.fault in ("drop", "hang"):
             return
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer.body)))
+        missing = 100 if answer.fault == "cut" else 0
+        self.send_header("Content-Length", str(len(answer.body) + missing))
         self.end_headers()
         self.wfile.write(answer.body)
 

@@ -81,6 +81,7 @@ def test_lenient_rules_read_what_strict_does_not(text, rule, answer):
     assert parse(text, ended=False).answer is None  # what was cut off may be cut in the answer
 
 
+@pytest.mark.promise("Two different answers are no answer.")
 @pytest.mark.parametrize(
     "text",
     [
@@ -129,6 +130,10 @@ def test_the_trace_is_what_stands_before_the_answer(text, trace):
     assert parse(text).trace == trace
 
 
+@pytest.mark.promise(
+    "The answer is read from what follows the last `</think>`, so a reasoning model may mention "
+    "the tags in its thoughts."
+)
 def test_thoughts_that_mention_tags_do_not_cost_a_reasoning_model_its_answer():
     text = "I must write <think> and <answer>. Not <answer>Mossgout</answer>!\n</think>\n\n"
     read = parse(text + "The nails are blue.\n<answer>Quillfever</answer>", "strict")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from mcr_jax import artifacts, console
 from mcr_jax.cli import judge, report, sample, score
 from mcr_jax.cli.experiment import Experiment, run_stage
+from mcr_jax.errors import McrError
 
 
 def main(argv: Sequence[str]) -> None:
@@ -13,7 +14,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(experiment: Experiment) -> None:
-    """Evaluates, or says that it is done; ends with the table."""
+    """Evaluates, or says that it is done; ends with the table.
+
+    Raises:
+      McrError: too many verdicts are missing; what is there is scored and reported.
+    """
     if experiment.finished("eval"):
         console.say(f"eval: nothing to do, all of it is in {experiment.workdir.path}")
         score.show(artifacts.results(experiment.workdir))
@@ -21,9 +26,11 @@ def run(experiment: Experiment) -> None:
     sample.ready(experiment)
     judge.ready(experiment)
     sample.run(experiment)
-    settled = judge.run(experiment)
+    whole, problem = judge.run(experiment)
     results = score.run(experiment)
     report.run(experiment)
-    if settled:
+    if whole:
         experiment.finish("eval")
     score.show(results)
+    if problem:
+        raise McrError(problem)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from mcr_jax import artifacts, console, prompts
 from mcr_jax import config as configs
 from mcr_jax.cases import SPLITS, Case
+from mcr_jax.cli import _made
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.model.checkpoints import newest_step
@@ -67,7 +68,7 @@ class Experiment:
         if self._has_results(checkpoints):
             return configs.FROZEN
         cases = ("seed", "data.", "synthetic.")
-        if self.workdir.ledger.exists():  # of stitching: traces are of a model not yet trained
+        if _made.answers(self.workdir):  # of stitching: traces are of a model not yet trained
             return (*cases, "prompt", "tokenizer.", "model.")
         if self.workdir.tokenizer.exists():
             return (*cases, "prompt", "tokenizer.")
@@ -89,43 +90,25 @@ class Experiment:
     def working(self) -> Iterator[None]:
         """Holds the workdir against other writers, with this config recorded in it.
 
-        A call that fails before it has made anything leaves the config that was recorded before, or
-        what was wrong with it would be wrong with every later call.
+        A call that fails before it has made anything leaves the config and the manifest that were
+        there before, or what was wrong with it would be wrong with every later call.
         """
         with self.workdir.locked():
             self._check()  # another mcr may have been first
             path, plain = self.workdir.config, json.loads(self.config.to_json())
             recorded = self.workdir.read_json(path) if path.exists() else None
+            noted = _made.text(self.workdir.manifest)
             if recorded != plain:
                 self.workdir.write_json(path, plain)
-            made = self._made()
+            made = _made.work(self.workdir)
             try:
                 yield
             except Stopped:  # called again it goes on
                 raise
             except McrError:
-                if recorded != plain and self._made() == made:
-                    self._record_again(recorded)
+                if recorded != plain and _made.work(self.workdir) == made:
+                    _made.put_back(self.workdir, recorded, noted)
                 raise
-
-    def _made(self) -> dict[str, int]:
-        """What stands in the workdir that work was spent on, and when it last changed, in ns."""
-        w, made = self.workdir, {}
-        index = w.ledger.with_name(f"{w.ledger.name}-shm")  # which readers write, too
-        for path in w.path.iterdir():
-            if path in (w.config, w.manifest, w.tokens, index) or path.name.startswith("."):
-                continue  # tokens are a cache
-            with contextlib.suppress(FileNotFoundError):  # a log that its reader has closed
-                made[path.name] = path.stat().st_mtime_ns
-        return made
-
-    def _record_again(self, recorded: dict[str, Any] | None) -> None:
-        """Puts back the config that a call found; None for none."""
-        with contextlib.suppress(McrError, OSError):  # what failed before this is to be told
-            if recorded is not None:
-                self.workdir.write_json(self.workdir.config, recorded)
-            elif self.workdir.writes:
-                self.workdir.config.unlink()
 
     @classmethod
     def open(cls, flags: Flags, judge: str = "", writes: bool = True) -> "Experiment":

@@ -15,10 +15,11 @@ from mcr_jax import artifacts, console, prompts
 from mcr_jax import config as configs
 from mcr_jax.cli.experiment import Experiment, devices, newest_step, run_stage
 from mcr_jax.errors import McrError
+from mcr_jax.sigterm import stoppable
 from mcr_jax.workdir import digest
 
 if TYPE_CHECKING:
-    from mcr_jax.generate.api import Generator
+    from mcr_jax.generate.api import Generator, Remote
 
 
 def main(argv: Sequence[str]) -> None:
@@ -47,7 +48,8 @@ def run(experiment: Experiment) -> None:
     cases = e.training_cases()
     generator, origin, status = _generator(e)
     workdir.note("stitch.model", {"identity": generator.identity, "weights": origin})
-    with Ledger(workdir.ledger) as ledger:
+    stopped = "stopped by SIGTERM; every trace that came is kept, call again to go on"
+    with stoppable(stopped), Ledger(workdir.ledger) as ledger:
         name = model_name(e.config)
         rows = stitch(ledger, e.config, cases, generator, name, prompt, status)
     made = traces.digest({row.fingerprint: row.trace for row in rows})
@@ -75,13 +77,25 @@ def model_name(config: ConfigDict) -> str:
     return f"gemini:{c.gemini}" if c.model == "gemini" else c.model
 
 
-def _generator(e: Experiment) -> "tuple[Generator, str, Callable[[], str] | None]":
+def _generator(e: Experiment) -> "tuple[Generator | Remote, str, Callable[[], str] | None]":
     """The generator that config.stitch names, where its weights are from, how to ask its status."""
     c = e.config.stitch
     if c.model == "gemini":
         from mcr_jax.generate.gemini import Gemini
 
-        return Gemini(c.gemini, timeout=c.timeout, concurrency=c.concurrency), "the service's", None
+        model = Gemini(
+            c.gemini,
+            timeout=c.timeout,
+            concurrency=c.concurrency,
+            thinking=c.thinking,
+            patience=e.config.judge.patience,
+        )
+        if not model.samples:
+            console.say(
+                f"stitch: {c.gemini} samples as the service does by default: "
+                "config.stitch.temperature and top_p are not sent"
+            )
+        return model, "the service's", model.pacer.status
     from mcr_jax.generate import local
     from mcr_jax.generate.engine.state import Shape
 

@@ -1,7 +1,7 @@
 """The one contract for obtaining text from any model: Request in, Reply out, Outcome typed.
 
-The JAX engine, Gemini and the offline judge are `Generator`s; sampling and judging (and, later,
-stitching and curation) are clients. An error is an `Outcome`, never text, `False` or 0.
+The JAX engine and the offline judge are `Generator`s, a service behind a network is a `Remote`;
+sampling, stitching and judging are clients. An error is an `Outcome`, never text, `False` or 0.
 """
 
 import dataclasses
@@ -9,7 +9,9 @@ import enum
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+from mcr_jax.generate.pace import Fault, Pacer
 
 
 class Outcome(enum.StrEnum):
@@ -74,9 +76,22 @@ class Request:
         `n` and `indices` are left out: which samples are wanted does not change any of them. So
         are `top_k` and `stop` where they do nothing: ledgers from before they existed stay valid.
         """
+        return _sha256({"key": self.key, **self._decisive(identity)})
+
+    def question(self, identity: str, draw: tuple[int, int] = (0, 0)) -> str:
+        """SHA-256 (hex) of what is asked, whatever row it is asked for: `digest` without the key.
+
+        Requests that ask the same may share one answer, where answers are not random draws.
+
+        Args:
+          identity: of the generator.
+          draw: index of the answer and of the repetition; other draws are other questions.
+        """
+        return _sha256({"draw": draw, **self._decisive(identity)})
+
+    def _decisive(self, identity: str) -> dict[str, object]:
         decisive = {
             "identity": identity,
-            "key": self.key,
             "messages": [dict(m) for m in self.messages],
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -88,8 +103,12 @@ class Request:
             decisive["top_k"] = self.top_k
         if self.stop:
             decisive["stop"] = sorted(self.stop)
-        canonical = json.dumps(decisive, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+        return decisive
+
+
+def _sha256(plain: Mapping[str, object]) -> str:
+    canonical = json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +133,9 @@ class Reply:
       mean_logprob: nats per token of the answer as kept, its end token included, under the model
         itself, without temperature and filters; None where the generator does not tell.
       model_version: what the service says it ran.
+      model_status: what the service says of that model's retirement.
       error: one line for people when the outcome is not OK.
+      fault: why a service gave no answer, where the outcome is INFRA_ERROR.
       retry_after: seconds the service asked to wait, or None.
     """
 
@@ -125,21 +146,49 @@ class Reply:
     usage: Usage = Usage()
     mean_logprob: float | None = None
     model_version: str = ""
+    model_status: str = ""
     error: str = ""
+    fault: Fault = Fault.FAILED
     retry_after: float | None = None
 
 
 class Generator(Protocol):
-    """Whatever answers requests.
+    """Whatever answers requests on this machine, many at a time.
 
     Attributes:
       identity: names model, weights and every setting that changes answers; part of the digest.
-      concurrency: how many `generate` calls may run at once; 1 for a generator that batches.
     """
 
     identity: str
-    concurrency: int
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Reply]:
         """Yields one reply for every wanted (request, index), as they finish, in any order."""
+        ...
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """A service that is asked over a network, one answer per call, many calls in flight.
+
+    Attributes:
+      identity: as of a `Generator`.
+      pacer: decides when a call may start; it outlives single runs.
+      most_tokens: the largest `max_tokens` that the service takes.
+    """
+
+    identity: str
+    pacer: Pacer
+    most_tokens: int
+
+    async def call(self, request: Request, index: int) -> Reply:
+        """Asks once for answer `index`.
+
+        Raises:
+          McrError: the service refuses in a way that no retry changes.
+          Stopped: it will answer at a later time that it names.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Closes the connections of the running event loop."""
         ...

@@ -1,24 +1,32 @@
-"""Runs jobs through a generator and writes every attempt into the ledger.
+"""Runs jobs through a generator and writes every answer into the ledger.
 
 What the ledger already answers is not asked again, so calling twice costs nothing and a killed run
-goes on. Each reply is written the moment it arrives.
+goes on. Each answer is durable within moments of its arrival, together with those that came with
+it. Calls that got no answer leave no row, except where a row is given up.
 """
 
 import dataclasses
-import random
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
 
 from mcr_jax.errors import McrError
-from mcr_jax.generate.api import Generator, Outcome, Reply, Request
-from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
+from mcr_jax.generate import remote
+from mcr_jax.generate.api import Generator, Outcome, Remote, Reply, Request, Usage
+from mcr_jax.generate.ledger import Ledger, RowKey, Scope
+from mcr_jax.generate.questions import (
+    Known,
+    Question,
+    Reader,
+    Row,
+    Settler,
+    is_open,
+    read,
+    token_limit,
+)
+from mcr_jax.generate.recorder import Recorder
 
-Parse = Callable[[Request, str], Any]  # raises ValueError when the text is not of the asked form
-Progress = Callable[[int], None]  # told how many more rows are settled
-Known = Mapping[RowKey, Attempt | None]  # the newest attempt at every wanted row
+ATTEMPTS = 3
+Progress = Callable[[int], None]  # takes how many more rows are settled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,39 +55,20 @@ class Summary:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Retry:
-    """At most `attempts` tries per row, `backoff` seconds before the second, doubling, jittered.
-
-    A wait the service names replaces the doubling one, up to `longest` seconds.
-    """
-
-    attempts: int = 3
-    backoff: float = 1.0
-    longest: float = 60.0
-
-    def pause(self, tries: int, asked: float | None) -> float:
-        """Seconds to wait after `tries` tries, when the service asked for `asked` seconds."""
-        if asked is not None:
-            return min(asked, self.longest)
-        return min(self.backoff * 2 ** (tries - 1), self.longest) * random.uniform(0.5, 1.0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
     """What a scope wants and what of it is open; made by `declare`, done by `answer`.
 
-    A row is open when nothing settled it: no attempt, a failed infrastructure, or malformed replies
-    with tries left (so that a kill between two tries changes nothing).
-
     Attributes:
-      pending: the jobs with open rows, asking for these alone.
+      pending: the questions of the open rows.
       known: the newest attempt at every row that is wanted.
-      retry: tries and waits for INFRA_ERROR and MALFORMED.
+      reader: as given to `declare`.
+      attempts: as given to `declare`.
     """
 
-    pending: Sequence[Job]
+    pending: Sequence[Question]
     known: Known
-    retry: Retry
+    reader: Reader | None
+    attempts: int
 
     @property
     def total(self) -> int:
@@ -89,7 +78,7 @@ class Work:
     @property
     def asked(self) -> int:
         """How many of them are open."""
-        return sum(len(job.request.wanted) for job in self.pending)
+        return sum(len(question.rows) for question in self.pending)
 
     @property
     def held(self) -> int:
@@ -97,80 +86,91 @@ class Work:
         return self.total - self.asked
 
 
-def _is_open(attempt: Attempt | None, attempts: int) -> bool:
-    if attempt is None or not attempt.outcome.settled:
-        return True
-    return attempt.outcome is Outcome.MALFORMED and attempt.attempt < attempts
-
-
 def declare(
     scope: Scope,
     jobs: Iterable[Job],
-    generator: Generator,
+    generator: Generator | Remote,
     ledger: Ledger,
-    retry: Retry | None = None,
+    *,
+    attempts: int = ATTEMPTS,
+    reader: Reader | None = None,
 ) -> Work:
     """States in the ledger that `jobs` are all that `scope` wants; finds what of them is open.
+
+    With a reader, what the ledger can settle without a call is settled here: texts that another
+    reader read are parsed again, and a row takes the answer that an equal question got before,
+    for whatever model, from the same remote generator.
 
     Args:
       scope: stage, model and judge of every job's row.
       jobs: what is wanted; rows and request keys must be unique.
       generator: who will answer.
       ledger: may have answers already.
-      retry: tries and waits for INFRA_ERROR and MALFORMED.
+      attempts: answers that a row gets before it is left. With a reader they count per run.
+        Without, malformed ones count over all runs, and a batch that lacks replies is repeated.
+      reader: of a scope of verdicts; None for samples, each of which is a draw of its own.
 
     Raises:
       McrError: the ledger fails, or two jobs share a row or a key.
     """
-    jobs, retry = list(jobs), retry or Retry()
+    jobs = list(jobs)
     _check_unique(jobs)
-    digests = {}
+    digests, requests = {}, {}
     for job in jobs:
-        digest = job.request.digest(generator.identity)
-        digests |= dict.fromkeys(map(job.row_of, job.request.wanted), digest)
+        rows = [job.row_of(index) for index in job.request.wanted]
+        digests |= dict.fromkeys(rows, job.request.digest(generator.identity))
+        requests |= dict.fromkeys(rows, job.request)
     ledger.declare(scope, digests)
-    known, pending = ledger.answers(scope), []
-    for job in jobs:
-        wanted = job.request.wanted
-        missing = tuple(i for i in wanted if _is_open(known[job.row_of(i)], retry.attempts))
-        if missing:
-            request = dataclasses.replace(job.request, indices=missing)
-            pending.append(dataclasses.replace(job, request=request))
-    return Work(pending=pending, known=known, retry=retry)
+    if reader is not None:
+        _read_again(scope, requests, ledger, reader)
+    newest = ledger.answers(scope)
+    known = ledger.answers(scope, reader.version) if reader and reader.version else newest
+    open_rows = [
+        (Row(key=key, request=job.request, digest=digests[key]), index)
+        for job in jobs
+        for index in job.request.wanted
+        if is_open(known[key := job.row_of(index)], reader, attempts)
+    ]
+    if reader is None or not isinstance(generator, Remote):
+        pending = [Question(request=row.request, index=i, rows=[row]) for row, i in open_rows]
+    else:
+        questions = _questions(open_rows, newest, generator)
+        pending = _copy_equal(questions, newest, ledger, reader)
+    return Work(pending=pending, known=newest, reader=reader, attempts=attempts)
 
 
 def answer(
     work: Work,
-    generator: Generator,
+    generator: Generator | Remote,
     ledger: Ledger,
     *,
-    parse: Parse | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Answers what is open.
 
     Args:
       work: from `declare`, with the same generator and ledger.
-      generator: called with all open requests at once if its `concurrency` is 1, else with one
-        request per thread.
-      ledger: where every attempt is written, as it arrives.
-      parse: turns an OK reply's text into the row's verdict; ValueError makes it MALFORMED.
-      progress: told the number of rows settled, as they are.
+      generator: gets all open requests at once, or a remote one a call for each question.
+      ledger: where every answer is written.
+      progress: takes the number of rows settled, once they are durable.
 
     Raises:
-      McrError: a row cannot be written.
+      McrError: a row cannot be written, or what `remote.ask` raises.
+      Stopped: as `remote.ask`.
     """
-    worker = _Worker(
-        generator, ledger, work.known, parse, work.retry, progress or (lambda settled: None)
-    )
-    if generator.concurrency == 1:
-        errors = worker.answer(work.pending) if work.pending else []
-    else:
-        errors = _answer_in_threads(worker, work.pending, generator.concurrency)
+    with Recorder(ledger, progress or (lambda settled: None)) as recorder:
+        most = generator.most_tokens if isinstance(generator, Remote) else 0
+        settler = Settler(work.known, work.reader, work.attempts, most, recorder)
+        asked = work.asked
+        if isinstance(generator, Remote):
+            remote.ask(work.pending, generator, settler)
+        else:
+            _ask_batch(work.pending, generator, settler, work.attempts)
+    errors = settler.errors
     return Summary(
         total=work.total,
-        asked=work.asked,
-        settled=work.asked - len(errors),
+        asked=asked,
+        settled=asked - len(errors),
         errors=tuple(dict.fromkeys(errors)),
     )
 
@@ -178,16 +178,16 @@ def answer(
 def run(
     scope: Scope,
     jobs: Iterable[Job],
-    generator: Generator,
+    generator: Generator | Remote,
     ledger: Ledger,
     *,
-    parse: Parse | None = None,
-    retry: Retry | None = None,
+    attempts: int = ATTEMPTS,
+    reader: Reader | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """`declare` and `answer` in one."""
-    work = declare(scope, jobs, generator, ledger, retry)
-    return answer(work, generator, ledger, parse=parse, progress=progress)
+    work = declare(scope, jobs, generator, ledger, attempts=attempts, reader=reader)
+    return answer(work, generator, ledger, progress=progress)
 
 
 def _check_unique(jobs: Sequence[Job]) -> None:
@@ -196,87 +196,98 @@ def _check_unique(jobs: Sequence[Job]) -> None:
         raise McrError("two jobs share a ledger row or a key: is a case in the data twice?")
 
 
-def _answer_in_threads(worker: "_Worker", pending: Sequence[Job], threads: int) -> list[str]:
-    errors = []
-    with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(worker.answer, [job]) for job in pending]
-        try:
-            for future in as_completed(futures):
-                errors += future.result()
-        finally:  # whatever ended the run early, no further paid call may go out
-            worker.stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-    return errors
+def _read_again(
+    scope: Scope, requests: Mapping[RowKey, Request], ledger: Ledger, reader: Reader
+) -> None:
+    """Parses stored texts that were read under another name."""
+    stored = (attempt for attempt in ledger.answers(scope, reader.version).values() if attempt)
+    ledger.reread(
+        read(attempt, requests[attempt.row], reader)
+        for attempt in stored
+        if attempt.outcome in (Outcome.OK, Outcome.MALFORMED)
+        and attempt.text
+        and attempt.reading != reader.name
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Worker:
-    """Answers jobs with retries; holds only what threads may share."""
-
-    generator: Generator
-    ledger: Ledger
-    known: Known
-    parse: Parse | None
-    retry: Retry
-    progress: Progress
-    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
-
-    def answer(self, jobs: Sequence[Job]) -> list[str]:
-        """Tries until all rows of `jobs` are settled; returns the errors of those that are not."""
-        open_rows = {(job.request.key, i): job for job in jobs for i in job.request.wanted}
-        latest: dict[tuple[str, int], Attempt] = {}
-        for tries in range(1, self.retry.attempts + 1):
-            wait = None
-            for reply, seconds in self._replies(open_rows):
-                place = (reply.key, reply.index)
-                job = open_rows[place]
-                latest[place] = attempt = self._record(job, reply, seconds, latest.get(place))
-                if not _is_open(attempt, self.retry.attempts):
-                    del open_rows[place]
-                    self.progress(1)
-                elif reply.retry_after is not None:
-                    wait = max(wait or 0.0, reply.retry_after)
-            if not open_rows:
-                return []
-            if tries < self.retry.attempts and self.stop.wait(self.retry.pause(tries, wait)):
-                break
-        return [latest[p].error if p in latest else "no reply" for p in open_rows]
-
-    def _replies(self, open_rows: Mapping[tuple[str, int], Job]) -> Iterator[tuple[Reply, float]]:
-        wanted: dict[str, list[int]] = {}
-        for key, index in open_rows:
-            wanted.setdefault(key, []).append(index)
-        requests = [
-            dataclasses.replace(open_rows[key, indices[0]].request, indices=tuple(indices))
-            for key, indices in wanted.items()
-        ]
-        last = time.monotonic()
-        for reply in self.generator.generate(requests):
-            now = time.monotonic()
-            yield reply, now - last
-            last = now
-
-    def _record(self, job: Job, reply: Reply, seconds: float, previous: Attempt | None) -> Attempt:
-        row, digest = job.row_of(reply.index), job.request.digest(self.generator.identity)
-        previous = previous or self.known[row]
-        outcome, error, verdict = reply.outcome, reply.error, None
-        if self.parse is not None and outcome is Outcome.OK:
-            try:
-                verdict = self.parse(job.request, reply.text)
-            except ValueError as problem:
-                outcome, error = Outcome.MALFORMED, str(problem)
-        attempt = Attempt(
-            row=row,
-            digest=digest,
-            attempt=previous.attempt + 1 if previous else 1,
-            outcome=outcome,
-            text=reply.text,
-            verdict=verdict,
-            error=error,
-            usage=reply.usage,
-            mean_logprob=reply.mean_logprob,
-            model_version=reply.model_version,
-            seconds=seconds,
+def _questions(
+    open_rows: Iterable[tuple[Row, int]], known: Known, generator: Remote
+) -> list[Question]:
+    """Rows that ask the same as one question, in the order of the first of each."""
+    found: dict[str, Question] = {}
+    for row, index in open_rows:
+        name = row.request.question(generator.identity, (index, row.key.repeat))
+        limit = token_limit(row.request, known[row.key], generator.most_tokens)
+        question = found.setdefault(
+            name, Question(request=row.request, index=index, rows=[], name=name)
         )
-        self.ledger.write(attempt)
-        return attempt
+        question.rows = [*question.rows, row]
+        if limit > question.request.max_tokens:
+            question.request = dataclasses.replace(question.request, max_tokens=limit)
+    return list(found.values())
+
+
+def _copy_equal(
+    questions: Sequence[Question], known: Known, ledger: Ledger, reader: Reader
+) -> list[Question]:
+    """Settles rows with answers that equal questions have; returns the questions still open."""
+    answered = ledger.equal((question.name for question in questions), reader.version)
+    copies, pending = [], []
+    for question in questions:
+        left = []
+        for row in question.rows:
+            source, before = answered.get(question.name), known[row.key]
+            if source is None:
+                left.append(row)
+                continue
+            copy = dataclasses.replace(
+                source,
+                row=row.key,
+                digest=row.digest,
+                attempt=before.attempt + 1 if before else 1,
+                usage=Usage(),
+                shared=source.id if source.shared is None else source.shared,
+            )
+            copy = read(copy, row.request, reader)
+            if copy.outcome is Outcome.OK:
+                copies.append([copy])
+            else:
+                left.append(row)
+        if left:
+            pending.append(dataclasses.replace(question, rows=left))
+    ledger.write_all(copies)
+    return pending
+
+
+def _ask_batch(
+    questions: Sequence[Question], generator: Generator, settler: Settler, attempts: int
+) -> None:
+    """Asks all at once, and what is left of them again, up to `attempts` times."""
+    for _ in range(attempts):
+        asked = {(question.request.key, question.index): question for question in questions}
+        questions, missing = [], set(asked)
+        for reply, seconds in _replies(asked, generator) if asked else ():
+            missing.discard((reply.key, reply.index))
+            again = settler.settle(asked[reply.key, reply.index], reply, seconds)
+            if again is not None:
+                questions.append(again)
+        for place in missing:
+            settler.give_up(asked[place], "no reply")
+            questions.append(asked[place])
+
+
+def _replies(
+    asked: Mapping[tuple[str, int], Question], generator: Generator
+) -> Iterator[tuple[Reply, float]]:
+    wanted: dict[str, list[int]] = {}
+    for key, index in asked:
+        wanted.setdefault(key, []).append(index)
+    requests = [
+        dataclasses.replace(asked[key, indices[0]].request, indices=tuple(indices))
+        for key, indices in wanted.items()
+    ]
+    last = time.monotonic()
+    for reply in generator.generate(requests):
+        now = time.monotonic()
+        yield reply, now - last
+        last = now

@@ -1,23 +1,25 @@
-"""Gemini through the google-genai client: one call per wanted answer, every ending typed.
+"""Gemini through the google-genai client: one call per answer, every ending typed.
 
-The client's own retries are off: `driver.Retry` waits, and a reply carries how long the service
-asked for. What can never work (a bad key, an unknown model) stops the run with one line. Where
-calls go (`GOOGLE_GEMINI_BASE_URL` redirects them, a path prefix is kept) is not part of `identity`:
-a gateway is a way to the model, not another model.
+The client's own retries are off: `pace.Pacer` waits, and a reply carries how long the service asked
+for. What can never work (a bad key, an unknown model) stops the run with one line, and so does a
+daily quota, with the time of its reset. Where calls go (`GOOGLE_GEMINI_BASE_URL` redirects them, a
+path prefix is kept) is not part of `identity`: a gateway is a way to the model, not another model.
 """
 
+import asyncio
 import email.utils
 import importlib
 import importlib.util
 import os
 import re
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from mcr_jax.errors import McrError, UsageError
+from mcr_jax.errors import McrError, Stopped, UsageError
+from mcr_jax.generate import quota
 from mcr_jax.generate.api import Message, Outcome, Reply, Request, Usage
+from mcr_jax.generate.pace import Fault, Pacer
 
 API_VERSION = "v1beta"
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")  # the first that is set is the one used
@@ -28,20 +30,26 @@ _BLOCKED = (
     *("SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"),
     *("MODEL_ARMOR", "ESCALATION"),
 )
+LEVELS = ("minimal", "low", "medium", "high", "xhigh")  # of thinking, Gemini 3 and later
 _PASSING = (408, 409, 425, 429, 499)  # the 4xx that may work another time
+_BUSY = (429, 502, 503, 504, 529)
 _TOO_LONG = re.compile(r"token count .*exceeds|too many tokens|request payload size exceeds", re.I)
-_UNREACHABLE = 40  # so many calls in a row without any reply end the run
 
 
 class Gemini:
-    """A `Generator` over `models.generateContent`.
+    """A `Remote` over `models.generate_content`.
 
     A fixed seed does not make Gemini repeatable; answers are kept by the ledger, not by the seed.
+    From Gemini 3 on, temperature, top_p and top_k are not sent: the service deprecates them.
 
     Attributes:
-      identity: "gemini/MODEL", and the thinking budget if one is set.
-      concurrency: calls under way at once.
+      identity: "gemini/MODEL" with what of sampling and thinking is set or left to the service.
+      samples: whether temperature, top_p and top_k are sent.
+      pacer: limit and backoff of all calls.
+      most_tokens: the largest token limit of one reply, thoughts included.
     """
+
+    most_tokens = 65_536
 
     def __init__(
         self,
@@ -49,15 +57,20 @@ class Gemini:
         *,
         timeout: float = 60.0,
         concurrency: int = 8,
-        thinking_budget: int | None = None,
+        thinking: str = "",
+        patience: float = 600.0,
+        backoff: float = 1.0,
     ):
-        """Makes the client; nothing is sent yet.
+        """Checks the settings; the client is made by the first call.
 
         Args:
           model: as the service names it, for example "gemini-3.5-flash-lite".
-          timeout: seconds without a byte from the service after which a call has failed.
-          concurrency: calls under way at once.
-          thinking_budget: tokens of thought allowed, 0 for none; None is the service's default.
+          timeout: seconds after which a call has failed.
+          concurrency: calls in flight at most.
+          thinking: a level for Gemini 3 and later, a number of tokens for Gemini 2.5, or "" for the
+            service's default.
+          patience: seconds to wait for a service that does not answer.
+          backoff: seconds of the first wait.
 
         Raises:
           UsageError: there is no key, or an argument or the base URL cannot be used.
@@ -67,57 +80,71 @@ class Gemini:
                 f"Gemini needs a model, a timeout above 0 and a concurrency of at least 1, not "
                 f"{model!r}, {timeout} and {concurrency}"
             )
-        self._key, base_url = _key(), _base_url()
+        self._thinking = _thinking_of(model, thinking)
+        self.samples = not _leaves_sampling_to_the_service(model)
+        self._key, self._base_url = _key(), _base_url()
+        self.identity = _identity(model, thinking, self.samples)
+        self.pacer = Pacer(concurrency, patience=patience, backoff=backoff)
+        self._model, self._timeout, self._concurrency = model, timeout, concurrency
+        self._client: Any = None
+
+    async def call(self, request: Request, index: int) -> Reply:
+        """Asks once, with a seed of its own for each index.
+
+        Raises:
+          McrError: the service refuses in a way that no retry changes.
+          Stopped: the quota of the day is used up.
+          ValueError: the conversation does not end with the user's turn.
+        """
+        if self._client is None:
+            self._open()
+        system, contents = _contents(request.messages)
+        config = self._config(request, index, system)
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._client.models.generate_content(
+                    model=self._model, contents=contents, config=config
+                )
+        except self._api_error as error:
+            return self._refused(request, index, error)
+        except TimeoutError:
+            return self._failed(request, index, f"Timeout: no reply in {self._timeout:g} s")
+        except self._transport_errors as error:
+            line = f"{type(error).__name__}: {error}".rstrip(": ")
+            away = Fault.AWAY if isinstance(error, self._connect_errors) else Fault.FAILED
+            return self._failed(request, index, line, fault=away)
+        # A body that is no JSON object, or one of other types: the client lets these through.
+        except (ValueError, TypeError, AttributeError) as error:
+            line = f"unreadable reply: {type(error).__name__}: {error}"
+            return self._failed(request, index, line)
+        return _read(request, index, response)
+
+    async def close(self) -> None:
+        """Closes the connections; the next call opens new ones in its own event loop."""
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.aclose()
+
+    def _open(self) -> None:
         from google import genai
         from google.genai import errors, types
 
         self._types, self._api_error = types, errors.APIError
-        self._transport_errors = _transport_errors()
+        self._transport_errors, self._connect_errors = _transport_errors()
+        options = {}
+        if not importlib.util.find_spec("aiohttp"):  # which the client prefers, with its own limits
+            options["async_client_args"] = {"limits": _limits(self._concurrency)}
         self._client = genai.Client(
             vertexai=False,
             api_key=self._key,
             http_options=types.HttpOptions(
-                base_url=base_url,
+                base_url=self._base_url,
                 api_version=API_VERSION,
-                timeout=max(1, round(timeout * 1000)),
+                timeout=max(1, round(self._timeout * 1000)),
                 retry_options=types.HttpRetryOptions(attempts=1),
+                **options,
             ),
-        )
-        thinking = "" if thinking_budget is None else f"/thinking={thinking_budget}"
-        self.identity = f"gemini/{model}{thinking}"
-        self.concurrency = concurrency
-        self._model, self._timeout, self._thinking_budget = model, timeout, thinking_budget
-        self._unanswered, self._lock = 0, threading.Lock()
-
-    def generate(self, requests: Sequence[Request]) -> Iterator[Reply]:
-        """Yields one reply for every wanted (request, index), each from a call of its own.
-
-        Raises:
-          McrError: the service refuses in a way that no retry changes, or cannot be reached at all.
-        """
-        for request in requests:
-            for index in request.wanted:
-                yield self._answer(request, index)
-
-    def _answer(self, request: Request, index: int) -> Reply:
-        system, contents = _contents(request.messages)
-        config = self._config(request, index, system)
-        try:
-            response = self._client.models.generate_content(
-                model=self._model, contents=contents, config=config
-            )
-        except self._api_error as error:
-            self._reached()
-            return self._refused(request, index, error)
-        except self._transport_errors as error:
-            return self._unreached(request, index, error)
-        # A body that is no JSON object, or one of other types: the client lets these through.
-        except (ValueError, TypeError, AttributeError) as error:
-            self._reached()
-            problem = self._line(f"unreadable reply: {type(error).__name__}: {error}")
-            return _reply(request, index, Outcome.INFRA_ERROR, error=problem)
-        self._reached()
-        return _read(request, index, response)
+        ).aio
 
     def _config(self, request: Request, index: int, system: str) -> Any:
         types, options = self._types, {}
@@ -128,20 +155,18 @@ class Gemini:
         if request.schema is not None:
             options["response_mime_type"] = "application/json"
             options["response_schema"] = request.schema
-        if request.top_k:
-            options["top_k"] = request.top_k
+        if self.samples:
+            options |= {"temperature": request.temperature, "top_p": request.top_p}
+            if request.top_k:
+                options["top_k"] = request.top_k
         if request.stop:
             options["stop_sequences"] = list(request.stop)
-        if self._thinking_budget is not None:
-            options["thinking_config"] = types.ThinkingConfig(thinking_budget=self._thinking_budget)
+        if self._thinking:
+            options["thinking_config"] = types.ThinkingConfig(**self._thinking)
         if "automatic_continuation" in types.GenerateContentConfig.model_fields:
             options["automatic_continuation"] = False  # it would be a second, billed call
         return types.GenerateContentConfig(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed + index,
-            max_output_tokens=request.max_tokens,
-            **options,
+            seed=request.seed + index, max_output_tokens=request.max_tokens, **options
         )
 
     def _refused(self, request: Request, index: int, error: Any) -> Reply:
@@ -158,34 +183,65 @@ class Gemini:
             }
             hint = hints.get(code, f"check {BASE_URL} if it is set")
             raise McrError(f"Gemini refused the call (HTTP {code}): {message}; {hint}") from None
-        return _reply(
+        details = _details(error.details)
+        if code == 429 and (name := quota.of_the_day(details)):
+            raise Stopped(quota.line(self._line(name))) from None
+        return self._failed(
             request,
             index,
-            Outcome.INFRA_ERROR,
-            error=f"HTTP {code}: {message}",
-            retry_after=_retry_after(error),
+            f"HTTP {code}: {message}",
+            fault=Fault.BUSY if code in _BUSY else Fault.FAILED,
+            retry_after=_retry_after(error, details),
         )
 
-    def _unreached(self, request: Request, index: int, error: Exception) -> Reply:
-        line = self._line(f"{type(error).__name__}: {error}".rstrip(": "))
-        with self._lock:
-            self._unanswered += 1
-            unanswered = self._unanswered
-        if unanswered >= _UNREACHABLE:
-            raise McrError(
-                f"Gemini cannot be reached, {unanswered} calls in a row failed ({line}); check the "
-                f"network, and {BASE_URL} if it is set, then run the command again to go on"
-            ) from None
-        return _reply(request, index, Outcome.INFRA_ERROR, error=line)
-
-    def _reached(self) -> None:
-        with self._lock:
-            self._unanswered = 0
+    def _failed(self, request: Request, index: int, line: str, **known: Any) -> Reply:
+        return _reply(request, index, Outcome.INFRA_ERROR, error=self._line(line), **known)
 
     def _line(self, text: str) -> str:
         """One short line in which the key does not stand, whoever repeated it."""
         line = " ".join(text.replace(self._key, "[key]").split())
         return line if len(line) <= 300 else line[:299] + "…"
+
+
+def _generation(model: str) -> int | None:
+    """Major version of a Gemini model, 3 where its name has none; None for other models.
+
+    >>> [_generation(name) for name in ("gemini-2.5-pro", "gemini-flash-latest", "gemma-3-27b-it")]
+    [2, 3, None]
+    """
+    match = re.match(r"(?:models/)?gemini-(\d+)?", model)
+    return match and int(match[1] or 3)
+
+
+def _leaves_sampling_to_the_service(model: str) -> bool:
+    return (_generation(model) or 0) >= 3
+
+
+def _thinking_of(model: str, thinking: str) -> dict[str, Any]:
+    """Fields of the wire's thinkingConfig. Raises UsageError if `thinking` is not for the model."""
+    if not thinking:
+        return {}
+    generation = _generation(model)
+    budget = re.fullmatch(r"-1|\d{1,6}", thinking)
+    level = thinking.lower() in LEVELS
+    if budget and (generation is None or "gemini-2.5" in model):
+        return {"thinking_budget": int(thinking)}
+    if level and (generation is None or generation >= 3):
+        return {"thinking_level": thinking.upper()}
+    takes = f"a level ({', '.join(LEVELS)})"
+    if generation is not None and generation < 3:
+        takes = "a number of tokens, -1 for as many as it likes" if "2.5" in model else "none"
+    raise UsageError(
+        f"thinking={thinking!r} in config.judge or config.stitch: {model} takes {takes}; '' is the "
+        "service's default"
+    )
+
+
+def _identity(model: str, thinking: str, samples: bool) -> str:
+    if samples:
+        return f"gemini/{model}" + (f"/thinking={thinking.lower()}" if thinking else "")
+    thoughts = thinking.lower() or "service default"
+    return f"gemini/{model}/sampling=service default/thinking={thoughts}"
 
 
 def _key_name() -> str:
@@ -212,14 +268,33 @@ def _base_url() -> str | None:
     return url or None
 
 
-def _transport_errors() -> tuple[type[Exception], ...]:
-    # Versions of the client use one or the other; neither's errors are those of the client.
-    found = [name for name in ("httpx2", "httpx") if importlib.util.find_spec(name)]
-    return tuple(importlib.import_module(name).HTTPError for name in found)
+def _http_modules() -> list[Any]:
+    # Versions of the client use one or the other.
+    names = [name for name in ("httpx2", "httpx") if importlib.util.find_spec(name)]
+    return [importlib.import_module(name) for name in names]
+
+
+def _limits(connections: int) -> Any:
+    """Keeps every connection open: by default all but 20 are opened anew for each call."""
+    module = _http_modules()[0]
+    return module.Limits(max_connections=connections, max_keepalive_connections=connections)
+
+
+def _transport_errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
+    """Errors of a connection, and of these the ones that say that none could be opened."""
+    modules = _http_modules()
+    every = tuple(module.HTTPError for module in modules)
+    unopened = tuple(error for m in modules for error in (m.ConnectError, m.ConnectTimeout))
+    if importlib.util.find_spec("aiohttp"):
+        aiohttp = importlib.import_module("aiohttp")
+        every, unopened = (*every, aiohttp.ClientError), (*unopened, aiohttp.ClientConnectorError)
+    return every, unopened
 
 
 def _contents(messages: Sequence[Message]) -> tuple[str, list[dict[str, Any]]]:
     """The system messages as one text, and the turns in the service's form."""
+    if not messages or messages[-1]["role"] != "user":
+        raise ValueError("a request to Gemini ends with the user's turn")
     system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
     turns = [
         {
@@ -237,6 +312,7 @@ def _read(request: Request, index: int, response: Any) -> Reply:
     counts = response.usage_metadata
     known = {
         "model_version": response.model_version or "",
+        "model_status": _status(getattr(response, "model_status", None)),
         "usage": Usage(
             prompt=(counts and counts.prompt_token_count) or 0,
             output=((counts and counts.candidates_token_count) or 0)
@@ -276,11 +352,21 @@ def _name(reason: Any) -> str:
     return str(getattr(reason, "value", reason))
 
 
-def _retry_after(error: Any) -> float | None:
+def _status(status: Any) -> str:
+    """What the service says of the model's retirement, one line; "" for nothing."""
+    if status is None:
+        return ""
+    retires = f"retires {status.retirement_time:%Y-%m-%d}" if status.retirement_time else ""
+    stage = _name(status.model_stage) if status.model_stage else ""
+    return " ".join("; ".join(filter(None, (stage, retires, status.message or ""))).split())
+
+
+def _retry_after(error: Any, details: Sequence[Any]) -> float | None:
     """Seconds the service asks to wait, in its Retry-After header or its RetryInfo."""
     headers = getattr(error.response, "headers", None) or {}
     header = str(headers.get("retry-after", "")).strip()
-    asked = [_seconds(header), *(_seconds(delay) for delay in _retry_delays(error.details))]
+    delays = (str(detail["retryDelay"]) for detail in details if "retryDelay" in detail)
+    asked = [_seconds(header), *map(_seconds, delays)]
     return max((seconds for seconds in asked if seconds is not None), default=None)
 
 
@@ -294,12 +380,8 @@ def _seconds(wait: str) -> float | None:
         return None
 
 
-def _retry_delays(body: Any) -> list[str]:
-    """Every `retryDelay` of an error's details; the body may be of any shape."""
+def _details(body: Any) -> list[dict[str, Any]]:
+    """The details of an error that are objects; the body may be of any shape."""
     error = body.get("error", body) if isinstance(body, dict) else None
     details = error.get("details") if isinstance(error, dict) else None
-    return [
-        str(detail["retryDelay"])
-        for detail in (details if isinstance(details, list) else ())
-        if isinstance(detail, dict) and "retryDelay" in detail
-    ]
+    return [d for d in (details if isinstance(details, list) else ()) if isinstance(d, dict)]

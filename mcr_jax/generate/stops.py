@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 _BLOCK = 16  # tokens that are looked at together, and as many before them for context
+_RECENT = 16  # blocks that an answer may have grown by since it was looked at
+_DIGEST_BYTES = 16
 _HALF = "\ufffd"  # what a tokenizer makes of bytes that are no character, or not yet
 
 
@@ -60,11 +62,17 @@ class StopFinder:
 
     def _known(self, tokens: np.ndarray, count: int) -> tuple[int, str]:
         """How many tokens are known to hold no stop string, and the tail of their text."""
-        for full in range(count - count % _BLOCK, 0, -_BLOCK):
-            tail = self._tails.get(_digest(tokens[:full]))
-            if tail is not None:
+        last = count - count % _BLOCK
+        recent = range(last, max(0, last - _RECENT * _BLOCK), -_BLOCK)
+        for full in recent:
+            if (tail := self._tails.get(_digest(tokens[:full]))) is not None:
                 return full, tail
-        return 0, ""
+        found, before = (0, ""), hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        for full in range(_BLOCK, last - len(recent) * _BLOCK + 1, _BLOCK):
+            before.update(tokens[full - _BLOCK : full].tobytes())
+            if (tail := self._tails.get(before.copy().digest())) is not None:
+                found = full, tail
+        return found
 
     def _holds(self, text: str) -> bool:
         return any(stop in text for stop in self._stops)
@@ -77,4 +85,4 @@ def cut(text: str, stops: tuple[str, ...]) -> str:
 
 
 def _digest(tokens: np.ndarray) -> bytes:
-    return hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(tokens.tobytes(), digest_size=_DIGEST_BYTES).digest()

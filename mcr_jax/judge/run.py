@@ -2,11 +2,17 @@
 
 Each completion with exactly one answer goes to the diagnosis judge; the first traces of each case
 go to the reasons judge. Rows are joined by case fingerprint, model and sample. A verdict that is
-there is not asked for again.
+there is not asked for again; whatever else is stored (truncated, blocked, malformed) is, by every
+call, and equal questions are asked once.
+
+A service may change the model behind a name. Each verdict keeps the model_version that was reported
+with it. `config.judge.version` names the one that counts: verdicts of another version then count as
+missing and are asked for once per call; they stay in the ledger, and count again without a call
+when `config.judge.version` names theirs or none.
 """
 
 import collections
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,21 +22,19 @@ from mcr_jax.cases import Case
 from mcr_jax.config import judge_name
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate import driver
-from mcr_jax.generate.api import Generator, Outcome, Request
+from mcr_jax.generate.api import Generator, Outcome, Remote
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
+from mcr_jax.generate.questions import Reader, is_open
 from mcr_jax.judges import diagnosis, reasons
 from mcr_jax.workdir import Workdir
 
-_PARSE: Mapping[str, Callable[[Request, str], Any]] = {
-    "diagnosis": diagnosis.parse,
-    "reasons": reasons.parse,
-}
+_JUDGES = {"diagnosis": diagnosis, "reasons": reasons}  # by stage, in the order they are asked
 _COUNTS = ("total", "asked", "settled", "unresolved")
 
 Told = tuple[Case, RowKey, completion.Completion]  # a case and what a model said about it
 
 
-def make_judge(config: ConfigDict) -> Generator:
+def make_judge(config: ConfigDict) -> Generator | Remote:
     """The generator that `config.judge` names. Raises UsageError if there is none of that name."""
     section = config.judge
     if section.name == "offline":
@@ -40,7 +44,13 @@ def make_judge(config: ConfigDict) -> Generator:
     if section.name == "gemini":
         from mcr_jax.generate.gemini import Gemini
 
-        return Gemini(section.model, timeout=section.timeout, concurrency=section.concurrency)
+        return Gemini(
+            section.model,
+            timeout=section.timeout,
+            concurrency=section.concurrency,
+            thinking=section.thinking,
+            patience=section.patience,
+        )
     raise UsageError(f"config field judge.name is {section.name!r}: set it to offline or gemini")
 
 
@@ -49,7 +59,7 @@ def judge(
     config: ConfigDict,
     cases: Sequence[Case],
     *,
-    generator: Generator | None = None,
+    generator: Generator | Remote | None = None,
 ) -> dict[str, Any]:
     """Judges the completions of every model in `config.sample.models`.
 
@@ -61,45 +71,117 @@ def judge(
       generator: answers instead of the one that `config.judge` names, under the same name.
 
     Returns:
-      Counts of verdicts, {"judge": NAME, "total", "asked", "settled", "unresolved", "models":
-      {MODEL: {"diagnosis": {the four counts}, "reasons": {the four counts}}}}. `asked` were open
-      when the call began, `settled` of those are not any more; `unresolved` have no verdict, for
-      whatever cause. A call that finds all done has `asked` 0.
+      Counts of verdicts, {"judge": NAME, "total", "asked", "settled", "unresolved", "versions":
+      {model_version: verdicts}, "models": {MODEL: {"diagnosis": {the four counts}, "reasons": {the
+      four counts}}}}. `asked` were open when the call began, `settled` of those are not any more;
+      `unresolved` have no verdict, for whatever cause. A call that finds all done has `asked` 0.
 
     Raises:
       McrError: a model has no completions, there is no verdict at all, or ledger or judge fail.
       UsageError: the config or a prompt is wrong.
+      Stopped: SIGTERM came, or the judge's daily quota is used up.
     """
     if not workdir.ledger.exists():
         raise McrError(f"{workdir.ledger}: no completions yet; run `mcr sample` first")
-    texts = {
-        name: prompts.load(name, config.prompts) for name in (diagnosis.PROMPT, reasons.PROMPT)
-    }
-    name, models, troubles = judge_name(config), {}, []
+    texts = {stage: prompts.load(_JUDGES[stage].PROMPT, config.prompts) for stage in _JUDGES}
+    name, models, answers = judge_name(config), {}, []
     with Ledger(workdir.ledger) as ledger:
         told = {model: list(_told(ledger, model, cases, config)) for model in config.sample.models}
         generator = generator or make_judge(config)
-        digests = {prompt.name: prompt.digest for prompt in texts.values()}
-        workdir.note("judge", {"name": name, "identity": generator.identity, "prompts": digests})
+        _check_version(ledger, name, config)
+        workdir.note("judge", _facts(name, generator, texts, config))
         for model, rows in told.items():
-            jobs = {
-                "diagnosis": _diagnosis_jobs(rows, name, texts[diagnosis.PROMPT]),
-                "reasons": _reasons_jobs(rows, name, texts[reasons.PROMPT], config),
-            }
             models[model] = {}
-            for stage in jobs:
-                scope = Scope(stage, model, name)
-                models[model][stage], trouble = _run(scope, jobs[stage], generator, ledger, config)
-                if trouble:
-                    troubles.append(trouble)
-                    console.say(f"  {stage} of {model}: {trouble}")
+            for stage in _JUDGES:
+                scope, jobs = Scope(stage, model, name), _JOBS[stage](rows, name, texts, config)
+                models[model][stage] = _run(scope, jobs, generator, ledger, config)
+                answers += ledger.answers(scope, config.judge.version).values()
     parts = [part for stages in models.values() for part in stages.values()]
     counts = {count: sum(part[count] for part in parts) for count in _COUNTS}
     if counts["total"] and counts["unresolved"] == counts["total"]:
         raise McrError(
-            f"not one of {counts['total']} verdicts could be had from {name}: {troubles[0]}"
+            f"not one of {counts['total']} verdicts could be had from {name}: {_causes(answers)}"
         )
-    return {"judge": name, **counts, "models": models}
+    versions = _versions(answers)
+    _say_about_the_service(name, answers, versions, config)
+    return {"judge": name, **counts, "versions": versions, "models": models}
+
+
+def too_few(counts: Mapping[str, Any], config: ConfigDict) -> str:
+    """One line if more verdicts are missing than `config.judge.unresolved_limit` allows, else "".
+
+    Args:
+      counts: as `judge` returns them.
+      config: reads `judge`.
+    """
+    limit, missing, total = config.judge.unresolved_limit, counts["unresolved"], counts["total"]
+    if missing <= limit * total:
+        return ""
+    return (
+        f"{missing} of {total} verdicts are missing, more than config.judge.unresolved_limit="
+        f"{limit:g} allows; those that came are kept: run `mcr judge` again to ask for the others"
+    )
+
+
+def _check_version(ledger: Ledger, name: str, config: ConfigDict) -> None:
+    """Raises UsageError if the version that is to count gave none of the verdicts that are there.
+
+    Where there are no verdicts yet, any version may be named.
+    """
+    wanted = config.judge.version
+    if not wanted:
+        return
+    scopes = [Scope(stage, model, name) for model in config.sample.models for stage in _JUDGES]
+    seen = _versions(a for scope in scopes for a in ledger.answers(scope, wanted).values())
+    if seen and wanted not in seen:
+        raise UsageError(
+            f"config.judge.version={wanted!r} gave none of the verdicts of {name}, but "
+            f"{_listed(seen)} did: name one of these, or '' for any"
+        )
+
+
+def _facts(
+    name: str,
+    generator: Generator | Remote,
+    texts: Mapping[str, prompts.Prompt],
+    config: ConfigDict,
+) -> dict[str, Any]:
+    """What the manifest notes of the judge."""
+    return {
+        "name": name,
+        "identity": generator.identity,
+        "max_tokens": config.judge.max_tokens,
+        "prompts": {prompt.name: prompt.digest for prompt in texts.values()},
+        "readings": {stage: _reader(stage, config).name for stage in _JUDGES},
+    }
+
+
+def _reader(stage: str, config: ConfigDict) -> Reader:
+    judge = _JUDGES[stage]
+    words = f" quote_words={config.judge.quote_words}" if stage == "reasons" else ""
+    return Reader(parse=judge.parse, name=judge.READING + words, version=config.judge.version)
+
+
+def _versions(answers: Iterable[Attempt | None]) -> dict[str, int]:
+    versions = (a.model_version for a in answers if a and a.outcome is Outcome.OK)
+    return dict(collections.Counter(versions).most_common())
+
+
+def _listed(versions: Mapping[str, int]) -> str:
+    return ", ".join(f"{version or 'no name'} ({n})" for version, n in versions.items())
+
+
+def _say_about_the_service(
+    name: str, answers: Iterable[Attempt | None], versions: Mapping[str, int], config: ConfigDict
+) -> None:
+    """Says if several model versions gave verdicts, and what the service says of the model."""
+    if len(versions) > 1 and not config.judge.version:
+        console.say(
+            f"judge: the verdicts of {name} are from {len(versions)} model versions, "
+            f"{_listed(versions)}: results.json pools none until config.judge.version names one"
+        )
+    for status in sorted({a.model_status for a in answers if a and a.model_status}):
+        console.say(f"judge: the service says of {name}: {status}")
 
 
 def _told(ledger: Ledger, model: str, cases: Sequence[Case], config: ConfigDict) -> Iterator[Told]:
@@ -115,11 +197,14 @@ def _told(ledger: Ledger, model: str, cases: Sequence[Case], config: ConfigDict)
             yield known[row.case], row, said
 
 
-def _diagnosis_jobs(rows: Sequence[Told], judge: str, prompt: prompts.Prompt) -> list[driver.Job]:
+def _diagnosis_jobs(
+    rows: Sequence[Told], judge: str, texts: Mapping[str, prompts.Prompt], config: ConfigDict
+) -> list[driver.Job]:
+    limit, prompt = config.judge.max_tokens, texts["diagnosis"]
     return [
         driver.Job(
             row=(place := row.judged("diagnosis", judge)),
-            request=diagnosis.request(_key(place), case, said.answer, prompt),
+            request=diagnosis.request(_key(place), case, said.answer, prompt, max_tokens=limit),
         )
         for case, row, said in rows
         if said.answer is not None
@@ -127,17 +212,21 @@ def _diagnosis_jobs(rows: Sequence[Told], judge: str, prompt: prompts.Prompt) ->
 
 
 def _reasons_jobs(
-    rows: Sequence[Told], judge: str, prompt: prompts.Prompt, config: ConfigDict
+    rows: Sequence[Told], judge: str, texts: Mapping[str, prompts.Prompt], config: ConfigDict
 ) -> list[driver.Job]:
-    words, samples = config.judge.quote_words, config.judge.recall_samples
+    c, prompt = config.judge, texts["reasons"]
+    settings = {"quote_words": c.quote_words, "max_tokens": c.max_tokens}
     return [
         driver.Job(
             row=(place := row.judged("reasons", judge)),
-            request=reasons.request(_key(place), case, said.trace, prompt, quote_words=words),
+            request=reasons.request(_key(place), case, said.trace, prompt, **settings),
         )
         for case, row, said in rows
-        if said.trace and row.sample < samples
+        if said.trace and row.sample < c.recall_samples
     ]
+
+
+_JOBS = {"diagnosis": _diagnosis_jobs, "reasons": _reasons_jobs}
 
 
 def _key(row: RowKey) -> str:
@@ -147,28 +236,36 @@ def _key(row: RowKey) -> str:
 def _run(
     scope: Scope,
     jobs: Sequence[driver.Job],
-    generator: Generator,
+    generator: Generator | Remote,
     ledger: Ledger,
     config: ConfigDict,
-) -> tuple[dict[str, int], str]:
-    """Answers one scope; returns its counts and, if rows have no verdict, a line about them."""
-    retry = driver.Retry(attempts=config.judge.attempts)
-    work = driver.declare(scope, jobs, generator, ledger, retry)
-    label, parse = f"{scope.stage} of {scope.model}", _PARSE[scope.stage]
-    with console.track(label, work.total, work.held) as track:
-        summary = driver.answer(work, generator, ledger, parse=parse, progress=track.advance)
-    left = [a for a in ledger.answers(scope).values() if a is None or a.verdict is None]
-    counts = (summary.total, summary.asked, summary.settled, len(left))
-    return dict(zip(_COUNTS, counts, strict=True)), _why(left, summary) if left else ""
-
-
-def _why(left: Sequence[Attempt | None], summary: driver.Summary) -> str:
-    """One line: how many rows have no verdict, for what causes, and whether going on may help."""
-    causes = collections.Counter(a.outcome.value if a else "no reply" for a in left)
-    line = f"{len(left)} of {summary.total} without a verdict (" + ", ".join(
-        f"{count} {cause}" for cause, count in causes.most_common()
+) -> dict[str, int]:
+    """Answers one scope; says how many rows have no verdict and why; returns its counts."""
+    reader, attempts = _reader(scope.stage, config), config.judge.attempts
+    work = driver.declare(scope, jobs, generator, ledger, attempts=attempts, reader=reader)
+    label = f"{scope.stage} of {scope.model}"
+    status = generator.pacer.status if isinstance(generator, Remote) else None
+    with console.track(label, work.total, work.held, status) as track:
+        summary = driver.answer(work, generator, ledger, progress=track.advance)
+    answers = ledger.answers(scope, reader.version).values()
+    left = [a for a in answers if is_open(a, reader, attempts) or a.outcome is not Outcome.OK]
+    if left:
+        console.say(
+            f"  {label}: {len(left)} of {summary.total} without a verdict ({_causes(left)}); "
+            "`mcr judge` asks for them again"
+        )
+    return dict(
+        zip(_COUNTS, (summary.total, summary.asked, summary.settled, len(left)), strict=True)
     )
-    errors = summary.errors or tuple(a.error for a in left if a and a.error)
-    line += f"; such as: {errors[0]})" if errors else ")"
-    again = summary.settled < summary.asked
-    return line + ("; run `mcr judge` again to go on" if again else "")
+
+
+def _causes(left: Iterable[Attempt | None]) -> str:
+    """Why there is no verdict, counted, with one error as an example."""
+    left = list(left)
+    causes = collections.Counter(
+        "no reply" if a is None else a.outcome.value if a.verdict is None else "another version"
+        for a in left
+    )
+    line = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
+    errors = [a.error for a in left if a and a.error]
+    return f"{line}; such as: {errors[0]}" if errors else line

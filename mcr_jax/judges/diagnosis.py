@@ -10,11 +10,13 @@ from mcr_jax.judges import _reply
 from mcr_jax.prompts import Prompt, inert
 
 PROMPT = "judge_diagnosis"
+READING = "diagnosis/2"  # counts up when `parse` changes: stored replies are then parsed again
 SCHEMA = {"type": "object", "properties": {"same": {"type": "boolean"}}, "required": ["same"]}
-MAX_TOKENS = 4096  # a reply takes ten; the thoughts of a model that thinks count too
 
 
-def request(key: str, case: Case, answer: str, prompt: Prompt) -> Request:
+def request(
+    key: str, case: Case, answer: str, prompt: Prompt, *, max_tokens: int = 16_384
+) -> Request:
     """What the judge is asked about one completion.
 
     Args:
@@ -22,13 +24,14 @@ def request(key: str, case: Case, answer: str, prompt: Prompt) -> Request:
       case: gives the published diagnosis.
       answer: the completion's one answer.
       prompt: takes `reference` and `predicted`.
+      max_tokens: limit of the reply, thoughts included.
     """
     fields = {"reference": case.final_diagnosis, "predicted": answer}
     text = prompt.render(**{name: inert(value) for name, value in fields.items()})
     return Request(
         key=key,
         messages=({"role": "user", "content": text},),
-        max_tokens=MAX_TOKENS,
+        max_tokens=max_tokens,
         schema=SCHEMA,
         fields=fields,
     )

@@ -50,7 +50,7 @@ _DIRECTION = frozenset(
 _DENIAL = frozenset(
     _words.words("absence absent denied lacked lacking neither never no nobody nor not without")
 )
-_QUOTED = re.compile(r"“([^”]*)”|\"([^\"]*)\"")
+_OPENS = re.compile('[“"]')
 _CAPITAL = re.compile(r"\b\w*[A-Z0-9]\w*")
 
 
@@ -117,4 +117,16 @@ def _coverage(statement: str, run: str) -> float:
 
 
 def _quotations(text: str) -> list[set[str]]:
-    return [set(_words.words(curly or plain)) for curly, plain in _QUOTED.findall(text)]
+    """The words of each quotation; a mark that is not closed is none."""
+    found, at, unclosed = [], 0, set()
+    while mark := _OPENS.search(text, at):
+        at = mark.end()
+        if mark[0] in unclosed:
+            continue
+        end = text.find("”" if mark[0] == "“" else '"', at)
+        if end < 0:
+            unclosed.add(mark[0])
+        else:
+            found.append(set(_words.words(text[at:end])))
+            at = end + 1
+    return found

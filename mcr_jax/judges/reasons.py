@@ -14,6 +14,7 @@ from mcr_jax.prompts import Prompt, inert
 from mcr_jax.quotes import Text, normal, size
 
 PROMPT = "judge_reasons"
+READING = "reasons/2"  # counts up when `parse` changes: stored replies are then parsed again
 SCHEMA = {
     "type": "array",
     "items": {
@@ -30,10 +31,17 @@ _NONE = {
     *("n a", "na", "none", "nil", "null", "no quote", "no quotes", "no match", "not applicable"),
     *("not found", "not mentioned", "not stated", "not present", "not in the trace"),
 }
-MAX_TOKENS = 16_384  # thoughts included
 
 
-def request(key: str, case: Case, trace: str, prompt: Prompt, *, quote_words: int = 4) -> Request:
+def request(
+    key: str,
+    case: Case,
+    trace: str,
+    prompt: Prompt,
+    *,
+    quote_words: int = 4,
+    max_tokens: int = 16_384,
+) -> Request:
     """What the judge is asked about one trace.
 
     Args:
@@ -42,13 +50,14 @@ def request(key: str, case: Case, trace: str, prompt: Prompt, *, quote_words: in
       trace: the reasoning of the completion.
       prompt: takes `statements`, one numbered line each, and `trace`.
       quote_words: words of the shortest quote that can verify a longer statement.
+      max_tokens: limit of the reply, thoughts included.
     """
     lines = (f"{n}. {' '.join(s.split())}" for n, s in enumerate(case.statements, start=1))
     text = prompt.render(statements=inert("\n".join(lines)), trace=inert(trace))
     return Request(
         key=key,
         messages=({"role": "user", "content": text},),
-        max_tokens=MAX_TOKENS,
+        max_tokens=max_tokens,
         schema=SCHEMA,
         fields={"statements": case.statements, "trace": trace, "quote_words": quote_words},
     )

@@ -1,5 +1,6 @@
 """Finds a judge's quotes in a trace, and makes hidden characters of untrusted text visible."""
 
+import collections
 import itertools
 import re
 from collections.abc import Sequence
@@ -51,8 +52,13 @@ def segments(trace: str, evidence: Sequence[Sequence[str]]) -> list[tuple[str, l
         for quote in of_statement
         for start, end in find(quote, trace)
     ]
-    cuts = sorted({0, len(trace), *(end for span in spans for end in span[:2])})
-    return [
-        (trace[a:b], sorted({statement for s, e, statement in spans if s <= a and b <= e}))
-        for a, b in itertools.pairwise(cuts)
-    ]
+    begins, ends = collections.defaultdict(list), collections.defaultdict(list)
+    for start, end, statement in spans:
+        begins[start].append(statement)
+        ends[end].append(statement)
+    pieces, here = [], collections.Counter()  # how many spans of each statement are open
+    for a, b in itertools.pairwise(sorted({0, len(trace), *begins, *ends})):
+        here.update(begins[a])
+        here.subtract(ends[a])
+        pieces.append((trace[a:b], sorted(statement for statement in here if here[statement] > 0)))
+    return pieces

@@ -14,7 +14,7 @@ _ITEM = re.compile(
 )
 _HEADED = re.compile(r"\A[^\n]{0,200}:[ \t]*(?:\n|\Z)")  # "Here is the passage:"
 _MARKS = re.compile(
-    r"\*\*|__|```|\\boxed|<\||\|>|\[/?inst\]|</?\s*statements?\b|[<＜]\s*/?\s*(?:answer|think)",
+    r"\*\*|__|```|\\boxed|<\||\|>|\[/?inst\]|</?\s*statements?\b|[<＜]\s*+/?\s*+(?:answer|think)",
     re.IGNORECASE,
 )
 _ABOUT_ITSELF = re.compile(
@@ -26,7 +26,7 @@ _ABOUT_ITSELF = re.compile(
     r"|\brewritten\b|\bas\s+requested\b|\bas\s+an\s+ai\b|\blanguage\s+model\b"
     r"|\bi\s+(?:cannot|can't|am\s+unable|have\s+(?:rewritten|kept|added))\b|\bi\s+kept\b"
     r"|\b(?:final\s+answer|answer|note|explanation|output|passage|reasoning)\s*:"
-    r"|^\s*(?:sure|certainly|of\s+course|okay)\b[,!.]"
+    r"|^[^\S\n]*+(?:sure|certainly|of\s+course|okay)\b[,!.]"
     r"|\b(?:previous|above)\s+instructions\b|\bsystem\s+prompt\b",
     re.IGNORECASE | re.MULTILINE,
 )

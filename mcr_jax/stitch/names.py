@@ -32,6 +32,7 @@ _WEIGHED = re.compile(
     r"|rejected)\b)",
     re.IGNORECASE,
 )
+_BRACKETS = re.compile(r"\([^)]{0,200}\)|\[[^\]]{0,200}\]")
 _AMONG = re.compile(r",|/|\bor\b|\band\b|\bversus\b", re.IGNORECASE)
 _LONGEST = 5  # words of an alternative; more are a finding told at length
 _SHORTEST = 4  # letters of a diagnosis of one word, "gout": what is shorter is many things
@@ -79,7 +80,7 @@ class Vocabulary:
 
 def stems(name: str) -> Name:
     """A disease's name as the stems of its words, articles and what is in brackets left out."""
-    outside = re.sub(r"\([^)]*\)|\[[^\]]*\]", " ", name)
+    outside = _BRACKETS.sub(" ", name)
     return tuple(
         text.stem(word)
         for word in text.words(outside) or text.words(name)

@@ -19,7 +19,7 @@ from mcr_jax.cases import Case
 from mcr_jax.data.traces import JOINED, STITCHED, Trace
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate import driver
-from mcr_jax.generate.api import Generator, Outcome, Request
+from mcr_jax.generate.api import Generator, Outcome, Remote, Request
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.prompts import Prompt, inert
 from mcr_jax.statements import number_statements
@@ -74,7 +74,7 @@ def stitch(
     ledger: Ledger,
     config: ConfigDict,
     cases: Sequence[Case],
-    generator: Generator,
+    generator: Generator | Remote,
     model: str,
     prompt: Prompt,
     status: Callable[[], str] | None = None,
@@ -144,7 +144,7 @@ def _job(case: Case, wanted: int, config: ConfigDict, model: str, prompt: Prompt
 
 def _answers(
     jobs: Sequence[driver.Job],
-    generator: Generator,
+    generator: Generator | Remote,
     ledger: Ledger,
     model: str,
     drawn: int,

@@ -30,8 +30,8 @@ _LIST = 2  # words beside the names in a clause that is but a part of a list of 
 def stances(names: Iterable[Name], said: Sequence[Sentence]) -> Mapping[Name, frozenset[str]]:
     """All that `said` says of each of `names`; a name of which it says nothing has none."""
     found: dict[Name, set[str]] = {name: set() for name in names}
-    watched = tuple(name for name in found if name)
-    last: tuple[Name, ...] = ()
+    watched = _Watched(found)
+    last = _InMind()
     for sentence in said:
         last = _read(sentence, watched, last, found)
     return {name: _settled(those) for name, those in found.items()}
@@ -43,12 +43,49 @@ def _settled(those: set[str]) -> frozenset[str]:
     return frozenset(those - {_DENIED, _MENTIONED}).union(denied)
 
 
+class _Watched:
+    """Names that are looked for, by the first of their stems."""
+
+    def __init__(self, names: Iterable[Name]):
+        self._by_first: dict[str, list[tuple[int, Name]]] = {}
+        for place, name in enumerate(names):
+            if name:
+                self._by_first.setdefault(name[0], []).append((place, name))
+
+    def within(self, stems: frozenset[str]) -> list[Name]:
+        """Those whose words are all among `stems`, in their order."""
+        first = (pair for stem in stems for pair in self._by_first.get(stem, ()))
+        return [name for _, name in sorted(pair for pair in first if stems.issuperset(pair[1]))]
+
+
+class _InMind:
+    """Names that a clause without one may be about."""
+
+    def __init__(self) -> None:
+        self.clauses: set[tuple[Name, ...]] = set()  # the different sets of names
+        self.last: tuple[Name, ...] = ()
+        self._names: list[Name] = []
+        self._given: dict[str, int] = {}  # how many of the names have each stance already
+
+    def put(self, names: tuple[Name, ...]) -> None:
+        """Adds the names of a clause."""
+        self.last = names
+        if names not in self.clauses:
+            self.clauses.add(names)
+            self._names += names
+
+    def tell(self, found: dict[Name, set[str]], told: str) -> None:
+        """Adds to `found` that `told` is said of all the names."""
+        _add(found, self._names[self._given.get(told, 0) :], told)
+        self._given[told] = len(self._names)
+
+
 def _read(
-    sentence: Sentence, watched: Sequence[Name], last: tuple[Name, ...], found: dict[Name, set[str]]
-) -> tuple[Name, ...]:
+    sentence: Sentence, watched: _Watched, last: _InMind, found: dict[Name, set[str]]
+) -> _InMind:
     """Adds to `found` what a sentence says; returns the names that it leaves in mind."""
-    here: list[tuple[Name, ...]] = []  # the names of its clauses so far
-    listed: tuple[Name, ...] = ()  # those of the clauses just before that are but a list
+    here = _InMind()  # the names of its clauses so far
+    listed: list[Name] = []  # those of the clauses just before that are but a list
     before = ""  # what the clause before says, for those that go on with its list
     for place, clause in enumerate(sentence.clauses):
         told, stems = verdict(clause), clause.stems
@@ -56,11 +93,11 @@ def _read(
             found[ANY].add(told)
         if not _OTHERS.isdisjoint(clause.words):
             told = ""  # "when other causes were excluded"
-        named = [name for name in watched if stems.issuperset(name)]
+        named = watched.within(stems)
         firm = tuple(name for name in named if not clause.denied.issuperset(name))
         _read_denials(clause, named, found)
         if firm:
-            here.append(firm)
+            here.put(firm)
             is_list = len(clause.words) - sum(map(len, firm)) <= _LIST
             if told:
                 _add(found, firm, told)
@@ -69,16 +106,23 @@ def _read(
                 _add(found, firm, PERHAPS.get(before, before))
             else:
                 _add(found, firm, _MENTIONED)
-            listed = (*listed, *firm) if is_list and not told else ()
+            if told or not is_list:
+                listed = []
+            else:
+                listed += firm
             before = told or (before if is_list else "")
             continue
-        if told and _refers(clause, bool(here)):
+        known = len(here.clauses)
+        if told and _refers(clause, bool(known)):
             # Across sentences a name that nothing knows may have come between, unless "It was …".
-            sure = len(set(here)) == 1 if here else not place and clause.words[0] in _PRONOUNS
-            meant = {name for names in here for name in names} or last
-            _add(found, meant, told if sure else PERHAPS.get(told, told))
-        listed, before = (), ""
-    return here[-1] if here else last
+            sure = known == 1 if known else not place and clause.words[0] in _PRONOUNS
+            (here if known else last).tell(found, told if sure else PERHAPS.get(told, told))
+        listed, before = [], ""
+    if not here.clauses:
+        return last
+    left = _InMind()
+    left.put(here.last)
+    return left
 
 
 def _read_denials(clause: Clause, named: Sequence[Name], found: dict[Name, set[str]]) -> None:
@@ -137,6 +181,8 @@ def verdict(clause: Clause) -> str:
 
 def _verdicts(clause: Clause) -> Iterator[str]:
     words = clause.words
+    # "The differential diagnosis includes gout" does not conclude.
+    provisional = not (lexicon.WEIGHS | lexicon.PROVISIONAL).isdisjoint(words)
     for place, word in enumerate(words):
         before, after = words[max(0, place - 2) : place], words[place + 1 : place + 3]
         refused = any(w in _NOT or w.endswith("n't") for w in before)
@@ -146,7 +192,7 @@ def _verdicts(clause: Clause) -> Iterator[str]:
         elif word in lexicon.AFFIRMS or (word in _MOST and before[-1:] == ("most",)):
             if refused or made in clause.denied:
                 yield EXCLUDED
-            elif made not in clause.perhaps and not _provisional(word, words):
+            elif made not in clause.perhaps and not (provisional and word in lexicon.AFFIRMS_ALONE):
                 yield CONCLUDED
         elif (word in _NOT or word.endswith("n't")) and not lexicon.FITS.isdisjoint(after):
             yield EXCLUDED
@@ -154,13 +200,6 @@ def _verdicts(clause: Clause) -> Iterator[str]:
             yield EXCLUDED if refused else WEIGHED
         elif word in lexicon.SUPPORTS and not refused and made not in clause.denied:
             yield PERHAPS[CONCLUDED]
-
-
-def _provisional(word: str, words: Sequence[str]) -> bool:
-    """Whether a clause does not conclude by `word`: "the differential diagnosis includes gout"."""
-    if word not in lexicon.AFFIRMS_ALONE:
-        return False
-    return not (lexicon.WEIGHS | lexicon.PROVISIONAL).isdisjoint(words)
 
 
 def announces(sentence: Sentence) -> bool:

@@ -17,6 +17,7 @@ from mcr_jax.stitch import lexicon
 
 _PLAIN = str.maketrans(quotes.PLAIN | dict.fromkeys("–—―…", ";"))  # these break a sentence up
 _UNSEEN = re.compile("[\u0300-\u036f\u00ad\u200b-\u200f\u2060\ufeff]")
+_KNOWN = 1 << 14  # characters whose decomposed form is remembered
 _BROKEN_OFF = re.compile(r"…(?=[\"”’')\]]+\s+[A-Z“\"])")  # where a quotation ends: a sentence's end
 _CITED = re.compile(r"\[\d[\d,;\s-]*\]")  # [7, 11]: a reference, no finding
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
@@ -97,8 +98,25 @@ def fold(text: str) -> str:
     It does not tell where a character came from, which the audit has no use for. Long dashes and
     ellipses become marks that part clauses.
     """
-    plain = unicodedata.normalize("NFKD", _BROKEN_OFF.sub(".", text).translate(_PLAIN))
-    return _THOUSANDS.sub("", _CITED.sub(" ", _UNSEEN.sub("", plain))).casefold()
+    plain = _BROKEN_OFF.sub(".", text).translate(_DECOMPOSED)
+    return _THOUSANDS.sub("", _CITED.sub(" ", plain)).casefold()
+
+
+class _Decomposed(dict):
+    """Code point to its plain form (NFKD, no accents), as `str.translate` asks for it.
+
+    One by one: of a whole text `unicodedata.normalize` also sorts the accents, in quadratic time.
+    """
+
+    def __missing__(self, code: int) -> str:
+        parts = unicodedata.normalize("NFKD", chr(code).translate(_PLAIN))
+        plain = _UNSEEN.sub("", parts)
+        if len(self) < _KNOWN:  # a hostile text may hold every character there is
+            self[code] = plain
+        return plain
+
+
+_DECOMPOSED = _Decomposed()
 
 
 def sentences(text: str) -> list[Sentence]:

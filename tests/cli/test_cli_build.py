@@ -35,6 +35,10 @@ def test_a_tilde_stands_for_the_home_in_the_path_of_the_traces(home):
     }
 
 
+@pytest.mark.promise(
+    "It prints how many cases of each split have how many statements, and the first whose "
+    "single long statement may be a list that was not recognised"
+)
 def test_build_says_how_many_statements_cases_have_and_which_may_be_lists(tmp_path, capsys):
     long = "It was not Mossgout; " * 20
     odd = dataclasses.replace(CASES[0], pmcid="PMC77", diagnostic_reasoning=long, split="train")

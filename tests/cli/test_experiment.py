@@ -10,7 +10,8 @@ from mcr_jax import config as configs
 from mcr_jax.cli.experiment import Experiment
 from mcr_jax.cli.main import main
 from mcr_jax.errors import McrError, Stopped, UsageError
-from mcr_jax.generate.ledger import Ledger, Scope
+from mcr_jax.generate.api import Outcome
+from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.workdir import Workdir
 
 CONFIG = "from mcr_jax import config\n\n\ndef get_config():\n    return config.default()\n"
@@ -56,6 +57,33 @@ def test_a_call_that_has_made_something_keeps_its_config_though_it_fails(workdir
         made = workdir.path / name
         made.parent.mkdir(parents=True, exist_ok=True)
         made.write_text("fictional work")
+        raise McrError("later")
+    assert configs.load(workdir.config).sample.n == 7
+
+
+def test_a_call_that_only_stated_in_the_ledger_what_it_wants_has_made_nothing(workdir):
+    """As one whose first call to a service is refused: a wrong model, a bad key."""
+    before = recorded(workdir)
+    with pytest.raises(McrError, match="refused"), experiment(workdir, n=7).working():
+        workdir.note("judge", {"name": "gemini:none"})
+        with Ledger(workdir.ledger) as ledger:
+            row = RowKey(stage="reasons", case="c", model="sft", sample=0, judge="gemini:none")
+            ledger.declare(Scope("reasons", "sft", "gemini:none"), {row: "d"})
+        raise McrError("refused")
+    assert recorded(workdir) == before
+    assert not workdir.manifest.exists()
+    other = experiment(workdir, n=5)
+    with other.config.unlocked():
+        other.config.seed = 9  # nothing rests on the seed of the failed call
+    with Experiment(other.config, workdir).working():
+        pass
+
+
+def test_a_call_that_got_one_answer_keeps_its_config_though_it_fails(workdir):
+    with pytest.raises(McrError, match="later"), experiment(workdir, n=7).working():
+        with Ledger(workdir.ledger) as ledger:
+            row = RowKey(stage="reasons", case="c", model="sft", sample=0, judge="gemini:m")
+            ledger.write(Attempt(row=row, digest="d", attempt=1, outcome=Outcome.OK))
         raise McrError("later")
     assert configs.load(workdir.config).sample.n == 7
 

@@ -102,6 +102,9 @@ def has_ended(pid, seconds=60):
         os.close(watched)
 
 
+@pytest.mark.promise(
+    "A downloaded chat template runs in a process of its own, with limits of memory and time."
+)
 @pytest.mark.parametrize("source", HUGE_WHEN_RENDERED.values(), ids=HUGE_WHEN_RENDERED)
 def test_a_template_that_grows_is_one_line_and_the_next_one_is_served(process, source):
     honest = echo(process)

@@ -1,16 +1,21 @@
 """The driver asks for what is missing, writes what arrives, and goes on where it was."""
 
+import asyncio
+import dataclasses
+import os
+import signal
 import threading
 
 import pytest
 
-from mcr_jax.errors import McrError
+from mcr_jax.errors import McrError, Stopped
 from mcr_jax.generate import driver
-from mcr_jax.generate.api import Outcome, Reply, Request
-from mcr_jax.generate.ledger import Ledger, RowKey, Scope
+from mcr_jax.generate.api import Outcome, Reply, Request, Usage
+from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
+from mcr_jax.generate.pace import Fault, Pacer
+from mcr_jax.generate.questions import Reader
 
 SCOPE = Scope("sample", "m")
-AT_ONCE = driver.Retry(attempts=3, backoff=0.0)
 
 
 class Scripted:
@@ -18,22 +23,46 @@ class Scripted:
 
     identity = "scripted/1"
 
-    def __init__(self, answer=lambda key, index, before: "text", concurrency=1):
-        self.answer, self.concurrency = answer, concurrency
-        self.batches, self.asked = [], []
-        self._lock = threading.Lock()
+    def __init__(self, answer=lambda key, index, before: "text"):
+        self.answer, self.batches, self.asked, self.limits = answer, [], [], []
 
     def generate(self, requests):
-        with self._lock:
-            self.batches.append([(r.key, r.wanted) for r in requests])
+        self.batches.append([(r.key, r.wanted) for r in requests])
         for request in requests:
             for index in request.wanted:
-                with self._lock:
-                    before = self.asked.count((request.key, index))
-                    self.asked.append((request.key, index))
-                said = self.answer(request.key, index, before)
-                reply = {"key": request.key, "index": index, "text": "", "outcome": Outcome.OK}
-                yield Reply(**reply | ({"text": said} if isinstance(said, str) else said))
+                yield self.reply(request, index)
+
+    def reply(self, request, index):
+        before = self.asked.count((request.key, index))
+        self.asked.append((request.key, index))
+        self.limits.append(request.max_tokens)
+        said = self.answer(request.key, index, before)
+        reply = {"key": request.key, "index": index, "text": "", "outcome": Outcome.OK}
+        return Reply(**reply | ({"text": said} if isinstance(said, str) else said))
+
+
+class Service(Scripted):
+    """The same, asked over a network."""
+
+    most_tokens = 8192
+
+    def __init__(self, *args, concurrency=4, patience=60.0):
+        super().__init__(*args)
+        self.pacer = Pacer(concurrency, patience=patience, backoff=0.001, longest=0.002)
+        self.in_flight = self.closed = 0
+
+    async def call(self, request, index):
+        reply = self.reply(request, index)
+        self.in_flight += 1
+        await asyncio.sleep(0)
+        self.in_flight -= 1
+        return reply
+
+    async def close(self):
+        self.closed += 1
+
+
+BOTH = pytest.mark.parametrize("kind", [Scripted, Service])
 
 
 def job(case="c", n=1, prompt="?", **options):
@@ -53,6 +82,10 @@ def integer(request, text):
     return {"value": int(text)}
 
 
+VERDICTS = Reader(parse=integer, name="integer/1")
+TEXTS = Reader(parse=lambda request, text: text, name="text/1")
+
+
 @pytest.fixture
 def ledger(tmp_path):
     with Ledger(tmp_path / "ledger.sqlite") as opened:
@@ -60,23 +93,30 @@ def ledger(tmp_path):
 
 
 def run(jobs, generator, ledger, **options):
-    return driver.run(SCOPE, jobs, generator, ledger, **{"retry": AT_ONCE} | options)
+    return driver.run(SCOPE, jobs, generator, ledger, **options)
 
 
 def attempts(ledger):
     return {(row.case, row.sample): a for row, a in ledger.answers(SCOPE).items()}
 
 
-@pytest.mark.parametrize("concurrency", [1, 4])
-def test_all_rows_are_answered_once_and_a_second_run_asks_nothing(ledger, concurrency):
+@BOTH
+def test_all_rows_are_answered_once_and_a_second_run_asks_nothing(ledger, kind):
     jobs = [job(f"c{i}", n=3) for i in range(5)]
-    generator = Scripted(lambda key, index, before: f"{key}/{index}", concurrency)
+    generator = kind(lambda key, index, before: f"{key}/{index}")
     assert run(jobs, generator, ledger) == driver.Summary(total=15, asked=15, settled=15)
     assert {(c, s): a.text for (c, s), a in attempts(ledger).items()} == {
         (f"c{i}", s): f"c{i}/{s}" for i in range(5) for s in range(3)
     }
     assert run(jobs, generator, ledger) == driver.Summary(total=15, asked=0, settled=0)
     assert len(generator.asked) == 15
+
+
+def test_a_service_is_asked_in_a_notebook_too_whose_event_loop_is_running(ledger):
+    async def cell():
+        return run([job(f"c{i}") for i in range(5)], Service(), ledger)
+
+    assert asyncio.run(cell()).settled == 5
 
 
 def test_generator_that_batches_gets_all_open_requests_in_one_call(ledger):
@@ -145,15 +185,32 @@ def test_another_identity_asks_again(ledger):
     assert run([job()], other, ledger).asked == 1
 
 
-def test_reply_is_in_the_ledger_before_the_next_one_is_made(ledger):
-    counts = []
+def test_a_reply_is_durable_before_progress_counts_it_though_no_other_comes(ledger):
+    counted = threading.Event()
 
     def answer(key, index, before):
-        counts.append(ledger.count())
+        # The first reply is written while the generator works on the second.
+        assert key == "c0" or counted.wait(timeout=30)
         return "text"
 
-    run([job(f"c{i}") for i in range(4)], Scripted(answer), ledger)
-    assert counts == [0, 1, 2, 3]
+    def progress(settled):
+        assert ledger.count() >= settled
+        counted.set()
+
+    assert run([job("c0"), job("c1")], Scripted(answer), ledger, progress=progress).settled == 2
+
+
+def test_replies_that_come_together_are_written_together(ledger, monkeypatch):
+    batches, write_all = [], ledger.write_all
+
+    def watched(groups):
+        batches.append(groups := list(groups))
+        write_all(groups)
+
+    monkeypatch.setattr(ledger, "write_all", watched)
+    run([job(f"c{i}") for i in range(500)], Service(concurrency=100), ledger)
+    assert sum(map(len, batches)) == ledger.count() == 500
+    assert len(batches) < 100
 
 
 def test_run_that_broke_off_goes_on_with_the_rest(ledger):
@@ -171,22 +228,25 @@ def test_run_that_broke_off_goes_on_with_the_rest(ledger):
     assert [key for key, _ in generator.asked] == ["c2", "c3"]
 
 
-def test_error_that_ends_the_run_stops_calls_that_wait(ledger):
-    def refuse(key, index, before):
-        raise McrError("bad key")
+def test_error_that_ends_the_run_stops_calls_that_wait_and_keeps_those_in_flight(ledger):
+    def answer(key, index, before):
+        if key == "c1":
+            raise McrError("bad key")
+        return "text"
 
-    generator = Scripted(refuse, concurrency=2)
+    generator = Service(answer, concurrency=3)
     with pytest.raises(McrError, match="bad key"):
         run([job(f"c{i}") for i in range(5000)], generator, ledger)
-    assert len(generator.asked) < 5000
+    assert len(generator.asked) <= 4 and generator.closed == 1
+    assert ledger.count() == len(generator.asked) - 1
 
 
-@pytest.mark.parametrize("concurrency", [1, 2])
-def test_failed_infrastructure_is_tried_again_and_every_attempt_is_kept(ledger, concurrency):
-    generator = Scripted(failing(Outcome.INFRA_ERROR, times=2), concurrency)
+@BOTH
+def test_failed_infrastructure_is_tried_again(ledger, kind):
+    generator = kind(failing(Outcome.INFRA_ERROR, times=2))
     assert run([job()], generator, ledger).settled == 1
-    answer = attempts(ledger)["c", 0]
-    assert (answer.outcome, answer.attempt, ledger.count()) == (Outcome.OK, 3, 3)
+    assert attempts(ledger)["c", 0].outcome is Outcome.OK
+    assert len(generator.asked) == 3
 
 
 def test_row_whose_tries_are_used_up_stays_open_for_the_next_run(ledger):
@@ -197,37 +257,226 @@ def test_row_whose_tries_are_used_up_stays_open_for_the_next_run(ledger):
     assert attempts(ledger)["c", 0].attempt == 4
 
 
-@pytest.mark.parametrize("outcome", [Outcome.BLOCKED, Outcome.TRUNCATED, Outcome.PROMPT_TOO_LONG])
-def test_settled_outcome_is_not_asked_again(ledger, outcome):
-    generator = Scripted(failing(outcome))
-    assert run([job()], generator, ledger, parse=integer).settled == 1
-    assert run([job()], generator, ledger, parse=integer).asked == 0
+def test_calls_without_an_answer_leave_one_row_once_they_are_given_up(ledger):
+    def answer(key, index, before):
+        return {"outcome": Outcome.INFRA_ERROR, "error": "500"} if key == "c3" else "text"
+
+    generator = Service(answer)
+    summary = run([job(f"c{i}") for i in range(9)], generator, ledger)
+    assert (summary.settled, summary.errors, ledger.count()) == (8, ("500",), 9)
+    assert generator.asked.count(("c3", 0)) == 10
+    assert attempts(ledger)["c3", 0].outcome is Outcome.INFRA_ERROR
+
+
+@pytest.mark.parametrize("fault", [Fault.AWAY, Fault.BUSY])
+def test_a_service_that_is_away_or_busy_uses_up_no_rows_tries(ledger, fault):
+    lost = {"outcome": Outcome.INFRA_ERROR, "error": "away", "fault": fault}
+    generator = Service(concurrency=64)
+    generator.answer = lambda *_: lost if len(generator.asked) < 200 else "text"
+    summary = run([job(f"c{i}") for i in range(64)], generator, ledger)
+    assert (summary.settled, ledger.count()) == (64, 64)
+    assert {attempt.attempt for attempt in attempts(ledger).values()} == {1}
+
+
+@pytest.mark.promise(
+    "A service that is away is waited for, with a countdown, for `judge.patience` seconds (600)."
+)
+def test_a_service_that_stays_away_ends_the_run_with_one_line_and_what_came_is_kept(ledger):
+    def answer(key, index, before):
+        gone = {"outcome": Outcome.INFRA_ERROR, "error": "refused", "fault": Fault.AWAY}
+        return "text" if key == "c0" else gone
+
+    with pytest.raises(McrError, match=r"no answer for .*refused.*judge\.patience") as raised:
+        run([job(f"c{i}") for i in range(9)], Service(answer, patience=0.2), ledger)
+    assert "\n" not in str(raised.value)
+    assert ledger.count() == 1
+
+
+def test_a_wait_beyond_patience_ends_the_run_at_once(ledger):
+    asks = {"outcome": Outcome.INFRA_ERROR, "error": "429", "fault": Fault.BUSY}
+    generator = Service(lambda *_: {**asks, "retry_after": 7200.0}, concurrency=1)
+    with pytest.raises(McrError, match=r"asks to wait 7,200 s \(429\)"):
+        run([job()], generator, ledger)
     assert len(generator.asked) == 1
 
 
-def test_reply_of_another_form_is_malformed_keeps_its_text_and_is_tried_again(ledger):
-    generator = Scripted(lambda key, index, before: "7" if before else "seven")
-    assert run([job()], generator, ledger, parse=integer).settled == 1
+@pytest.mark.promise(
+    "SIGTERM lets the calls in flight end for up to 10 seconds, records their answers and exits "
+    "with 75."
+)
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_keeps_what_has_arrived_and_sends_nothing_more(ledger, number, error):
+    class Slow(Service):
+        async def call(self, request, index):
+            reply = await super().call(request, index)
+            if request.key == "c9":
+                os.kill(os.getpid(), number)
+            if len(self.asked) > 8:  # in flight as the signal comes
+                await asyncio.sleep(0.05)
+            return reply
+
+    generator, before = Slow(concurrency=4), signal.getsignal(number)
+    with pytest.raises(error):
+        run([job(f"c{i}") for i in range(500)], generator, ledger)
+    assert signal.getsignal(number) is before
+    assert len(generator.asked) < 20
+    lost = len(generator.asked) - ledger.count()
+    assert lost == 0 if number == signal.SIGTERM else lost <= 4
+
+
+@BOTH
+@pytest.mark.parametrize("outcome", [Outcome.BLOCKED, Outcome.TRUNCATED, Outcome.PROMPT_TOO_LONG])
+def test_a_sample_that_has_an_outcome_is_not_asked_for_again(ledger, kind, outcome):
+    generator = kind(failing(outcome))
+    assert run([job()], generator, ledger).settled == 1
+    assert run([job()], generator, ledger).asked == 0
+    assert len(generator.asked) == 1
+
+
+@BOTH
+@pytest.mark.parametrize("outcome", [Outcome.BLOCKED, Outcome.TRUNCATED, Outcome.MALFORMED])
+def test_a_verdict_that_is_not_ok_is_asked_for_again_by_every_run(ledger, kind, outcome):
+    generator = kind(failing(outcome, times=5))
+    settled = [run([job()], generator, ledger, reader=TEXTS).settled for _ in range(2)]
+    assert (settled, len(generator.asked)) == ([0, 1], 6)
+
+
+@BOTH
+def test_a_prompt_that_is_too_long_stays_so(ledger, kind):
+    generator = kind(failing(Outcome.PROMPT_TOO_LONG))
+    for _ in range(2):
+        run([job()], generator, ledger, reader=VERDICTS)
+    assert len(generator.asked) == 1
+
+
+@pytest.mark.promise("a truncated reply gets twice the tokens")
+def test_a_truncated_verdict_is_asked_for_with_twice_the_tokens_each_time(ledger):
+    generator = Service(failing(Outcome.TRUNCATED, times=5, text="cut"))
+    for _ in range(2):
+        run([job(max_tokens=1000)], generator, ledger, reader=TEXTS)
+    assert generator.limits == [1000, 2000, 4000, 8000, 8192, 8192]
     answer = attempts(ledger)["c", 0]
-    assert (answer.outcome, answer.verdict, answer.attempt) == (Outcome.OK, {"value": 7}, 2)
+    assert (answer.outcome, answer.max_tokens, answer.attempt) == (Outcome.OK, 8192, 6)
 
 
-def test_malformed_rows_use_up_their_tries_over_all_runs(ledger):
-    generator = Scripted(lambda *_: "seven")
-    one_try = driver.Retry(attempts=1, backoff=0.0)
-    run([job()], generator, ledger, parse=integer, retry=one_try)
-    run([job()], generator, ledger, parse=integer)
-    assert len(generator.asked) == ledger.count() == 3
+@BOTH
+def test_reply_of_another_form_is_malformed_keeps_its_text_and_is_tried_again(ledger, kind):
+    generator = kind(lambda key, index, before: "7" if before > 2 else "seven")
+    assert run([job()], generator, ledger, reader=VERDICTS).settled == 0
     answer = attempts(ledger)["c", 0]
     assert (answer.outcome, answer.text, answer.verdict) == (Outcome.MALFORMED, "seven", None)
-    assert "seven" in answer.error
-    assert run([job()], generator, ledger, parse=integer).asked == 0
+    assert "seven" in answer.error and ledger.count() == 3
+    assert run([job()], generator, ledger, reader=VERDICTS).settled == 1
+    answer = attempts(ledger)["c", 0]
+    assert (answer.outcome, answer.verdict, answer.attempt) == (Outcome.OK, {"value": 7}, 4)
+    assert answer.reading == "integer/1"
 
 
-def test_text_of_a_blocked_reply_is_never_parsed(ledger):
-    generator = Scripted(failing(Outcome.BLOCKED, text="7"))
-    run([job()], generator, ledger, parse=integer)
+@BOTH
+def test_text_of_a_blocked_reply_is_never_parsed(ledger, kind):
+    run([job()], kind(failing(Outcome.BLOCKED, text="7")), ledger, reader=VERDICTS)
     assert attempts(ledger)["c", 0].verdict is None
+
+
+def test_a_stored_reply_is_read_again_by_another_parser_without_a_call(ledger):
+    generator = Service(lambda key, *_: {"c0": "7", "c1": "seven", "c2": "8"}[key])
+    jobs = [job(f"c{i}", prompt=str(i)) for i in range(3)]
+    run(jobs, generator, ledger, reader=VERDICTS)
+    before = len(generator.asked)
+
+    def strict(request, text):
+        if text == "8":
+            raise ValueError("eight is out of range now")
+        return {"value": 7}
+
+    generator.answer = lambda *_: "9"
+    summary = run(jobs, generator, ledger, reader=Reader(parse=strict, name="integer/2"))
+    assert (summary.asked, len(generator.asked) - before) == (1, 1)  # c2 alone
+    assert [a.verdict for a in attempts(ledger).values()] == [{"value": 7}] * 3
+    assert {a.reading for a in attempts(ledger).values()} == {"integer/2"}
+
+
+def test_equal_questions_are_asked_once_and_each_row_keeps_its_record(ledger):
+    generator = Service(lambda *_: {"text": "7", "usage": Usage(prompt=5, output=1)})
+    jobs = [job(f"c{i}", prompt=f"{i % 2}?") for i in range(6)]
+    assert run(jobs, generator, ledger, reader=VERDICTS).settled == 6
+    assert generator.asked == [("c0", 0), ("c1", 0)]
+    rows = {case: a for (case, _), a in attempts(ledger).items()}
+    assert all(a.verdict == {"value": 7} and a.text == "7" for a in rows.values())
+    assert [rows[f"c{i}"].shared for i in range(6)] == [
+        *(None, None, rows["c0"].id, rows["c1"].id, rows["c0"].id, rows["c1"].id),
+    ]
+    assert sum(a.usage.prompt for a in rows.values()) == 10
+
+
+def test_an_equal_question_of_another_model_is_answered_from_the_ledger(ledger):
+    generator = Service(lambda *_: "7")
+    run([job()], generator, ledger, reader=VERDICTS)
+    (first,) = attempts(ledger).values()
+    other = Scope("sample", "other")
+    moved = [
+        dataclasses.replace(j, row=dataclasses.replace(j.row, model="other"))
+        for j in (job("d"), job("e", prompt="another"))
+    ]
+    summary = driver.run(other, moved, generator, ledger, reader=VERDICTS)
+    assert (summary.total, summary.asked) == (2, 1)
+    copy, own = ledger.answers(other).values()
+    assert (copy.shared, copy.verdict, copy.usage) == (first.id, {"value": 7}, Usage())
+    assert own.shared is None
+
+
+@pytest.mark.parametrize("change", [{"temperature": 0.5}, {"max_tokens": 9}, {"seed": 1}])
+def test_questions_that_differ_in_a_setting_share_nothing(ledger, change):
+    generator = Service(lambda *_: "7")
+    run([job("c0"), job("c1", **change)], generator, ledger, reader=VERDICTS)
+    assert len(generator.asked) == 2
+
+
+@BOTH
+def test_samples_of_equal_prompts_are_draws_of_their_own(ledger, kind):
+    generator = kind()
+    run([job("c0", n=2), job("c1")], generator, ledger)
+    run([job("c0", n=2), job("c1"), job("c2")], generator, ledger)
+    assert len(generator.asked) == 4
+    assert all(a.shared is None for a in attempts(ledger).values())
+
+
+def test_repeats_of_a_verdict_are_draws_of_their_own(ledger):
+    again = job("c1")
+    again = dataclasses.replace(again, row=dataclasses.replace(job("c0").row, repeat=1))
+    generator = Service(lambda *_: "7")
+    run([job("c0"), again], generator, ledger, reader=VERDICTS)
+    assert len(generator.asked) == 2
+
+
+def test_verdicts_of_another_version_are_asked_for_once_a_run_and_count_again_later(ledger):
+    version = ["a"]
+    generator = Service(lambda *_: {"text": "7", "model_version": version[0]})
+
+    def asked(wanted):
+        before = len(generator.asked)
+        reader = dataclasses.replace(VERDICTS, version=wanted)
+        summary = run([job("c0"), job("c1", prompt="!")], generator, ledger, reader=reader)
+        return len(generator.asked) - before, summary.asked - summary.settled
+
+    assert asked("") == (2, 0)
+    assert asked("b") == (2, 2)
+    version[0] = "b"
+    assert asked("b") == (2, 0)
+    assert asked("a") == asked("b") == asked("") == (0, 0)
+
+
+def test_a_ledger_that_cannot_be_written_ends_the_run(ledger):
+    run([job("c0")], Scripted(), ledger)
+    work = driver.declare(SCOPE, [job(f"c{i}") for i in range(9)], Service(), ledger)
+    taken = attempts(ledger)["c0", 0]
+    row = dataclasses.replace(taken.row, case="c3")  # as if another process had written it
+    digest = job("c3").request.digest("scripted/1")
+    ledger.write(Attempt(row=row, digest=digest, attempt=1, outcome=Outcome.OK))
+    with pytest.raises(McrError, match="UNIQUE"):
+        driver.answer(work, Service(), ledger)
 
 
 def test_only_the_failed_rows_of_a_batch_are_asked_again(ledger):
@@ -250,14 +499,14 @@ def test_row_without_a_reply_is_left_open(ledger):
     assert attempts(ledger)["c", 0] is None
 
 
-@pytest.mark.parametrize("concurrency", [1, 3])
-def test_progress_adds_up_to_the_settled_rows(ledger, concurrency):
+@BOTH
+def test_progress_adds_up_to_the_settled_rows(ledger, kind):
     told = []
 
     def answer(key, index, before):
         return {"outcome": Outcome.INFRA_ERROR, "error": "lost"} if key == "c0" else "text"
 
-    generator = Scripted(answer, concurrency)
+    generator = kind(answer)
     summary = run([job(f"c{i}", n=2) for i in range(4)], generator, ledger, progress=told.append)
     assert sum(told) == summary.settled == 6
 
@@ -273,17 +522,3 @@ def test_no_jobs_are_no_work_and_withdraw_what_was_wanted(ledger):
     run([job()], Scripted(), ledger)
     assert run([], Scripted(), ledger) == driver.Summary(total=0, asked=0, settled=0)
     assert attempts(ledger) == {}
-
-
-def test_wait_doubles_from_the_backoff_up_to_the_longest():
-    retry = driver.Retry(backoff=1.0, longest=5.0)
-    for tries, full in ((1, 1.0), (2, 2.0), (3, 4.0), (4, 5.0), (9, 5.0)):
-        pauses = [retry.pause(tries, None) for _ in range(50)]
-        assert full / 2 <= min(pauses) <= max(pauses) <= full
-
-
-def test_wait_the_service_names_replaces_the_doubling_one_within_reason():
-    retry = driver.Retry(backoff=1.0, longest=60.0)
-    assert retry.pause(3, 7.5) == 7.5
-    assert retry.pause(1, 0.0) == 0.0
-    assert retry.pause(1, 1e9) == 60.0

@@ -1,17 +1,20 @@
 """The real google-genai client against a Gemini on loopback: every ending has its outcome."""
 
+import asyncio
+import datetime
 import json
 import subprocess
 import sys
-import threading
+import zoneinfo
 
 import pytest
 
-from mcr_jax.errors import McrError, UsageError
-from mcr_jax.generate import driver
+from mcr_jax.errors import McrError, Stopped, UsageError
+from mcr_jax.generate import driver, quota
 from mcr_jax.generate.api import Outcome, Request, Usage
 from mcr_jax.generate.gemini import KEYS, Gemini
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope
+from mcr_jax.generate.pace import Fault
 
 SCHEMA = {"type": "object", "properties": {"same": {"type": "boolean"}}, "required": ["same"]}
 SCOPE = Scope("sample", "gemini")
@@ -21,18 +24,29 @@ def ask(messages=({"role": "user", "content": "Which hum?"},), **options):
     return Request(key="k", messages=tuple(messages), **options)
 
 
+def every(generator, request):
+    """The replies to all wanted answers of a request, one call after another."""
+
+    async def call():
+        try:
+            return [await generator.call(request, index) for index in request.wanted]
+        finally:
+            await generator.close()
+
+    return asyncio.run(call())
+
+
 def one(generator, request=None):
-    (reply,) = generator.generate([request or ask()])
+    (reply,) = every(generator, request or ask())
     return reply
 
 
-def run(tmp_path, generator, attempts=2):
+def run(tmp_path, generator):
     """One row through the driver; returns its summary and last attempt."""
     row = RowKey(stage="sample", case="c", model="gemini", sample=0)
     jobs = [driver.Job(row=row, request=ask())]
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        retry = driver.Retry(attempts=attempts, backoff=0.0)
-        summary = driver.run(SCOPE, jobs, generator, ledger, retry=retry)
+        summary = driver.run(SCOPE, jobs, generator, ledger)
         return summary, ledger.answers(SCOPE)[row], ledger.count()
 
 
@@ -56,7 +70,7 @@ def test_request_on_the_wire(gemini):
         {"role": "user", "content": "Three?"},
     )
     request = ask(messages, temperature=0.0, seed=7, max_tokens=99, schema=SCHEMA)
-    one(Gemini("m", thinking_budget=0, timeout=7), request)
+    one(Gemini("m", thinking="0", timeout=7), request)
     (call,) = gemini.calls
     assert call.path == "/v1beta/models/m:generateContent"
     assert call.headers["x-goog-api-key"] == gemini.key
@@ -90,7 +104,7 @@ def test_no_schema_and_no_budget_leave_the_services_defaults(gemini):
 
 def test_every_wanted_index_is_a_call_with_its_own_seed(gemini):
     request = ask(n=4, indices=(1, 3), temperature=0.7, seed=10)
-    assert [r.index for r in Gemini("m").generate([request])] == [1, 3]
+    assert [r.index for r in every(Gemini("m"), request)] == [1, 3]
     assert [c.body["generationConfig"]["seed"] for c in gemini.calls] == [11, 13]
 
 
@@ -167,31 +181,81 @@ def test_wait_named_by_the_service_is_passed_on(gemini):
         gemini.raw(b'{"error": [1]}', 500),
         gemini.raw(b"busy", 502),
     )
-    generator = Gemini("m")
-    replies = [one(generator) for _ in range(6)]
+    replies = every(Gemini("m"), ask(n=6))
     assert {r.outcome for r in replies} == {Outcome.INFRA_ERROR}
     assert [r.retry_after for r in replies] == [7.5, 12.0, 0.0, None, None, None]
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "201", "drops", "not JSON"])
-def test_passing_fault_is_retried_and_the_row_is_answered(gemini, tmp_path, fault):
-    faults = {
-        "429": gemini.error(429, "slow down", retry_delay="0s"),
-        "500": gemini.error(500, "try again"),
-        "201": gemini.raw(b"{}", 201),
-        "drops": gemini.drops(),
-        "not JSON": gemini.raw(b"<html>"),
-    }
-    gemini.then(faults[fault], gemini.says("It is rime."))
+FAULTS = {
+    "429": (lambda s: s.error(429, "slow down", retry_delay="0s"), Fault.BUSY),
+    "503": (lambda s: s.error(503, "overloaded", retry_delay="0s"), Fault.BUSY),
+    "500": (lambda s: s.error(500, "try again"), Fault.FAILED),
+    "201": (lambda s: s.raw(b"{}", 201), Fault.FAILED),
+    "drops": (lambda s: s.drops(), Fault.FAILED),
+    "cuts": (lambda s: s.cuts(), Fault.FAILED),
+    "not JSON": (lambda s: s.raw(b"<html>"), Fault.FAILED),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_passing_fault_is_retried_and_costs_the_row_nothing(gemini, tmp_path, name):
+    answer, fault = FAULTS[name]
+    gemini.then(answer(gemini), answer(gemini), gemini.says("It is rime."))
+    assert one(Gemini("m")).fault is fault
     summary, attempt, rows = run(tmp_path, Gemini("m"))
     assert (summary.settled, attempt.outcome, attempt.text) == (1, Outcome.OK, "It is rime.")
-    assert (attempt.attempt, rows, len(gemini.calls)) == (2, 2, 2)
+    assert (attempt.attempt, rows, len(gemini.calls)) == (1, 1, 3)
+
+
+def test_nobody_at_the_address_is_a_service_that_is_away(gemini, monkeypatch):
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://127.0.0.1:1")
+    reply = one(Gemini("m"))
+    assert (reply.outcome, reply.fault) == (Outcome.INFRA_ERROR, Fault.AWAY)
+
+
+@pytest.mark.promise(
+    "A daily quota that is used up ends the run with status 75 and the time of its reset."
+)
+@pytest.mark.parametrize(
+    ("quota_id", "ends"),
+    [
+        ("GenerateRequestsPerDayPerProjectPerModel-FreeTier", True),
+        ("GenerateRequestsPerMinutePerProjectPerModel", False),
+    ],
+)
+def test_a_daily_quota_stops_the_run_and_one_per_minute_is_waited_for(
+    gemini, tmp_path, quota_id, ends
+):
+    gemini.then(gemini.error(429, "quota", quota=quota_id, retry_delay="0s"))
+    if ends:
+        with pytest.raises(Stopped, match=f"{quota_id}.*in Los Angeles") as raised:
+            run(tmp_path, Gemini("m"))
+        assert "\n" not in str(raised.value)
+        assert len(gemini.calls) == 1
+    else:
+        assert run(tmp_path, Gemini("m"))[0].settled == 1
+
+
+@pytest.mark.parametrize(
+    ("now", "here", "there"),
+    [
+        ("2026-11-26 10:00", "2026-11-27 09:00 CET", "2026-11-27 00:00"),
+        ("2026-11-26 08:59", "2026-11-26 09:00 CET", "2026-11-26 00:00"),
+        ("2026-07-01 12:00", "2026-07-02 09:00 CEST", "2026-07-02 00:00"),
+        ("2026-03-07 20:00", "2026-03-08 09:00 CET", "2026-03-08 00:00"),  # the night clocks change
+        ("2026-03-08 20:00", "2026-03-09 08:00 CET", "2026-03-09 00:00"),
+    ],
+)
+def test_a_daily_quota_is_reset_at_midnight_in_los_angeles(now, here, there):
+    zone = zoneinfo.ZoneInfo("Europe/Berlin")
+    line = quota.line("Q", datetime.datetime.fromisoformat(now).replace(tzinfo=zone))
+    assert f"after {here} ({there} in Los Angeles)" in line
 
 
 def test_server_that_hangs_is_a_timeout(gemini):
     gemini.then(gemini.hangs())
     reply = one(Gemini("m", timeout=0.2))
-    assert reply.outcome is Outcome.INFRA_ERROR
+    assert (reply.outcome, reply.fault) == (Outcome.INFRA_ERROR, Fault.FAILED)
     assert "imeout" in reply.error
 
 
@@ -213,20 +277,6 @@ def test_prompt_beyond_the_model_costs_its_row_only(gemini, code):
     message = "The input token count (2000000) exceeds the maximum number of tokens allowed."
     gemini.then(gemini.error(code, message))
     assert one(Gemini("m")).outcome is Outcome.PROMPT_TOO_LONG
-
-
-def test_service_that_never_answers_ends_the_run(gemini):
-    gemini.then(*(gemini.drops() for _ in range(60)))
-    request = ask(n=60)
-    with pytest.raises(McrError, match="cannot be reached, 40 calls"):
-        list(Gemini("m").generate([request]))
-
-
-def test_one_reply_starts_the_count_of_unanswered_calls_again(gemini):
-    gemini.then(*(gemini.drops() for _ in range(39)), gemini.error(503, "here, but busy"))
-    gemini.then(*(gemini.drops() for _ in range(39)))
-    replies = list(Gemini("m").generate([ask(n=79)]))
-    assert {r.outcome for r in replies} == {Outcome.INFRA_ERROR}
 
 
 def test_path_prefix_of_the_base_url_is_kept(gemini, monkeypatch):
@@ -286,43 +336,100 @@ def test_bad_argument_is_a_usage_error(gemini, options):
 
 def test_key_stands_nowhere_but_in_the_header(gemini, tmp_path):
     echo = f"key {gemini.key} is over its quota"
-    gemini.then(
-        gemini.error(429, echo, retry_delay="0s"), gemini.raw(echo.encode(), 500), gemini.drops()
-    )
-    generator = Gemini("m")
-    _, attempt, _ = run(tmp_path, generator, attempts=3)
-    assert attempt.outcome is Outcome.INFRA_ERROR
+    gemini.then(gemini.error(429, echo, retry_delay="0s"), *(gemini.raw(echo.encode(), 500),) * 10)
+    generator = Gemini("m", backoff=0.0)
+    _, attempt, _ = run(tmp_path, generator)
+    assert attempt.outcome is Outcome.INFRA_ERROR and "[key]" in attempt.error
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert gemini.key.encode() not in stored
-    assert gemini.key not in generator.identity
+    assert gemini.key not in generator.identity + generator.pacer.error
     assert all(gemini.key not in json.dumps([c.path, c.body]) for c in gemini.calls)
 
 
 def test_identity_names_the_model_and_what_changes_its_answers(gemini):
     assert Gemini("m").identity == Gemini("m", timeout=9, concurrency=2).identity
     assert Gemini("m").identity != Gemini("other").identity
-    assert Gemini("m").identity != Gemini("m", thinking_budget=0).identity
+    assert Gemini("m").identity != Gemini("m", thinking="0").identity
+    assert Gemini("gemini-2.5-flash").identity == "gemini/gemini-2.5-flash"
+    today = "gemini/gemini-3.5-flash-lite/sampling=service default/thinking="
+    assert Gemini("gemini-3.5-flash-lite").identity == f"{today}service default"
+    assert Gemini("gemini-3.5-flash-lite", thinking="LOW").identity == f"{today}low"
 
 
-def test_rows_are_answered_by_as_many_threads_as_asked_for(gemini, tmp_path):
-    threads, released = set(), threading.Barrier(3, timeout=30)
+@pytest.mark.parametrize(
+    ("model", "sent"),
+    [
+        *(("gemini-2.5-flash", True), ("gemini-2.0-flash", True), ("gemma-3-27b-it", True)),
+        *(("gemini-3.5-flash-lite", False), ("gemini-3-pro-preview", False)),
+        *(("gemini-4-pro", False), ("gemini-flash-latest", False), ("models/gemini-10-x", False)),
+    ],
+)
+def test_sampling_is_left_to_the_service_from_gemini_3_on(gemini, model, sent):
+    one(Gemini(model), ask(temperature=0.7, top_p=0.9, top_k=5))
+    config = gemini.calls[0].body["generationConfig"]
+    found = {"temperature", "topP", "topK"} & config.keys()
+    assert found == ({"temperature", "topP", "topK"} if sent else set())
+    assert "candidateCount" not in config
 
-    class Watched(Gemini):
-        def generate(self, requests):
-            threads.add(threading.get_ident())
-            released.wait()  # only passes if three calls are under way at once
-            yield from super().generate(requests)
 
+@pytest.mark.parametrize(
+    ("model", "thinking", "sent"),
+    [
+        ("gemini-3.5-flash-lite", "minimal", {"thinking_level": "MINIMAL"}),
+        ("gemini-3.8-flash", "HIGH", {"thinking_level": "HIGH"}),
+        ("gemini-flash-latest", "low", {"thinking_level": "LOW"}),
+        ("gemini-2.5-flash", "512", {"thinking_budget": 512}),
+        ("gemini-2.5-pro", "-1", {"thinking_budget": -1}),
+        ("gemini-2.5-flash", "0", {"thinking_budget": 0}),
+    ],
+)
+def test_thinking_is_a_level_from_gemini_3_on_and_a_budget_before(gemini, model, thinking, sent):
+    one(Gemini(model, thinking=thinking))
+    assert gemini.calls[0].body["generationConfig"]["thinkingConfig"] == sent
+
+
+@pytest.mark.parametrize(
+    ("model", "thinking", "takes"),
+    [
+        *(("gemini-3.5-flash-lite", "0", "a level"), ("gemini-3.5-flash-lite", "512", "a level")),
+        *(("gemini-3.5-flash-lite", "much", "a level"), ("gemini-2.5-flash", "low", "a number")),
+        *(("gemini-2.5-flash", "-2", "a number"), ("gemini-2.0-flash", "512", "none")),
+        *(("m", "often", "a level"), ("gemini-2.5-flash", "1e3", "a number")),
+    ],
+)
+def test_thinking_that_the_model_does_not_take_is_a_usage_error(gemini, model, thinking, takes):
+    with pytest.raises(UsageError, match=f"{model} takes {takes}"):
+        Gemini(model, thinking=thinking)
+    assert not gemini.calls
+
+
+def test_a_conversation_that_ends_with_the_model_is_never_sent(gemini):
+    ending = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "!"})
+    with pytest.raises(ValueError, match="user's turn"):
+        one(Gemini("m"), ask(ending))
+    assert not gemini.calls
+
+
+def test_what_the_service_says_of_the_models_retirement_is_passed_on(gemini):
+    status = {"modelStage": "DEPRECATED", "retirementTime": "2026-12-01T00:00:00Z"}
+    gemini.then(gemini.says("hm", modelStatus={**status, "message": "Use\n another."}))
+    assert one(Gemini("m")).model_status == "DEPRECATED; retires 2026-12-01; Use another."
+
+
+def test_calls_in_flight_are_as_many_as_asked_for_and_keep_their_connections(gemini, tmp_path):
     jobs = [
         driver.Job(
             row=RowKey(stage="sample", case=f"c{i}", model="gemini", sample=0),
             request=Request(key=f"k{i}", messages=({"role": "user", "content": "?"},)),
         )
-        for i in range(9)
+        for i in range(120)
     ]
+    gemini.gather(30)  # replies to none before so many calls are there
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        summary = driver.run(SCOPE, jobs, Watched("m", concurrency=3), ledger)
-        assert (summary.settled, ledger.count(), len(threads)) == (9, 9, 3)
+        summary = driver.run(SCOPE, jobs, Gemini("m", concurrency=30), ledger)
+        assert (summary.settled, ledger.count()) == (120, 120)
+    assert gemini.most_in_flight == 30
+    assert gemini.connections == 30
 
 
 def test_module_imports_without_the_client():

@@ -82,6 +82,7 @@ def test_looking_now_and_then_decodes_each_token_a_few_times_only(step):
     assert decoded < 8 * 4096
 
 
+@pytest.mark.promise("A completion keeps the stop string that ends it.")
 @pytest.mark.parametrize(
     ("text", "stops", "expected"),
     [

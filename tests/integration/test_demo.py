@@ -59,6 +59,7 @@ def test_the_report_and_the_table_show_both_models(finished):
     assert str(finished.path / "report.html") in finished.stdout
 
 
+@pytest.mark.promise("Run it again and it does nothing and says so")
 def test_a_second_call_does_nothing_and_says_so(mcr, workdir, tiny):
     before = _state(workdir)
     assert before
@@ -68,6 +69,10 @@ def test_a_second_call_does_nothing_and_says_so(mcr, workdir, tiny):
     assert _state(workdir) == before
 
 
+@pytest.mark.promise(
+    "Called again, each goes on where it was: what is built, trained, drawn, judged or exported "
+    "is not done twice."
+)
 def test_each_stage_finds_its_work_done(mcr, workdir):
     before = said(workdir)
     for command in ("train", "sample", "judge"):
@@ -125,6 +130,7 @@ def test_a_second_run_gives_the_same_bytes_and_the_same_ledger(mcr, finished, ti
     assert said(elsewhere) == said(finished.path)
 
 
+@pytest.mark.promise("Exit status: 0 done;")
 def test_the_stages_one_by_one_give_what_the_demo_gives(mcr, finished, tiny, tiny_config):
     sizes = {split: TINY[f"synthetic.{split}"] for split in ("train", "val", "test")}
     made = synthetic.cases(0, sizes)

@@ -4,9 +4,11 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 from processes import COMPLETIONS, MODELS, TINY, read, rows, said, unfinished
 
 
+@pytest.mark.promise("More samples (`sample.n`) keep those that are there.")
 def test_more_samples_draw_the_new_ones_only_and_keep_every_verdict(mcr, workdir, tiny):
     before = [tuple(row) for row in rows(workdir)]
     n, new = TINY["sample.n"] + 2, 2 * TINY["synthetic.test"]
@@ -26,6 +28,7 @@ def test_more_samples_draw_the_new_ones_only_and_keep_every_verdict(mcr, workdir
     assert "agrees" in mcr.ok("verify", f"--workdir={workdir}")
 
 
+@pytest.mark.promise("both are counted in results.json and the report")
 def test_a_prompt_without_room_is_an_outcome_that_is_told_scored_and_shown(mcr, workdir, tiny):
     flags = [flag for flag in tiny if "sample.prompt_tokens=" not in flag]
     out = mcr.ok("demo", f"--workdir={workdir}", *flags, "--config.sample.prompt_tokens=40")

@@ -1,5 +1,7 @@
 """The judging stage: right rows, right joins, no call twice, and failures told in one line."""
 
+import json
+
 import pytest
 
 from mcr_jax import config as configs
@@ -8,7 +10,7 @@ from mcr_jax.completion import render
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
-from mcr_jax.judge.run import judge
+from mcr_jax.judge.run import judge, too_few
 from mcr_jax.workdir import Workdir
 
 CASES = synthetic.cases(5, {"test": 3})
@@ -161,6 +163,7 @@ def test_gemini_judges_the_same_rows_on_the_same_path(workdir, gemini):
     assert len(gemini.calls) == 3
 
 
+@pytest.mark.promise("A title or an article's text is never shown to a model.")
 def test_title_and_article_never_reach_the_service(workdir, gemini):
     completed(workdir, {(c, 0): told(c) for c in range(3)})
     judge(workdir, with_gemini(), CASES)
@@ -168,29 +171,125 @@ def test_title_and_article_never_reach_the_service(workdir, gemini):
     assert not any(case.title in sent or case.case_prompt in sent for case in CASES)
 
 
-def test_rows_left_open_are_counted_told_and_answered_by_the_next_call(workdir, gemini, capsys):
-    completed(workdir, {(0, s): told(0) for s in range(4)})
-    busy = gemini.error(503, "overloaded", retry_delay="0s")
+def answers(*names):
+    """Four different answers for one case: no two of its prompts are equal."""
+    return {(0, sample): told(0, name) for sample, name in enumerate(names)}
+
+
+def with_version(gemini, text, version):
+    return gemini.says(text, modelVersion=version)
+
+
+@pytest.mark.promise("Every call of `mcr judge` asks again for what has no verdict")
+def test_what_is_not_ok_is_counted_told_and_asked_for_again_by_the_next_call(
+    workdir, gemini, capsys
+):
+    completed(workdir, answers("A", "B", "C", GOOD))
     odd, refused = gemini.says("maybe"), gemini.says("", finish="SAFETY")
-    gemini.then(busy, odd, refused, gemini.says('{"same": true}'), busy, odd)  # two rounds
+    cut = gemini.says('{"sa', finish="MAX_TOKENS")
+    gemini.then(odd, refused, cut, gemini.says('{"same": true}'), odd, refused, cut)
     first = judge(workdir, with_gemini(), CASES)
     said = capsys.readouterr().out
-    assert [first[k] for k in ("total", "asked", "settled", "unresolved")] == [5, 5, 4, 3]
+    assert [first[k] for k in ("total", "asked", "settled", "unresolved")] == [5, 5, 2, 3]
     assert "diagnosis of sft: 3 of 4 without a verdict" in said
-    assert all(part in said for part in ("1 MALFORMED", "1 BLOCKED", "1 INFRA_ERROR", "overloaded"))
-    assert "run `mcr judge` again to go on" in said
+    assert all(part in said for part in ("1 MALFORMED", "1 BLOCKED", "1 TRUNCATED", "not JSON"))
+    assert "`mcr judge` asks for them again" in said
+    asked = len(gemini.calls)
     second = judge(workdir, with_gemini(), CASES)
-    assert [second[k] for k in ("total", "asked", "settled", "unresolved")] == [5, 1, 1, 2]
-    assert "again" not in capsys.readouterr().out
+    assert [second[k] for k in ("total", "asked", "settled", "unresolved")] == [5, 3, 3, 0]
+    limits = [c.body["generationConfig"]["maxOutputTokens"] for c in gemini.calls]
+    assert limits[:7] == [16_384] * 6 + [32_768]
+    assert sorted(limits[asked:]) == [16_384, 16_384, 65_536]
+    assert "without a verdict" not in capsys.readouterr().out
 
 
-def test_failing_service_is_one_error_and_the_next_call_goes_on(workdir, gemini):
+@pytest.mark.promise("Rows that ask the same share one call")
+def test_equal_questions_of_all_models_and_calls_are_asked_once(workdir, gemini):
+    for model in ("base", "sft"):
+        completed(workdir, {(0, s): told(0) for s in range(4)} | {(1, 0): told(1)}, model)
+    both = {"sample.models": ("base", "sft")}
+    counts = judge(workdir, with_gemini(**both), CASES)
+    assert (counts["total"], counts["unresolved"], len(gemini.calls)) == (14, 0, 4)
+    completed(workdir, {(0, s): told(0) for s in range(6)}, "later")
+    later = judge(workdir, with_gemini(**{"sample.models": ("later",)}), CASES)
+    assert (later["total"], later["unresolved"], len(gemini.calls)) == (7, 0, 4)
+
+
+def test_one_verdict_that_cannot_be_had_is_one_error_and_the_next_call_goes_on(workdir, gemini):
     completed(workdir, {(0, 0): told(0)})
-    gemini.then(*(gemini.error(503, "overloaded", retry_delay="0s") for _ in range(4)))
-    with pytest.raises(McrError, match=r"not one of 2 verdicts .* overloaded") as raised:
+    gemini.then(*(gemini.says("maybe") for _ in range(4)))
+    with pytest.raises(McrError, match=r"not one of 2 verdicts .* not JSON") as raised:
         judge(workdir, with_gemini(), CASES)
     assert "\n" not in str(raised.value)
     assert judge(workdir, with_gemini(), CASES)["settled"] == 2
+
+
+@pytest.mark.promise(
+    "Exit status 1 means that more than `judge.unresolved_limit` of the verdicts (1 %) are "
+    "still missing."
+)
+@pytest.mark.promise("1 the work failed, or too many verdicts are missing")
+@pytest.mark.parametrize(
+    ("missing", "limit", "too_many"),
+    [(0, 0.0, False), (1, 0.0, True), (1, 0.01, False), (2, 0.01, True), (2, 1.0, False)],
+)
+def test_more_missing_verdicts_than_the_limit_are_one_line(missing, limit, too_many):
+    counts = {"total": 100, "unresolved": missing}
+    line = too_few(counts, config(**{"judge.unresolved_limit": limit}))
+    assert bool(line) is too_many and "\n" not in line
+    assert not too_many or f"{missing} of 100 verdicts are missing" in line
+
+
+def test_several_model_versions_are_one_line_until_the_config_names_one(workdir, gemini, capsys):
+    completed(workdir, answers("A", "B", "C"))
+    replies = [
+        with_version(gemini, f'{{"same": {same}}}', v)
+        for same, v in (("true", "v-1"), ("false", "v-1"), ("true", "v-2"))
+    ]
+    gemini.then(*replies)
+    counts = judge(workdir, with_gemini(), CASES)
+    assert counts["versions"] == {"v-1": 2, "v-2": 1, "loopback-1": 1}
+    said = capsys.readouterr().out
+    assert "from 3 model versions, v-1 (2), v-2 (1), loopback-1 (1)" in said
+    gemini.then(with_version(gemini, '{"same": true}', "v-1"))
+    named = judge(workdir, with_gemini(**{"judge.version": "v-1"}), CASES)
+    assert (named["asked"], named["unresolved"], named["versions"]) == (
+        2,
+        1,
+        {"v-1": 3, "loopback-1": 1},
+    )
+    assert "model versions" not in capsys.readouterr().out
+
+
+def test_a_version_that_gave_no_verdict_is_a_usage_error_before_anything_is_asked(workdir, gemini):
+    completed(workdir, {(0, 0): told(0)})
+    judge(workdir, with_gemini(), CASES)
+    with pytest.raises(UsageError, match=r"judge\.version='v-9' .*loopback-1 \(2\)"):
+        judge(workdir, with_gemini(**{"judge.version": "v-9"}), CASES)
+    assert len(gemini.calls) == 2
+
+
+def test_shorter_quotes_are_checked_again_without_a_call(workdir, gemini):
+    completed(workdir, {(0, 0): told(0)})
+    name, trace = "gemini:gemini-3.5-flash-lite", " ".join(CASES[0].statements)
+    verdict = [
+        {"number": n, "quotes": [" ".join(trace.split()[:2])]}
+        for n in range(1, len(CASES[0].statements) + 1)
+    ]
+    gemini.then(gemini.says('{"same": true}'), gemini.says(json.dumps(verdict)))
+    judge(workdir, with_gemini(), CASES)
+    assert not any(verdicts(workdir, "reasons", name=name)[0, 0]["verified"])
+    judge(workdir, with_gemini(**{"judge.quote_words": 2}), CASES)
+    assert all(verdicts(workdir, "reasons", name=name)[0, 0]["verified"])
+    assert len(gemini.calls) == 2
+
+
+def test_what_the_service_says_of_its_model_is_said_once(workdir, gemini, capsys):
+    completed(workdir, answers("A", "B"))
+    status = {"modelStage": "DEPRECATED", "retirementTime": "2026-12-01T00:00:00Z"}
+    gemini.then(*(gemini.says('{"same": true}', modelStatus=status) for _ in range(2)))
+    judge(workdir, with_gemini(), CASES)
+    assert capsys.readouterr().out.count("DEPRECATED; retires 2026-12-01") == 1
 
 
 def test_bad_key_stops_at_the_first_call(workdir, gemini):

@@ -128,6 +128,10 @@ def test_a_qwen_whose_window_is_not_used_has_none():
     assert hf_config.from_json(told) == hf_config.from_json(tiny_hf.VARIANTS["qwen2"])
 
 
+@pytest.mark.promise(
+    "A `config.json` that says something this decoder does not compute is refused by the name "
+    "of the key."
+)
 @pytest.mark.parametrize(
     ("variant", "keys", "names"),
     [

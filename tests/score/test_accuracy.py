@@ -91,6 +91,7 @@ def test_the_models_own_failures_are_wrong_without_a_judge(kind):
     assert accuracy.right(kind, None) is False
 
 
+@pytest.mark.promise("An error of a judge or a network is never counted as a wrong answer.")
 @pytest.mark.parametrize(
     "kind", ["BLOCKED", "MALFORMED", "INFRA_ERROR", "prompt_too_long", "missing"]
 )

@@ -182,6 +182,7 @@ def _say(workdir, texts):
 OTHER_FORMS = ["<think>t</think>\\boxed{glass fever}", "<think>t</think>Diagnosis: glass fever"]
 
 
+@pytest.mark.promise("The report counts which rule read the answers of each model")
 def test_the_rules_that_read_the_answers_are_counted_per_model_and_kept_per_sample(workdir):
     _say(workdir, OTHER_FORMS)
     results = run.score(workdir, _config())
@@ -232,6 +233,7 @@ def test_verdicts_of_one_version_are_counted_and_pooled(workdir):
     assert "note" not in judge
 
 
+@pytest.mark.promise("no headline is pooled until `judge.version` names the one that counts")
 def test_several_versions_of_the_judge_give_counts_and_bounds_but_no_value(workdir):
     _versions(workdir, "v2")
     results = run.score(workdir, _config())

@@ -79,6 +79,7 @@ def test_verdicts_that_follow_from_their_replies_are_agreed_with(workdir):
     assert verify(workdir, _config(), [CASE]) == ([], 2, 0)
 
 
+@pytest.mark.promise("`mcr verify` parses every stored reply again.")
 def test_a_planted_diagnosis_is_found_though_all_numbers_agree(workdir):
     _plant(workdir, "diagnosis", verdict='{"same": true}')
     (line,) = verify(workdir, _config(), [CASE]).differences

@@ -10,7 +10,6 @@ from mcr_jax import config as configs
 from mcr_jax import prompts, synthetic
 from mcr_jax.data.traces import JOINED, STITCHED
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.generate import driver
 from mcr_jax.generate.api import Outcome, Reply
 from mcr_jax.generate.ledger import Ledger, Scope
 from mcr_jax.stitch.audit import joined
@@ -60,11 +59,6 @@ def config(**changes):
     return made
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch):
-    monkeypatch.setattr(driver.Retry, "pause", lambda *unused: 0.0)
-
-
 @pytest.fixture
 def ledger(tmp_path):
     with Ledger(tmp_path / "ledger.sqlite") as made:
@@ -110,6 +104,9 @@ def test_a_trace_that_fails_the_audit_is_drawn_again_as_another_sample(ledger):
     assert {attempt.attempt for attempt in answers.values()} == {1}
 
 
+@pytest.mark.promise(
+    "One that fails is drawn again, at last replaced by the joined statements, and counted."
+)
 @pytest.mark.parametrize(
     ("said", "reason", "attempts"),
     [

@@ -85,6 +85,7 @@ def test_what_a_kill_leaves_of_a_save_is_not_taken_for_a_checkpoint(copied):
     assert sorted(p.name for p in copied.iterdir() if p.is_dir()) == ["2", "3"]
 
 
+@pytest.mark.promise("A damaged newest checkpoint is set aside.")
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(copied, capsys):
     for file in (copied / "3").rglob("*"):
         if file.is_file():

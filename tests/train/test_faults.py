@@ -25,6 +25,9 @@ def refused(watch, metrics, saved=None) -> str:
     return str(refusal.value)
 
 
+@pytest.mark.promise(
+    "A loss that diverges stops with the step, the cases of its batch and the last good checkpoint."
+)
 @pytest.mark.parametrize("name", ["loss", "gradient_norm"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_stops_with_step_cases_and_checkpoint(workdir, name, value):

@@ -126,6 +126,7 @@ def test_rows_that_do_not_divide_are_refused(config):
         plan(config, SMALL, devices("8 x v5e"))
 
 
+@pytest.mark.promise("refuses what cannot fit with the settings that would help")
 def test_what_cannot_fit_names_the_largest_part_and_changes_that_make_it_fit(config):
     config.train.row_tokens = 4096
     there = devices("1 x T4")

@@ -1,0 +1,121 @@
+"""2,400 verdicts from a server full of faults: what is resolved, by which call, and is it right?
+
+    python -m bench.faults --share=0.2        # nothing unresolved after a second call
+    python -m bench.faults --share=0.6        # nothing unresolved after a fourth
+
+Faults are those of `bench.loopback`. Every verdict is compared with that of a server without any.
+Waits are scaled down: 5 ms for a second.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.loopback import Loopback
+from mcr_jax import config as configs
+from mcr_jax import synthetic
+from mcr_jax.completion import render
+from mcr_jax.errors import McrError
+from mcr_jax.generate.api import Outcome
+from mcr_jax.generate.gemini import Gemini
+from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
+from mcr_jax.judge.run import judge
+from mcr_jax.workdir import Workdir
+
+MODELS, SAMPLES, RECALL = ("base", "sft"), 10, 2
+STAGES = ("diagnosis", "reasons")
+
+
+def config_of() -> Any:
+    """The config of the judge."""
+    config = configs.default()
+    config.sample.models, config.judge.recall_samples = MODELS, RECALL
+    config.judge.name = "gemini"
+    return config
+
+
+def complete(workdir: Workdir, cases: list) -> None:
+    """Writes completions of both models, `SAMPLES` per case, a third of them right."""
+    with Ledger(workdir.ledger) as ledger:
+        for m, model in enumerate(MODELS):
+            rows = {}
+            for c, case in enumerate(cases):
+                for sample in range(SAMPLES):
+                    other = cases[(c + sample // 2 + m) % len(cases)].final_diagnosis
+                    name = case.final_diagnosis if sample % 3 == 0 else other
+                    trace = " ".join(case.statements[sample % 2 :])
+                    row = RowKey(stage="sample", case=case.fingerprint, model=model, sample=sample)
+                    rows[row] = render(trace, name)
+            ledger.declare(Scope("sample", model), dict.fromkeys(rows, "d"))
+            ledger.write_all(
+                [Attempt(row=row, digest="d", attempt=1, outcome=Outcome.OK, text=text)]
+                for row, text in rows.items()
+            )
+
+
+def verdicts(workdir: Workdir, config: Any) -> dict[RowKey, Any]:
+    """Every verdict that is wanted, None where there is none."""
+    judge_name = configs.judge_name(config)
+    found: dict[RowKey, Any] = {}
+    with Ledger(workdir.ledger, readonly=True) as ledger:
+        for model in MODELS:
+            for stage in STAGES:
+                answers = ledger.answers(Scope(stage, model, judge_name))
+                found |= {row: a and a.verdict for row, a in answers.items()}
+    return found
+
+
+def resolve(
+    folder: Path, cases: list, share: float, *, calls: int, in_flight: int = 64, seed: int = 0
+) -> tuple[dict[RowKey, Any], list[int]]:
+    """Judges with faults, up to `calls` times.
+
+    Returns the verdicts, and how many were missing after each call, up to the first without any.
+    """
+    workdir, config, missing = Workdir(folder), config_of(), []
+    complete(workdir, cases)
+    with Loopback(faults=share, late=0.8, seed=seed) as url:
+        os.environ.update(GOOGLE_GEMINI_BASE_URL=url, GEMINI_API_KEY="loopback")
+        while len(missing) < calls and (not missing or missing[-1]):
+            generator = Gemini(
+                config.judge.model, timeout=0.6, concurrency=in_flight, backoff=0.005
+            )
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(McrError):
+                judge(workdir, config, cases, generator=generator)
+            missing.append(sum(v is None for v in verdicts(workdir, config).values()))
+    return verdicts(workdir, config), missing
+
+
+def main() -> None:
+    """Prints one line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--share", type=float, default=0.2)
+    parser.add_argument("--cases", type=int, default=100)
+    parser.add_argument("--calls", type=int, default=4)
+    flags = parser.parse_args()
+    cases = synthetic.cases(0, {"test": flags.cases})
+    with tempfile.TemporaryDirectory() as folder:
+        right, _ = resolve(Path(folder) / "whole", cases, 0.0, calls=1)
+        start = time.monotonic()
+        found, missing = resolve(Path(folder) / "faults", cases, flags.share, calls=flags.calls)
+        seconds = time.monotonic() - start
+    resolved = {row: verdict for row, verdict in found.items() if verdict is not None}
+    told = {
+        "bench": "faults",
+        "verdicts": len(found),
+        "share": flags.share,
+        "missing_after_each_call": missing,
+        "wrong": sum(verdict != right[row] for row, verdict in resolved.items()),
+        "seconds": round(seconds, 1),
+    }
+    print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Judged calls per second against a bare asynchronous google-genai loop with the same client.
+
+Ours makes the prompts' requests, keeps pace, parses the verdicts and writes them into a ledger; the
+bare loop calls and drops what comes. Both ask a local server that replies after 50 ms, 64 calls in
+flight. `ratio` is the share of the bare loop's rate that is left.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench import line
+from bench.loopback import Loopback
+from mcr_jax import prompts, synthetic
+from mcr_jax.generate import driver
+from mcr_jax.generate.gemini import Gemini
+from mcr_jax.generate.ledger import Ledger, RowKey, Scope
+from mcr_jax.generate.questions import Reader
+from mcr_jax.judges import diagnosis
+
+MODEL = "gemini-3.5-flash-lite"
+SCOPE = Scope("diagnosis", "sft", f"gemini:{MODEL}")
+
+
+def jobs(count: int) -> list[driver.Job]:
+    """So many diagnosis questions, no two alike."""
+    prompt, cases = prompts.load(diagnosis.PROMPT), synthetic.cases(0, {"test": 50})
+    made = []
+    for i in range(count):
+        case = cases[i % len(cases)]
+        row = RowKey(
+            stage="diagnosis", case=case.fingerprint, model="sft", sample=i, judge=SCOPE.judge
+        )
+        request = diagnosis.request(f"{i}", case, f"Predicted disease {i}", prompt)
+        made.append(driver.Job(row=row, request=request))
+    return made
+
+
+def ours(made: list[driver.Job], in_flight: int) -> float:
+    """Seconds of the driver, the parser and the ledger."""
+    reader = Reader(parse=diagnosis.parse, name=diagnosis.READING)
+    with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "l.sqlite") as ledger:
+        generator, start = Gemini(MODEL, concurrency=in_flight), time.perf_counter()
+        summary = driver.run(SCOPE, made, generator, ledger, reader=reader)
+        seconds = time.perf_counter() - start
+        assert summary.settled == len(made) == ledger.count()
+    return seconds
+
+
+def bare(made: list[driver.Job], in_flight: int) -> float:
+    """Seconds of the same calls by the same client with nothing around them."""
+    generator = Gemini(MODEL, concurrency=in_flight)
+
+    async def every() -> None:
+        generator._open()
+        config = generator._config(made[0].request, 0, "")
+        texts = iter([job.request.messages[0]["content"] for job in made])
+
+        async def one_after_another() -> None:
+            for text in texts:
+                contents = [{"role": "user", "parts": [{"text": text}]}]
+                await generator._client.models.generate_content(
+                    model=MODEL, contents=contents, config=config
+                )
+
+        await asyncio.gather(*(one_after_another() for _ in range(in_flight)))
+        await generator.close()
+
+    start = time.perf_counter()
+    asyncio.run(every())
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Prints one line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=3000)
+    parser.add_argument("--in_flight", type=int, default=64)
+    parser.add_argument("--runs", type=int, default=5)
+    flags = parser.parse_args()
+    made, times = jobs(flags.calls), ([], [])
+    with Loopback(delay=0.05) as url:
+        os.environ.update(GOOGLE_GEMINI_BASE_URL=url, GEMINI_API_KEY="loopback")
+        for run in range(flags.runs + 1):
+            for call, into in zip((ours, bare), times, strict=True):
+                seconds = call(made, flags.in_flight)
+                if run:  # the first warms up
+                    into.append(seconds)
+    rates = [flags.calls / statistics.median(seconds) for seconds in times]
+    line(
+        bench="judge",
+        ours=rates[0],
+        peer=rates[1],
+        unit="calls/s",
+        shape=f"{flags.calls} calls, {flags.in_flight} in flight, 50 ms replies",
+        device=f"{os.cpu_count()} cores, Python {sys.version.split()[0]}",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""README's promises about errors, kills and exit statuses: each has a test that names its sentence.
+
+A test names it by `@pytest.mark.promise("sentence")`. A promise that README no longer makes, or one
+that no test names, fails here.
+"""
+
+import ast
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).parents[1]
+# What a sentence that promises something of this kind says.
+_PROMISING = re.compile(
+    r"status|kill -9|kill it|SIGTERM|one line|refuse|does nothing|set aside|asks? again"
+    r"|goes on where|half-prep|not done twice|never asked|never counted|cut off"
+    r"|is waited for|pooled"
+)
+_SENTENCE_END = re.compile(r"(?<=[.:;])\s+(?=[A-Z`*\[-])")
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _sentences() -> list[str]:
+    """README's sentences, without its code blocks, headings and tables."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"(?m)^( {4}|\||#).*$", "\n\n", text)
+    parts = re.split(r"\n\s*\n|\n(?=- )", text)
+    return [_plain(s) for part in parts for s in _SENTENCE_END.split(part) if s.strip()]
+
+
+def _promises() -> dict[str, str]:
+    """The sentences that tests name, each with its test."""
+    found = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        if "mark.promise" not in (source := path.read_text(encoding="utf-8")):
+            continue
+        for node in ast.walk(ast.parse(source)):
+            for mark in getattr(node, "decorator_list", ()):
+                if ast.unparse(mark).startswith("pytest.mark.promise("):
+                    found[_plain(ast.literal_eval(mark.args[0]))] = f"{path.name}::{node.name}"
+    return found
+
+
+def test_every_sentence_that_a_test_names_stands_in_readme():
+    readme = _plain((ROOT / "README.md").read_text(encoding="utf-8"))
+    promises = _promises()
+    assert len(promises) > 40
+    assert {s: test for s, test in promises.items() if s not in readme} == {}
+
+
+def test_every_promise_of_readme_is_named_by_a_test():
+    promises = _promises()
+    promising = [s for s in _sentences() if _PROMISING.search(s)]
+    assert len(promising) > 20
+    assert [s for s in promising if not any(p in s or s in p for p in promises)] == []
