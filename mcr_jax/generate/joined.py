@@ -160,11 +160,10 @@ def _versions(joined: Iterable[Sample]) -> dict[str, dict[str, int]]:
 
 
 def _reported(versions: Mapping[str, Mapping[str, int]]) -> collections.Counter:
-    """Verdicts of both stages by version, those without one left out."""
+    """Verdicts of both stages by version; none reported counts as a version of its own."""
     total = collections.Counter()
     for counts in versions.values():
         total.update(counts)
-    del total[UNNAMED]
     return total
 
 
@@ -190,7 +189,7 @@ def _note(versions: Mapping[str, Mapping[str, int]], named: str, mixed: bool) ->
     if named and (others := total - reported[named]):
         return (
             f"{others} of {total} verdicts are not of config.judge.version={named} and count as "
-            f"unresolved (reported: {listed or 'no version'})"
+            f"unresolved (reported: {listed})"
         )
     return ""
 
