@@ -50,22 +50,28 @@ def main() -> None:
             (workdir / "made").touch()
         shape = f"{flags.cases} cases x {SAMPLES} samples x {len(MODELS)} models"
         for command, limit in COMMANDS.items():
-            seconds, peak = measured(command, workdir)
+            seconds, busy, peak = measured(command, workdir)
             figures = {"bench": f"report/{command}", "seconds": round(seconds, 2), "limit": limit}
-            figures |= {"peak_mb": round(peak), "limit_mb": MEMORY_MB, "shape": shape}
+            figures |= {
+                "cpu_seconds": round(busy, 2),
+                "peak_mb": round(peak),
+                "limit_mb": MEMORY_MB,
+                "shape": shape,
+            }
             device = f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}"
             print(json.dumps(figures | {"device": device}), flush=True)
 
 
-def measured(command: str, workdir: Path) -> tuple[float, float]:
-    """Seconds and peak megabytes of one `mcr` command in a process of its own."""
+def measured(command: str, workdir: Path) -> tuple[float, float, float]:
+    """Seconds, CPU seconds and peak megabytes of one `mcr` command in a process of its own."""
     argv = [sys.executable, "-m", "mcr_jax", command, f"--workdir={workdir}"]
     began = time.perf_counter()
     child = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"mcr {command} failed")
-    return time.perf_counter() - began, usage.ru_maxrss / 1024
+    seconds = time.perf_counter() - began
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def make(workdir: Path, cases: int) -> None:

@@ -44,6 +44,7 @@ _SHORTEST_PART = 3  # words of a part of a quote that has an ellipsis in it
 _OVERLAPPING = 100  # tries to find a quote within a place where it does not stand as whole words
 
 
+@functools.lru_cache(32)  # a quote is looked at, measured and searched for
 def normal(text: str) -> str:
     """One form for what reads the same.
 
@@ -72,7 +73,7 @@ class Text:
 
     def __init__(self, text: str):
         self._steps: list[tuple[list[int], list[int]]] = []  # from the last one to the first
-        marks = _MARKDOWN.finditer(text) if any(map(text.__contains__, _MARKS)) else ()
+        marks = _MARKDOWN.finditer(text) if _has_marks(text) else ()
         plain = self._without(text, (match.span() for match in marks))
         folded = self._folded(plain)
         runs = re.finditer("  +", folded) if "  " in folded else ()
@@ -210,7 +211,7 @@ def _folded_parts(character: str) -> Iterator[str]:
 
 def _inner(quote: str) -> str:
     """A quote in normal form, without the punctuation around it."""
-    folded = normal(_MARKDOWN.sub("", quote))
+    folded = normal(_MARKDOWN.sub("", quote) if _has_marks(quote) else quote)
     first = _READ.search(folded)
     if first is None:
         return ""
@@ -221,6 +222,10 @@ def _inner(quote: str) -> str:
             start = sign
             break
     return folded[start : len(folded) - last.start()]
+
+
+def _has_marks(text: str) -> bool:
+    return any(map(text.__contains__, _MARKS))
 
 
 def _goes_on(one: str, other: str) -> bool:

@@ -160,11 +160,10 @@ def _versions(joined: Iterable[Sample]) -> dict[str, dict[str, int]]:
 
 
 def _reported(versions: Mapping[str, Mapping[str, int]]) -> collections.Counter:
-    """Verdicts of both stages by version, those without one left out."""
+    """Verdicts of both stages by version; none reported counts as a version of its own."""
     total = collections.Counter()
     for counts in versions.values():
         total.update(counts)
-    del total[UNNAMED]
     return total
 
 
@@ -180,7 +179,7 @@ def _counting(sample: Sample, version: str) -> Sample:
 def _note(versions: Mapping[str, Mapping[str, int]], named: str, mixed: bool) -> str:
     """One sentence for people where some verdicts do not count; else ""."""
     reported = _reported(versions)
-    listed = ", ".join(f"{version}: {count}" for version, count in reported.most_common())
+    listed = ", ".join(f"{_shown(name)}: {count}" for name, count in reported.most_common())
     if mixed:
         return (
             f"the judge reported several versions ({listed} verdicts), so no metric has a value; "
@@ -190,9 +189,14 @@ def _note(versions: Mapping[str, Mapping[str, int]], named: str, mixed: bool) ->
     if named and (others := total - reported[named]):
         return (
             f"{others} of {total} verdicts are not of config.judge.version={named} and count as "
-            f"unresolved (reported: {listed or 'no version'})"
+            f"unresolved (reported: {listed})"
         )
     return ""
+
+
+def _shown(version: str) -> str:
+    """A service's word for a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in version)
 
 
 def _by_place(answers: Mapping[RowKey, Attempt | None]) -> dict[tuple, Attempt | None]:

@@ -26,6 +26,8 @@ SCHEMA = {
         "required": ["number", "quotes"],
     },
 }
+_READ = re.compile(r"[^\W_]")  # a letter or a digit
+_LONGEST_NONE = 40  # characters of what says so, with punctuation
 # What judges write where there is no quote, without its punctuation.
 _NONE = {
     *("n a", "na", "none", "nil", "null", "no quote", "no quotes", "no match", "not applicable"),
@@ -109,5 +111,7 @@ def parse(request: Request, text: str) -> dict[str, list[Any]]:
 
 def _is_none(quote: str) -> bool:
     """Whether a quote says that there is none."""
+    if len(quote) > _LONGEST_NONE and _READ.search(quote):
+        return False
     said = re.sub(r"[\W_]+", " ", normal(quote)).strip()
     return not said or said in _NONE

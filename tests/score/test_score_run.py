@@ -252,6 +252,14 @@ def test_several_versions_of_the_judge_give_counts_and_bounds_but_no_value(workd
     assert verify(workdir, _config(), ()).differences == []
 
 
+def test_verdicts_without_a_version_are_not_taken_for_those_of_another(workdir):
+    _versions(workdir, "")
+    results = run.score(workdir, _config())
+    assert results["judge"]["versions"]["diagnosis"] == {"not reported": 5, "v1": 23}
+    assert "v1: 28, not reported: 5 verdicts" in results["judge"]["note"]
+    assert results["models"]["sft"]["accuracy"]["1"]["value"] is None
+
+
 def test_the_named_version_alone_counts_and_the_rest_is_unresolved(workdir):
     _versions(workdir, "v2")
     c = _config().copy_and_resolve_references()
