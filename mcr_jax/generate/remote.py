@@ -163,7 +163,8 @@ class _Run:
 
     def _finish(self) -> None:
         for idle in self._idle:
-            idle.set_result(None)
+            if not idle.done():  # or cancelled with its worker
+                idle.set_result(None)
         self._idle.clear()
         if not self._over.done():
             self._over.set_result(None)

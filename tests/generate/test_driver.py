@@ -326,6 +326,24 @@ def test_a_signal_keeps_what_has_arrived_and_sends_nothing_more(ledger, number, 
     assert lost == 0 if number == signal.SIGTERM else lost <= 4
 
 
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_ends_the_wait_for_a_service_that_is_away(ledger, number, error):
+    def answer(key, index, before):
+        if len(generator.asked) < 9:
+            return "text"
+        if len(generator.asked) == 20:
+            os.kill(os.getpid(), number)
+        return {"outcome": Outcome.INFRA_ERROR, "error": "refused", "fault": Fault.AWAY}
+
+    generator = Service(answer)
+    with pytest.raises(error):
+        run([job(f"c{i}") for i in range(50)], generator, ledger)
+    assert ledger.count() == 8
+    assert len(generator.asked) < 30
+
+
 @BOTH
 @pytest.mark.parametrize("outcome", [Outcome.BLOCKED, Outcome.TRUNCATED, Outcome.PROMPT_TOO_LONG])
 def test_a_sample_that_has_an_outcome_is_not_asked_for_again(ledger, kind, outcome):
