@@ -68,10 +68,13 @@ def test_a_disk_full_at_any_stage_is_one_line_and_enlarged_the_demo_goes_on(
     disk.leave(2 * _size(done / "checkpoints"))
     mcr.ok("train", f"--workdir={workdir}")
 
-    assert "ledger.sqlite" in fails_for_want_of_space(2 * _size(done / "ledger.sqlite"))
-    disk.leave(_ROOMY)
-    drawn = said(workdir)
+    for quarters in range(4, 12):  # how many rows a transaction holds depends on the machine
+        line = fails_for_want_of_space(quarters * _size(done / "ledger.sqlite") // 4)
+        if drawn := said(workdir):
+            break
+    assert "ledger.sqlite" in line
     assert 0 < len(drawn) < len(said(done))
+    disk.leave(_ROOMY)
     mcr.ok("eval", f"--workdir={workdir}")
     (workdir / "report.html").unlink()
     little = _size(done / "report.html") - PAGE
