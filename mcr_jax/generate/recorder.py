@@ -41,7 +41,10 @@ class Recorder:
     def __exit__(self, kind: object, *unused: object) -> None:
         self._rows.put(None)
         self._closing.set()
-        self._threads.shutdown()
+        try:
+            self._threads.shutdown()
+        finally:
+            self._threads.shutdown()  # also where a signal ended the first wait
         if kind is None:  # or it would hide what ended the block
             self.check()
 
