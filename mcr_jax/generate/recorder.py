@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from mcr_jax.generate.ledger import Attempt, Ledger
 
@@ -42,9 +42,10 @@ class Recorder:
         self._rows.put(None)
         self._closing.set()
         try:
+            wait([self._work_done])
+        finally:  # also where a signal ended the first wait
+            wait([self._work_done])
             self._threads.shutdown()
-        finally:
-            self._threads.shutdown()  # also where a signal ended the first wait
         if kind is None:  # or it would hide what ended the block
             self.check()
 
