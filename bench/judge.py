@@ -14,11 +14,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import httpx2
+from google import genai
+from google.genai import types
+
 from bench import line
 from bench.loopback import Loopback
 from mcr_jax import prompts, synthetic
 from mcr_jax.generate import driver
-from mcr_jax.generate.gemini import Gemini
+from mcr_jax.generate.gemini import API_VERSION, Gemini
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope
 from mcr_jax.generate.questions import Reader
 from mcr_jax.judges import diagnosis
@@ -54,22 +58,31 @@ def ours(made: list[driver.Job], in_flight: int) -> float:
 
 def bare(made: list[driver.Job], in_flight: int) -> float:
     """Seconds of the same calls by the same client with nothing around them."""
-    generator = Gemini(MODEL, concurrency=in_flight)
+    request = made[0].request
+    config = types.GenerateContentConfig(
+        response_mime_type="application/json",
+        response_schema=request.schema,
+        max_output_tokens=request.max_tokens,
+        seed=0,
+    )
+    texts = iter([job.request.messages[0]["content"] for job in made])
 
     async def every() -> None:
-        generator._open()
-        config = generator._config(made[0].request, 0, "")
-        texts = iter([job.request.messages[0]["content"] for job in made])
+        limits = httpx2.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
+        async with httpx2.AsyncClient(limits=limits) as http:
+            options = types.HttpOptions(
+                api_version=API_VERSION, timeout=60_000, httpx_async_client=http
+            )
+            client = genai.Client(http_options=options).aio
 
-        async def one_after_another() -> None:
-            for text in texts:
-                contents = [{"role": "user", "parts": [{"text": text}]}]
-                await generator._client.models.generate_content(
-                    model=MODEL, contents=contents, config=config
-                )
+            async def one_after_another() -> None:
+                for text in texts:
+                    contents = [{"role": "user", "parts": [{"text": text}]}]
+                    await client.models.generate_content(
+                        model=MODEL, contents=contents, config=config
+                    )
 
-        await asyncio.gather(*(one_after_another() for _ in range(in_flight)))
-        await generator.close()
+            await asyncio.gather(*(one_after_another() for _ in range(in_flight)))
 
     start = time.perf_counter()
     asyncio.run(every())

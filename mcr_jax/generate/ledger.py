@@ -237,8 +237,12 @@ class Ledger:
         """
         if not self._shares:
             return {}
-        query = f"SELECT {self._columns} FROM attempts a WHERE a.question = ? AND a.outcome = 'OK'"
-        query += f"{' AND a.model_version = ?' if version else ''} ORDER BY a.id DESC LIMIT 1"
+        # SQLite takes the index only where the query repeats the index's own condition.
+        query = (
+            f"SELECT {self._columns} FROM attempts a WHERE a.question = ? AND a.question <> '' "
+            f"AND a.outcome = 'OK' {'AND a.model_version = ?' if version else ''} "
+            "ORDER BY a.id DESC LIMIT 1"
+        )
         found = {}
         for question in questions:
             for values in self._fetch(query, (question, version) if version else (question,)):

@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from mcr_jax.generate.ledger import Attempt, Ledger
 
@@ -41,7 +41,11 @@ class Recorder:
     def __exit__(self, kind: object, *unused: object) -> None:
         self._rows.put(None)
         self._closing.set()
-        self._threads.shutdown()
+        try:
+            wait([self._work_done])
+        finally:  # also where a signal ended the first wait
+            wait([self._work_done])
+            self._threads.shutdown()
         if kind is None:  # or it would hide what ended the block
             self.check()
 

@@ -14,6 +14,7 @@ from mcr_jax.generate.api import Outcome, Reply, Request, Usage
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.generate.pace import Fault, Pacer
 from mcr_jax.generate.questions import Reader
+from mcr_jax.sigterm import stoppable
 
 SCOPE = Scope("sample", "m")
 
@@ -198,6 +199,20 @@ def test_a_reply_is_durable_before_progress_counts_it_though_no_other_comes(ledg
         counted.set()
 
     assert run([job("c0"), job("c1")], Scripted(answer), ledger, progress=progress).settled == 2
+
+
+def test_a_signal_while_the_last_rows_are_written_loses_none_of_them(ledger, monkeypatch):
+    write_all = ledger.write_all
+
+    def slow(groups):
+        os.kill(os.getpid(), signal.SIGTERM)  # while the run waits for this
+        threading.Event().wait(0.1)
+        write_all(groups)
+
+    monkeypatch.setattr(ledger, "write_all", slow)
+    with pytest.raises(Stopped), stoppable("stopped"):
+        run([job("c0")], Scripted(), ledger)
+    assert ledger.count() == 1
 
 
 def test_replies_that_come_together_are_written_together(ledger, monkeypatch):

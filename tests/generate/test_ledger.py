@@ -276,6 +276,21 @@ def test_equal_questions_are_answered_by_the_newest_ok_attempt_of_the_version(le
     assert ledger.equal(["q"], version="c") == {}
 
 
+def test_equal_questions_are_found_by_an_index_and_not_by_reading_all_rows(ledger):
+    steps = []
+    for rows in (100, 1000):
+        ledger.write_all([[attempt(row(rows + i), question=f"{rows}/{i}")] for i in range(rows)])
+        steps.append(0)
+
+        def count():
+            steps[-1] += 1
+
+        ledger._db.set_progress_handler(count, 10)  # every ten instructions of SQLite
+        assert len(ledger.equal([f"{rows}/7", f"{rows}/8"])) == 2
+        ledger._db.set_progress_handler(None, 0)
+    assert steps[1] <= 2 * steps[0] + 20
+
+
 def test_text_read_again_keeps_its_row_and_changes_its_verdict(ledger):
     ledger.declare(SCOPE, {row(): "d1"})
     ledger.write(attempt(text="yes", outcome=Outcome.MALFORMED, error="no JSON", reading="r/1"))

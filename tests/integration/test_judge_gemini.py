@@ -1,7 +1,9 @@
 """`mcr judge` with Gemini as processes: signals, quotas, missing verdicts and a wrong model."""
 
+import contextlib
 import json
 import signal
+import sqlite3
 
 import pytest
 from processes import read, rows, unfinished
@@ -107,3 +109,15 @@ def test_thinking_that_the_model_does_not_take_is_a_wrong_call(mcr, workdir, gem
     line = mcr.fails(2, "judge", f"--workdir={workdir}", *flags, **keys)
     assert "takes a level (minimal, low, medium, high, xhigh)" in line
     assert not gemini.calls
+
+
+def test_a_damaged_verdict_is_one_line_that_names_its_row_for_every_stage_that_reads_it(
+    mcr, workdir
+):
+    with contextlib.closing(sqlite3.connect(workdir / "ledger.sqlite")) as db, db:
+        db.execute("PRAGMA ignore_check_constraints = ON")
+        db.execute("UPDATE attempts SET verdict = '{\"found\": [tr' WHERE stage = 'reasons'")
+    for command in ("judge", "score", "report", "verify"):
+        line = mcr.fails(1, command, f"--workdir={workdir}")
+        assert "ledger.sqlite: row " in line and "reasons of case " in line
+        assert ", judge offline" in line and "DELETE FROM attempts WHERE id = " in line
