@@ -31,6 +31,7 @@ _BLOCKED = (
     *("MODEL_ARMOR", "ESCALATION"),
 )
 LEVELS = ("minimal", "low", "medium", "high", "xhigh")  # of thinking, Gemini 3 and later
+_CONFIGS_KEPT = 64
 _PASSING = (408, 409, 425, 429, 499)  # the 4xx that may work another time
 _BUSY = (429, 502, 503, 504, 529)
 _TOO_LONG = re.compile(r"token count .*exceeds|too many tokens|request payload size exceeds", re.I)
@@ -87,6 +88,7 @@ class Gemini:
         self.pacer = Pacer(concurrency, patience=patience, backoff=backoff)
         self._model, self._timeout, self._concurrency = model, timeout, concurrency
         self._client: Any = None
+        self._configs: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     async def call(self, request: Request, index: int) -> Reply:
         """Asks once, with a seed of its own for each index.
@@ -99,7 +101,7 @@ class Gemini:
         if self._client is None:
             self._open()
         system, contents = _contents(request.messages)
-        config = self._config(request, index, system)
+        config = self._kept_config(request, index, system)
         try:
             async with asyncio.timeout(self._timeout):
                 response = await self._client.models.generate_content(
@@ -144,6 +146,19 @@ class Gemini:
                 httpx_async_client=self._http,
             ),
         ).aio
+
+    def _kept_config(self, request: Request, index: int, system: str) -> Any:
+        """As `_config`, but made and checked once for requests with the same settings."""
+        schema = request.schema
+        settings = (request.temperature, request.top_p, request.top_k, request.stop)
+        asked = (id(schema), *settings, request.max_tokens, request.seed + index, system)
+        kept = self._configs.get(asked)
+        if kept is None:
+            if len(self._configs) >= _CONFIGS_KEPT:
+                self._configs.clear()
+            # With its schema, whose id must not become that of another.
+            kept = self._configs[asked] = self._config(request, index, system), schema
+        return kept[0]
 
     def _config(self, request: Request, index: int, system: str) -> Any:
         types, options = self._types, {}

@@ -6,6 +6,7 @@ after `_FAILURES` of a row. A service that is away is waited for up to the pacer
 """
 
 import asyncio
+import gc
 import signal
 import time
 from collections import deque
@@ -34,13 +35,15 @@ def ask(questions: Iterable[Question], remote: Remote, settler: Settler) -> None
       KeyboardInterrupt: Ctrl-C came.
     """
     run = _Run(questions, remote, settler)
+    gc.freeze()  # or all rows would be looked through for garbage again and again
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(run.all())
-        return
-    with ThreadPoolExecutor(1) as thread:  # a notebook's loop is running in this one
-        thread.submit(asyncio.run, run.all()).result()
+        if asyncio._get_running_loop() is None:
+            asyncio.run(run.all())
+        else:  # a notebook's
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(asyncio.run, run.all()).result()
+    finally:
+        gc.unfreeze()
 
 
 class _Run:
