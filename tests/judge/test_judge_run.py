@@ -7,10 +7,11 @@ import pytest
 from mcr_jax import config as configs
 from mcr_jax import synthetic
 from mcr_jax.completion import render
-from mcr_jax.errors import McrError, UsageError
+from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.judge.run import judge, too_few
+from mcr_jax.score.run import score
 from mcr_jax.workdir import Workdir
 
 CASES = synthetic.cases(5, {"test": 3})
@@ -231,7 +232,7 @@ def test_one_verdict_that_cannot_be_had_is_one_error_and_the_next_call_goes_on(w
 @pytest.mark.promise("1 the work failed, or too many verdicts are missing")
 @pytest.mark.parametrize(
     ("missing", "limit", "too_many"),
-    [(0, 0.0, False), (1, 0.0, True), (1, 0.01, False), (2, 0.01, True), (2, 1.0, False)],
+    [(0, 0.0, False), (1, 0.0, True), (1, 0.01, False), (2, 0.01, True), (29, 0.29, False)],
 )
 def test_more_missing_verdicts_than_the_limit_are_one_line(missing, limit, too_many):
     counts = {"total": 100, "unresolved": missing}
@@ -259,6 +260,38 @@ def test_several_model_versions_are_one_line_until_the_config_names_one(workdir,
         {"v-1": 3, "loopback-1": 1},
     )
     assert "model versions" not in capsys.readouterr().out
+
+
+def test_a_verdict_that_counts_is_not_hidden_by_a_worse_one_that_came_later(workdir, gemini):
+    completed(workdir, answers("A", "B"))
+    same = '{"same": true}'
+    gemini.then(*(with_version(gemini, same, version) for version in ("v-1", "v-2")))
+    judge(workdir, with_gemini(), CASES)
+    cut = gemini.says('{"sa', finish="MAX_TOKENS", modelVersion="v-1")
+    gemini.then(*[cut] * 4)  # of the diagnosis and the reasons that are not of v-2
+    judge(workdir, with_gemini(**{"judge.version": "v-2"}), CASES)
+    for version, missing in (("v-1", 2), ("", 0)):  # its verdict counts again without a call
+        asked = len(gemini.calls)
+        gemini.then(*[cut] * 4)
+        counts = judge(workdir, with_gemini(**{"judge.version": version}), CASES)
+        assert counts["unresolved"] == missing
+        assert len(gemini.calls) - asked == 2 * missing
+    assert counts["versions"] == {"v-1": 1, "v-2": 1, "loopback-1": 1}
+
+
+def test_a_run_that_ends_early_leaves_no_verdicts_of_the_judge_before_it(workdir, gemini):
+    completed(workdir, answers("A", "B"))
+    judge(workdir, with_gemini(), CASES)
+    gemini.then(gemini.says('{"same": true}'), gemini.error(429, "spent", quota="CallsPerDay"))
+    with pytest.raises(Stopped, match="CallsPerDay"):
+        judge(workdir, with_gemini(**{"judge.thinking": "high"}), CASES)
+    results = score(workdir, with_gemini(**{"judge.thinking": "high"}))
+    assert results["judge"]["identity"].endswith("thinking=high")
+    settled = {stage: of["settled"] for stage, of in results["judge"]["verdicts"].items()}
+    assert settled == {"diagnosis": 1, "reasons": 0}
+    asked = len(gemini.calls)
+    assert judge(workdir, with_gemini(), CASES)["unresolved"] == 0
+    assert len(gemini.calls) == asked
 
 
 def test_a_version_that_gave_no_verdict_is_a_usage_error_before_anything_is_asked(workdir, gemini):
