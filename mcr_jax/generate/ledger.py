@@ -283,3 +283,13 @@ class Ledger:
 
     def __exit__(self, *unused: object) -> None:
         self.close()
+
+
+def damaged(attempt: Attempt, error: str) -> str:
+    """One line about a stored verdict of another form, and how to have its reply read again."""
+    where = _rows.told(attempt.row)
+    return (
+        f"ledger.sqlite: row {attempt.id} is damaged ({where}): the verdict {error}; `mcr judge` "
+        f"""reads its reply again after: sqlite3 ledger.sqlite "UPDATE attempts SET reading = '' """
+        f'WHERE id = {attempt.id}"'
+    )

@@ -127,6 +127,11 @@ def too_few(counts: Mapping[str, Any], config: ConfigDict) -> str:
     )
 
 
+def readings(config: ConfigDict) -> dict[str, str]:
+    """By stage of judging, the name of the rules that replies are read by, with their settings."""
+    return {stage: _reader(stage, config).name for stage in _JUDGES}
+
+
 def _check_version(ledger: Ledger, name: str, config: ConfigDict) -> None:
     """Raises UsageError if the version that is to count gave none of the verdicts that are there.
 
@@ -156,7 +161,7 @@ def _facts(
         "identity": generator.identity,
         "max_tokens": config.judge.max_tokens,
         "prompts": {prompt.name: prompt.digest for prompt in texts.values()},
-        "readings": {stage: _reader(stage, config).name for stage in _JUDGES},
+        "readings": readings(config),
     }
 
 

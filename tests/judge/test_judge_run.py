@@ -1,11 +1,16 @@
 """The judging stage: right rows, right joins, no call twice, and failures told in one line."""
 
+import contextlib
 import json
+import re
+import sqlite3
 
 import pytest
 
 from mcr_jax import config as configs
 from mcr_jax import synthetic
+from mcr_jax.cli import score as score_command
+from mcr_jax.cli.experiment import Experiment
 from mcr_jax.completion import render
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.generate.api import Outcome
@@ -315,6 +320,29 @@ def test_shorter_quotes_are_checked_again_without_a_call(workdir, gemini):
     judge(workdir, with_gemini(**{"judge.quote_words": 2}), CASES)
     assert all(verdicts(workdir, "reasons", name=name)[0, 0]["verified"])
     assert len(gemini.calls) == 2
+
+
+def test_a_verdict_of_another_form_is_read_again_as_its_line_says(workdir, gemini):
+    completed(workdir, {(0, 0): told(0)})
+    judge(workdir, with_gemini(), CASES)
+    whole = score(workdir, with_gemini())
+    with contextlib.closing(sqlite3.connect(workdir.ledger)) as db, db:
+        db.execute("UPDATE attempts SET verdict = '[]' WHERE stage = 'reasons'")
+    with pytest.raises(McrError, match="row 3 is damaged") as raised:
+        score(workdir, with_gemini())
+    (cure,) = re.findall('sqlite3 ledger.sqlite "(.*)"', str(raised.value))
+    with contextlib.closing(sqlite3.connect(workdir.ledger)) as db, db:
+        db.execute(cure)
+    judge(workdir, with_gemini(), CASES)
+    assert (score(workdir, with_gemini()), len(gemini.calls)) == (whole, 2)
+
+
+def test_scores_of_verdicts_that_were_read_by_other_rules_say_so(workdir, capsys):
+    completed(workdir, {(0, 0): told(0)})
+    judge(workdir, config(), CASES)
+    for words, told_so in ((4, False), (9, True)):
+        score_command.run(Experiment(config(**{"judge.quote_words": words}), workdir))
+        assert ("read by other rules" in capsys.readouterr().out) is told_so
 
 
 def test_what_the_service_says_of_its_model_is_said_once(workdir, gemini, capsys):
