@@ -196,10 +196,15 @@ def section(workdir: Workdir, name: str, form: Form = dict) -> dict[str, Any]:
 
 def check(path: Path, value: Any, form: Form, field: str = "") -> Any:
     """Returns `value`, which was read from `path`. Raises McrError unless it has the form."""
-    if wrong := _wrong(value, form, field):
-        line = "".join(c if c.isprintable() else "?" for c in wrong)  # names of fields are data
+    if line := wrong(value, form, field):
         raise McrError(f"{path}: {line}; was it changed by hand? Run the stage that makes it")
     return value
+
+
+def wrong(value: Any, form: Form, field: str = "") -> str:
+    """What is wrong with a value, one line; "" if it has the form."""
+    line = _wrong(value, form, field)
+    return "".join(c if c.isprintable() else "?" for c in line)  # names of fields are data
 
 
 def _wrong(value: Any, form: Form, field: str) -> str:

@@ -94,3 +94,15 @@ def caught(call: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """SIGTERM and SIGINT wait until the block is over, and come then."""
+    came: list[int] = []
+    try:
+        with caught(came.append):
+            yield
+    finally:
+        if came:
+            signal.raise_signal(came[-1])

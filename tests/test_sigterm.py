@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 
@@ -72,3 +73,12 @@ def test_in_another_thread_the_signal_is_left_alone():
     thread.start()
     thread.join()
     assert found == [before]
+
+
+def test_a_second_sigterm_while_the_process_ends_changes_no_status():
+    code = (
+        "import atexit, os, signal\nfrom mcr_jax.cli import main as cli\n"
+        "cli.main = lambda argv: 75\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\ncli.entry()"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 75

@@ -3,12 +3,14 @@
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from mcr_jax import __version__
 from mcr_jax.errors import McrError, Stopped, UsageError
 
+_STOPPED = 75  # the status of work that was stopped and is to be called again
 COMMANDS = {
     "demo": "the whole way on fictional cases: no key, no network; ends with a report",
     "build": "prepare the TFDS dataset from JSONL, Parquet or a Hub snapshot folder",
@@ -67,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     except Stopped as error:
         print(f"mcr {name}: {error}", file=sys.stderr)
-        return 75
+        return _STOPPED
     except McrError as error:
         print(f"mcr {name}: {error}", file=sys.stderr)
         return 1
@@ -82,4 +84,7 @@ def main(argv: Sequence[str]) -> int:
 def entry() -> None:
     """The console script."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if status == _STOPPED:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would change the status
+    sys.exit(status)

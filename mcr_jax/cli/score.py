@@ -14,11 +14,17 @@ def main(argv: Sequence[str]) -> None:
 
 def run(experiment: Experiment) -> dict[str, Any]:
     """Scores; returns the contents of results.json."""
+    from mcr_jax.judge.run import readings
     from mcr_jax.score.run import score
 
     results = score(experiment.workdir, experiment.config)
     console.say(f"score: {experiment.workdir.results}")
     judge = results["judge"]
+    if judge.get("readings") != readings(experiment.config):
+        console.say(
+            "score: the verdicts may have been read by other rules than this config's; `mcr judge` "
+            "reads their replies again without a call"
+        )
     if "note" in judge:
         console.say(f"score: {judge['note']}")
         return results

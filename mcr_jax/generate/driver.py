@@ -114,17 +114,12 @@ def declare(
       McrError: the ledger fails, or two jobs share a row or a key.
     """
     jobs = list(jobs)
-    _check_unique(jobs)
-    digests, requests = {}, {}
-    for job in jobs:
-        rows = [job.row_of(index) for index in job.request.wanted]
-        digests |= dict.fromkeys(rows, job.request.digest(generator.identity))
-        requests |= dict.fromkeys(rows, job.request)
-    ledger.declare(scope, digests)
+    digests = want(scope, jobs, generator, ledger)
     if reader is not None:
+        requests = {job.row_of(i): job.request for job in jobs for i in job.request.wanted}
         _read_again(scope, requests, ledger, reader)
-    newest = ledger.answers(scope)
-    known = ledger.answers(scope, reader.version) if reader and reader.version else newest
+    newest = ledger.answers(scope, newest=True)
+    known = ledger.answers(scope, reader.version) if reader else newest
     open_rows = [
         (Row(key=key, request=job.request, digest=digests[key]), index)
         for job in jobs
@@ -137,6 +132,29 @@ def declare(
         questions = _questions(open_rows, newest, generator)
         pending = _copy_equal(questions, newest, ledger, reader)
     return Work(pending=pending, known=newest, reader=reader, attempts=attempts)
+
+
+def want(
+    scope: Scope, jobs: Sequence[Job], generator: Generator | Remote, ledger: Ledger
+) -> dict[RowKey, str]:
+    """States in the ledger that `jobs` are all that `scope` wants, and no more than that.
+
+    Where several scopes are answered one after the other, it is said of all of them first: or a
+    run that ends early would leave answers of two generators, or to two prompts, side by side.
+
+    Returns:
+      The digest that each row is to be answered under.
+
+    Raises:
+      McrError: the ledger fails, or two jobs share a row or a key.
+    """
+    _check_unique(jobs)
+    digests: dict[RowKey, str] = {}
+    for job in jobs:
+        rows = [job.row_of(index) for index in job.request.wanted]
+        digests |= dict.fromkeys(rows, job.request.digest(generator.identity))
+    ledger.declare(scope, digests)
+    return digests
 
 
 def answer(

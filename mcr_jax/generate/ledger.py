@@ -202,16 +202,24 @@ class Ledger:
             [(model, case, sample) for case, sample, _ in changed],
         )
 
-    def answers(self, scope: Scope, version: str = "") -> dict[RowKey, Attempt | None]:
-        """The newest attempt at every wanted row of `scope`, None where there was none yet.
+    def answers(
+        self, scope: Scope, version: str = "", *, newest: bool = False
+    ) -> dict[RowKey, Attempt | None]:
+        """The attempt that counts at every wanted row of `scope`, None where there was none yet.
+
+        It is the newest OK one, or where none is OK the newest.
 
         Args:
           scope: stage, model and judge.
-          version: attempts with this model_version go before newer ones with another; "" for any.
+          version: attempts with this model_version go before all others; "" for any.
+          newest: whether to take the newest, also where an earlier one counts.
 
         Raises:
           McrError: the file or a row in it is damaged.
         """
+        order = "" if newest else "b.outcome = 'OK' DESC,"
+        if version:
+            order = f"b.model_version = ? DESC, {order}"
         query = f"""
           SELECT w.stage, w.case_fingerprint, w.model, w.sample, w.judge, w.repeat, {self._columns}
           FROM wanted w LEFT JOIN attempts a ON a.id = (
@@ -219,7 +227,7 @@ class Ledger:
             WHERE b.stage = w.stage AND b.case_fingerprint = w.case_fingerprint
               AND b.model = w.model AND b.sample = w.sample AND b.judge = w.judge
               AND b.repeat = w.repeat AND b.digest = w.digest
-            ORDER BY {"b.model_version = ? DESC," if version else ""} b.attempt DESC LIMIT 1)
+            ORDER BY {order} b.attempt DESC LIMIT 1)
           WHERE w.stage = ? AND w.model = ? AND w.judge = ?
           ORDER BY w.case_fingerprint, w.sample, w.repeat"""
         rows = self._fetch(query, ((version,) if version else ()) + scope)
@@ -287,3 +295,13 @@ class Ledger:
 
     def __exit__(self, *unused: object) -> None:
         self.close()
+
+
+def damaged(attempt: Attempt, error: str) -> str:
+    """One line about a stored verdict of another form, and how to have its reply read again."""
+    where = _rows.told(attempt.row)
+    return (
+        f"ledger.sqlite: row {attempt.id} is damaged ({where}): the verdict {error}; `mcr judge` "
+        f"""reads its reply again after: sqlite3 ledger.sqlite "UPDATE attempts SET reading = '' """
+        f'WHERE id = {attempt.id}"'
+    )

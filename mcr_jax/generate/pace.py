@@ -47,7 +47,7 @@ class Pacer:
           clock: seconds that only rise.
         """
         self._most, self._patience, self._clock = most, patience, clock
-        self._backoff, self._longest = backoff, longest
+        self._backoff, self._longest = backoff, min(longest, patience)
         self._limit = self._threshold = float(most)
         self._in_flight = self._failures = self._waits = 0
         self._silent_since: float | None = None  # the first failure after the last answer

@@ -3,9 +3,10 @@
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from mcr_jax.generate.ledger import Attempt, Ledger
+from mcr_jax.sigterm import held
 
 _BATCH_S = 0.02  # rows that arrive within this time of the first are written with it
 
@@ -39,12 +40,9 @@ class Recorder:
         return self
 
     def __exit__(self, kind: object, *unused: object) -> None:
-        self._rows.put(None)
-        self._closing.set()
-        try:
-            wait([self._work_done])
-        finally:  # also where a signal ended the first wait
-            wait([self._work_done])
+        with held():  # the ledger is not to be closed before the last rows are in it
+            self._rows.put(None)
+            self._closing.set()
             self._threads.shutdown()
         if kind is None:  # or it would hide what ended the block
             self.check()

@@ -84,18 +84,22 @@ def judge(
     if not workdir.ledger.exists():
         raise McrError(f"{workdir.ledger}: no completions yet; run `mcr sample` first")
     texts = {stage: prompts.load(_JUDGES[stage].PROMPT, config.prompts) for stage in _JUDGES}
-    name, models, answers = judge_name(config), {}, []
+    name, models, answers = judge_name(config), {model: {} for model in config.sample.models}, []
     with Ledger(workdir.ledger) as ledger:
         told = {model: list(_told(ledger, model, cases, config)) for model in config.sample.models}
         generator = generator or make_judge(config)
         _check_version(ledger, name, config)
+        wanted = {
+            Scope(stage, model, name): _JOBS[stage](rows, name, texts, config)
+            for model, rows in told.items()
+            for stage in _JUDGES
+        }
+        for scope, jobs in wanted.items():
+            driver.want(scope, jobs, generator, ledger)
         workdir.note("judge", _facts(name, generator, texts, config))
-        for model, rows in told.items():
-            models[model] = {}
-            for stage in _JUDGES:
-                scope, jobs = Scope(stage, model, name), _JOBS[stage](rows, name, texts, config)
-                models[model][stage] = _run(scope, jobs, generator, ledger, config)
-                answers += ledger.answers(scope, config.judge.version).values()
+        for scope, jobs in wanted.items():
+            models[scope.model][scope.stage] = _run(scope, jobs, generator, ledger, config)
+            answers += ledger.answers(scope, config.judge.version).values()
     parts = [part for stages in models.values() for part in stages.values()]
     counts = {count: sum(part[count] for part in parts) for count in _COUNTS}
     if counts["total"] and counts["unresolved"] == counts["total"]:
@@ -115,12 +119,17 @@ def too_few(counts: Mapping[str, Any], config: ConfigDict) -> str:
       config: reads `judge`.
     """
     limit, missing, total = config.judge.unresolved_limit, counts["unresolved"], counts["total"]
-    if missing <= limit * total:
+    if not total or missing / total <= limit:
         return ""
     return (
         f"{missing} of {total} verdicts are missing, more than config.judge.unresolved_limit="
         f"{limit:g} allows; those that came are kept: run `mcr judge` again to ask for the others"
     )
+
+
+def readings(config: ConfigDict) -> dict[str, str]:
+    """By stage of judging, the name of the rules that replies are read by, with their settings."""
+    return {stage: _reader(stage, config).name for stage in _JUDGES}
 
 
 def _check_version(ledger: Ledger, name: str, config: ConfigDict) -> None:
@@ -152,7 +161,7 @@ def _facts(
         "identity": generator.identity,
         "max_tokens": config.judge.max_tokens,
         "prompts": {prompt.name: prompt.digest for prompt in texts.values()},
-        "readings": {stage: _reader(stage, config).name for stage in _JUDGES},
+        "readings": readings(config),
     }
 
 

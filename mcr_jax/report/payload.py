@@ -4,7 +4,6 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -12,9 +11,10 @@ from ml_collections import ConfigDict
 
 from mcr_jax import artifacts
 from mcr_jax.cases import Case
+from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.joined import Joined, Sample
-from mcr_jax.generate.ledger import Attempt
+from mcr_jax.generate.ledger import Attempt, damaged
 from mcr_jax.report.evidence import segments, visible
 
 _ESCAPES = {
@@ -117,7 +117,9 @@ def _verdict(attempt: Attempt | None) -> dict[str, list[Any]]:
     if attempt is None or attempt.outcome is not Outcome.OK:
         return {"found": [], "verified": [], "quotes": []}
     form = {"found": [bool], "verified": [bool], "quotes": [[str]]}
-    return artifacts.check(Path(f"the ledger's verdict on {attempt.row}"), attempt.verdict, form)
+    if wrong := artifacts.wrong(attempt.verdict, form):
+        raise McrError(damaged(attempt, f"is of another form: {wrong}"))
+    return attempt.verdict
 
 
 def _completion(sample: Sample | None, quotes: Sequence[Sequence[str]]) -> dict[str, Any]:

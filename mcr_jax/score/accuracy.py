@@ -7,7 +7,7 @@ from typing import NamedTuple
 from mcr_jax.completion import Completion
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
-from mcr_jax.generate.ledger import Attempt
+from mcr_jax.generate.ledger import Attempt, damaged
 
 KS = (1, 5, 10)  # the k of accuracy@k, as far as there are samples
 
@@ -69,7 +69,7 @@ def right(kind_: str, verdict: Attempt | None) -> bool | None:
         return None
     same = verdict.verdict.get("same") if isinstance(verdict.verdict, dict) else None
     if not isinstance(same, bool):
-        raise McrError(f"the ledger's verdict on {verdict.row} is not {{'same': true or false}}")
+        raise McrError(damaged(verdict, "is not {'same': true or false}"))
     return same
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from mcr_jax.completion import Completion
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
-from mcr_jax.generate.ledger import Attempt
+from mcr_jax.generate.ledger import Attempt, damaged
 from mcr_jax.score.accuracy import UNRESOLVED, Estimate
 
 
@@ -49,7 +49,7 @@ def sample_recall(said: Completion | None, verdict: Attempt | None) -> Shares:
 def _share(attempt: Attempt, field: str) -> float:
     flags = attempt.verdict.get(field) if isinstance(attempt.verdict, dict) else None
     if not isinstance(flags, list) or not flags or not all(isinstance(f, bool) for f in flags):
-        raise McrError(f"the ledger's verdict on {attempt.row} lacks one {field!r} per statement")
+        raise McrError(damaged(attempt, f"lacks one {field!r} per statement"))
     return sum(flags) / len(flags)
 
 

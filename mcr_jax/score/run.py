@@ -142,9 +142,12 @@ def tabulate(
     by_metric = {model: estimates(cases) for model, cases in collected.items()}
     if joined.mixed:
         by_metric = {model: _without_values(of_model) for model, of_model in by_metric.items()}
+    name, noted = judge_name(config), artifacts.section(workdir, "judge", {"identity?": str})
     judge = {
-        **artifacts.section(workdir, "judge", {"identity?": str}),
-        "name": judge_name(config),
+        **(
+            noted if noted.get("name", name) == name else {}
+        ),  # of another judge that was asked since
+        "name": name,
         "verdicts": _verdict_counts(joined, config),
         "versions": joined.versions,
     }

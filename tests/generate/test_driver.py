@@ -555,3 +555,9 @@ def test_no_jobs_are_no_work_and_withdraw_what_was_wanted(ledger):
     run([job()], Scripted(), ledger)
     assert run([], Scripted(), ledger) == driver.Summary(total=0, asked=0, settled=0)
     assert attempts(ledger) == {}
+
+
+def test_its_own_wait_is_never_longer_than_its_patience():
+    pacer = Pacer(1, patience=0.1, clock=lambda: 0.0)
+    pacer.failed(pacer.begin(), Fault.AWAY, None, "refused")
+    assert pacer.left() == 0.1  # 0 is for a service that asks to wait for longer

@@ -1,16 +1,22 @@
 """The judging stage: right rows, right joins, no call twice, and failures told in one line."""
 
+import contextlib
 import json
+import re
+import sqlite3
 
 import pytest
 
 from mcr_jax import config as configs
 from mcr_jax import synthetic
+from mcr_jax.cli import score as score_command
+from mcr_jax.cli.experiment import Experiment
 from mcr_jax.completion import render
-from mcr_jax.errors import McrError, UsageError
+from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.judge.run import judge, too_few
+from mcr_jax.score.run import score
 from mcr_jax.workdir import Workdir
 
 CASES = synthetic.cases(5, {"test": 3})
@@ -231,7 +237,7 @@ def test_one_verdict_that_cannot_be_had_is_one_error_and_the_next_call_goes_on(w
 @pytest.mark.promise("1 the work failed, or too many verdicts are missing")
 @pytest.mark.parametrize(
     ("missing", "limit", "too_many"),
-    [(0, 0.0, False), (1, 0.0, True), (1, 0.01, False), (2, 0.01, True), (2, 1.0, False)],
+    [(0, 0.0, False), (1, 0.0, True), (1, 0.01, False), (2, 0.01, True), (29, 0.29, False)],
 )
 def test_more_missing_verdicts_than_the_limit_are_one_line(missing, limit, too_many):
     counts = {"total": 100, "unresolved": missing}
@@ -261,6 +267,38 @@ def test_several_model_versions_are_one_line_until_the_config_names_one(workdir,
     assert "model versions" not in capsys.readouterr().out
 
 
+def test_a_verdict_that_counts_is_not_hidden_by_a_worse_one_that_came_later(workdir, gemini):
+    completed(workdir, answers("A", "B"))
+    same = '{"same": true}'
+    gemini.then(*(with_version(gemini, same, version) for version in ("v-1", "v-2")))
+    judge(workdir, with_gemini(), CASES)
+    cut = gemini.says('{"sa', finish="MAX_TOKENS", modelVersion="v-1")
+    gemini.then(*[cut] * 4)  # of the diagnosis and the reasons that are not of v-2
+    judge(workdir, with_gemini(**{"judge.version": "v-2"}), CASES)
+    for version, missing in (("v-1", 2), ("", 0)):  # its verdict counts again without a call
+        asked = len(gemini.calls)
+        gemini.then(*[cut] * 4)
+        counts = judge(workdir, with_gemini(**{"judge.version": version}), CASES)
+        assert counts["unresolved"] == missing
+        assert len(gemini.calls) - asked == 2 * missing
+    assert counts["versions"] == {"v-1": 1, "v-2": 1, "loopback-1": 1}
+
+
+def test_a_run_that_ends_early_leaves_no_verdicts_of_the_judge_before_it(workdir, gemini):
+    completed(workdir, answers("A", "B"))
+    judge(workdir, with_gemini(), CASES)
+    gemini.then(gemini.says('{"same": true}'), gemini.error(429, "spent", quota="CallsPerDay"))
+    with pytest.raises(Stopped, match="CallsPerDay"):
+        judge(workdir, with_gemini(**{"judge.thinking": "high"}), CASES)
+    results = score(workdir, with_gemini(**{"judge.thinking": "high"}))
+    assert results["judge"]["identity"].endswith("thinking=high")
+    settled = {stage: of["settled"] for stage, of in results["judge"]["verdicts"].items()}
+    assert settled == {"diagnosis": 1, "reasons": 0}
+    asked = len(gemini.calls)
+    assert judge(workdir, with_gemini(), CASES)["unresolved"] == 0
+    assert len(gemini.calls) == asked
+
+
 def test_a_version_that_gave_no_verdict_is_a_usage_error_before_anything_is_asked(workdir, gemini):
     completed(workdir, {(0, 0): told(0)})
     judge(workdir, with_gemini(), CASES)
@@ -282,6 +320,29 @@ def test_shorter_quotes_are_checked_again_without_a_call(workdir, gemini):
     judge(workdir, with_gemini(**{"judge.quote_words": 2}), CASES)
     assert all(verdicts(workdir, "reasons", name=name)[0, 0]["verified"])
     assert len(gemini.calls) == 2
+
+
+def test_a_verdict_of_another_form_is_read_again_as_its_line_says(workdir, gemini):
+    completed(workdir, {(0, 0): told(0)})
+    judge(workdir, with_gemini(), CASES)
+    whole = score(workdir, with_gemini())
+    with contextlib.closing(sqlite3.connect(workdir.ledger)) as db, db:
+        db.execute("UPDATE attempts SET verdict = '[]' WHERE stage = 'reasons'")
+    with pytest.raises(McrError, match="row 3 is damaged") as raised:
+        score(workdir, with_gemini())
+    (cure,) = re.findall('sqlite3 ledger.sqlite "(.*)"', str(raised.value))
+    with contextlib.closing(sqlite3.connect(workdir.ledger)) as db, db:
+        db.execute(cure)
+    judge(workdir, with_gemini(), CASES)
+    assert (score(workdir, with_gemini()), len(gemini.calls)) == (whole, 2)
+
+
+def test_scores_of_verdicts_that_were_read_by_other_rules_say_so(workdir, capsys):
+    completed(workdir, {(0, 0): told(0)})
+    judge(workdir, config(), CASES)
+    for words, told_so in ((4, False), (9, True)):
+        score_command.run(Experiment(config(**{"judge.quote_words": words}), workdir))
+        assert ("read by other rules" in capsys.readouterr().out) is told_so
 
 
 def test_what_the_service_says_of_its_model_is_said_once(workdir, gemini, capsys):

@@ -14,8 +14,8 @@ ROW = RowKey(stage="reasons", case="c", model="m", sample=0, judge="offline")
 TRACED = "<think>because</think><answer>A</answer>"
 
 
-def _attempt(outcome=Outcome.OK, text="", verdict=None):
-    return Attempt(row=ROW, digest="d", attempt=1, outcome=outcome, text=text, verdict=verdict)
+def _attempt(outcome=Outcome.OK, text="", **more):
+    return Attempt(row=ROW, digest="d", attempt=1, outcome=outcome, text=text, **more)
 
 
 def _read(attempt):
@@ -68,8 +68,9 @@ def test_no_verdict_is_unresolved(verdict):
 
 @pytest.mark.parametrize("bad", [None, {}, {"found": []}, {"found": [True, None]}, {"found": [1]}])
 def test_a_verdict_of_another_form_is_an_error(bad):
-    with pytest.raises(McrError, match="'found' per statement"):
-        recall.sample_recall(_read(_attempt(text=TRACED)), _attempt(verdict=bad))
+    where = r"ledger\.sqlite: row 7 is damaged \(reasons of case .*'found' per statement; .*id = 7"
+    with pytest.raises(McrError, match=where):
+        recall.sample_recall(_read(_attempt(text=TRACED)), _attempt(verdict=bad, id=7))
 
 
 def test_a_case_is_the_mean_over_its_judged_samples():

@@ -161,6 +161,12 @@ def test_judge_and_data_come_from_the_manifest_and_verdicts_are_counted(workdir)
     assert "not for patient care" in results["notice"]
 
 
+def test_what_the_manifest_says_of_another_judge_is_not_told_of_this_one(workdir):
+    workdir.note("judge", {"name": "gemini:another", "identity": "gemini/another"})
+    judge = run.score(workdir, _config())["judge"]
+    assert judge["name"] == JUDGE and "identity" not in judge
+
+
 def test_scores_hold_each_case(workdir):
     run.score(workdir, _config())
     case = workdir.read_json(workdir.scores)["models"]["base"]["c3"]

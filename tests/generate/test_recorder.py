@@ -1,0 +1,46 @@
+"""Writing what arrives: rows are in the ledger whatever ends the work."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from mcr_jax.errors import Stopped
+from mcr_jax.generate.api import Outcome
+from mcr_jax.generate.ledger import Attempt, Ledger, RowKey
+from mcr_jax.generate.recorder import Recorder
+from mcr_jax.sigterm import stoppable
+
+ROW = RowKey(stage="diagnosis", case="c", model="m", sample=0, judge="gemini:x")
+
+
+class Interrupted(Ledger):
+    """SIGTERM comes while rows are to be written; whoever closes it too early has the time to."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.closed = threading.Event()
+
+    def write_all(self, groups):
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.closed.wait(0.2)
+        super().write_all(groups)
+
+    def close(self):
+        super().close()
+        self.closed.set()
+
+
+@pytest.mark.promise("records their answers and exits with 75")
+def test_sigterm_while_the_last_rows_are_written_loses_none(tmp_path):
+    path, made = tmp_path / "l.sqlite", Attempt(row=ROW, digest="d", attempt=1, outcome=Outcome.OK)
+    with (
+        pytest.raises(Stopped, match="told"),
+        stoppable("told"),
+        Interrupted(path) as ledger,
+        Recorder(ledger, lambda settled: None) as recorder,
+    ):
+        recorder.put([made], 1)
+    with Ledger(path, readonly=True) as ledger:
+        assert ledger.count() == 1
