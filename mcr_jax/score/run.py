@@ -143,10 +143,10 @@ def tabulate(
     if joined.mixed:
         by_metric = {model: _without_values(of_model) for model, of_model in by_metric.items()}
     name, noted = judge_name(config), artifacts.section(workdir, "judge", {"identity?": str})
+    if noted.get("name", name) != name:  # of another judge that was asked since
+        noted = {}
     judge = {
-        **(
-            noted if noted.get("name", name) == name else {}
-        ),  # of another judge that was asked since
+        **noted,
         "name": name,
         "verdicts": _verdict_counts(joined, config),
         "versions": joined.versions,
