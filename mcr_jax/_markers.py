@@ -9,26 +9,30 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-_INVISIBLE = "\u00ad\u200b-\u200f\u2060\ufeff"  # soft hyphen, zero-width space, BOM, ...
+# Soft hyphen, zero-width space, marks of direction, BOM, ...
+_INVISIBLE = "\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
 _BLANK = rf" \t\x1f\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000{_INVISIBLE}"  # none ends a line
 _BREAKS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
 # A literal backslash and n ends a line, too; it is taken out where a marker follows.
 _BREAK = re.compile(rf"\r\n|[{_BREAKS}]|(?P<literal>(?:(?:\\r)?\\n[{_BLANK}]*+)++)")
-_BULLET = r"\\?[-*+–•●○◦▪■‣⁃∙·]"
+_BULLET = r"\\?[-*+–•●○◦▪■□▸▶►◆◇➢➤✓✔★‣⁃∙·・\uf0a7\uf0b7\uf0d8]"  # the last are those of Word
 # What may stand before a number: quotes, headings and bullets of Markdown.
 _PREFIX = re.compile(
     rf"(?:[{_BLANK}]*+>)*+(?P<indent>[{_BLANK}]*+)(?:\#{{1,6}}[{_BLANK}]++)?+"
-    rf"(?P<bullet>{_BULLET}(?=[{_BLANK}])[{_BLANK}]*+|[•●▪‣](?=\w))?+"
+    rf"(?P<bullet>{_BULLET}(?=[{_BLANK}])[{_BLANK}]*+|[•●▪‣](?=\S))?+"
 )
-_LABEL = r"(?i:(?:reasoning )?step|statement|reason|rationale|argument|point|item|no\.|\#)"
+_LABEL = (
+    r"(?i:(?:reasoning )?step|statement|reason|rationale|argument|point|item|finding|diagnosis"
+    r"|differential(?: diagnosis)?|hypothesis|observation|consideration|no\.|\#)"
+)
 _CIRCLED = "①-⒛⓪-⓿❶-➓"
 _DASH = rf"[{_BLANK}]{{0,4}}[-–—](?=[{_BLANK}]++(?!\d))"
 _MARKER = (
     rf"(?P<mark>\*{{1,3}}|_{{1,3}})?(?:(?P<circled>[{_CIRCLED}])(?:[.．)）:：、]|{_DASH})?"
-    rf"|(?P<label>{_LABEL}[{_BLANK}]{{0,4}})?(?P<open>[(（\[［【])?"
-    r"(?:(?P<number>\d{1,3})|(?P<letter>[ivx]{1,6}|[IVX]{1,6}|[A-Za-z]))"
+    rf"|(?P<label>{_LABEL}[{_BLANK}]{{0,4}})?(?P<open>\\?[(（\[［【])?"
+    r"(?:(?P<number>\d{1,3})|(?P<letter>[ivx]{1,6}|[IVX]{1,6}|[A-Za-zⅠ-Ⅻⅰ-ⅻＡ-Ｚａ-ｚ]))"
     r"(?P<inner>(?(mark)(?P=mark)|(?!)))?"
-    r"(?:(?P<stop>\\?[)）\]］】][.:]?|\\?[.．](?!\.)[):]?|[:：、]|\ufe0f?\u20e3)"
+    rf"(?:(?P<stop>\\?[)）\]］】][.:]?|\\?[.．](?!\.)[):]?|[{_BLANK}]?[:：]|、|\ufe0f?\u20e3)"
     rf"|(?P<dash>{_DASH})"
     rf"|(?(label)(?=[{_BLANK}]{{0,9}}(?:[{_BREAKS}]|\\n|\Z))|(?!))))"
     r"(?P<outer>(?(mark)(?(inner)(?!)|(?P=mark))|(?!)))?"
@@ -38,7 +42,7 @@ _IN_FLOW = re.compile(
     rf"(?:(?<![^\s{_INVISIBLE}。！？；])|(?=[{_CIRCLED}]))"
     rf"(?P<prefix>(?:[-*•>]|\#{{1,6}})[{_BLANK}]{{1,4}}|[{_INVISIBLE}]{{1,4}})?+(?P<core>{_MARKER})"
 )
-_FLOW_BULLET = re.compile(r"(?<!\S)[•●▪‣](?=[\s\w])")
+_FLOW_BULLET = re.compile(r"(?<!\S)[•●▪‣]")
 _PLAIN = str.maketrans("（）［］【】．：、–—", "()[][].:.--")
 _SENTENCE_ENDS = ".!?;:…。！？；："
 _CLOSERS = "”’»\"')]*_）」"
@@ -49,7 +53,8 @@ _AROUND = 40  # characters that are looked at before and after a marker
 # White space and what is as invisible.
 SPACES = (
     " \t\n\r\v\f\x1c\x1d\x1e\x1f\x85\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007"
-    "\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+    "\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b"
+    "\u202c\u202d\u202e\u2060\u2061\u2062\u2063\u2064\u2065\u2066\u2067\u2068\u2069\ufeff"
 )
 
 
@@ -131,8 +136,8 @@ def _read(match: re.Match[str], place: _Place) -> Iterator[Marker]:
         number = int(unicodedata.numeric(match["circled"]))
         yield _marker(place, "number", "①", number, end, kept)
         return
-    stop = (match["stop"] or match["dash"] or "").strip("\\ ").translate(_PLAIN)
-    opened = (match["open"] or "").translate(_PLAIN)
+    stop = (match["stop"] or match["dash"] or "").strip("\\" + SPACES).translate(_PLAIN)
+    opened = (match["open"] or "").strip("\\").translate(_PLAIN)
     if opened and stop[:1] not in (")", "]"):
         return
     if follows.isdecimal() and stop[-1:] in (".", ":"):  # 38.5, 1:30
@@ -142,15 +147,18 @@ def _read(match: re.Match[str], place: _Place) -> Iterator[Marker]:
         marker = _marker(
             place, "number", f"{label}{opened}1{stop}", int(match["number"]), end, kept
         )
-        if marker.spaced or marker.capital or (place.indent is not None and follows.isalpha()):
+        on_line = place.indent is not None and (follows.isalpha() or stop[-1:] in (")", "]"))
+        if marker.spaced or marker.capital or on_line:
             yield marker
         return
-    style = f"{label}{opened}{'A' if match['letter'].isupper() else 'a'}{stop}"
-    for kind, number in _values(match["letter"].lower()).items():
+    letters = unicodedata.normalize("NFKC", match["letter"])
+    style = f"{label}{opened}{'A' if letters.isupper() else 'a'}{stop}"
+    for kind, number in _values(letters.lower()).items():
         marker = _marker(place, kind, style, number, end, kept)
         wide = not (match["stop"] or "").isascii()  # no space follows a full-width mark
         species = kind == "letter" and style == "A." and not marker.capital  # "E. coli"
-        if (marker.spaced or closed or wide) and not species:
+        on_line = place.indent is not None and (marker.capital or stop[-1:] in (")", "]"))
+        if (marker.spaced or closed or wide or on_line) and not species:
             yield marker
 
 

@@ -28,14 +28,16 @@ _THOUGHTS_END = "</think>"
 _THOUGHTS_BEGIN = re.compile(r"\s*<think>")
 _STRICT = re.compile(r"<(/?)answer>")
 _TAG = re.compile(r"<\s{0,8}(/?)\s{0,8}answer\s{0,8}>", re.IGNORECASE)
+_HALF_TAG = re.compile(r"<\s{0,8}/\s{0,8}[a-z]{0,6}\Z", re.IGNORECASE)  # the begin of a closing tag
 _BOXED = "\\boxed{"
 _LONGEST = 300  # characters of an answer that is not between tags
 _LABEL = re.compile(
     r"(?:(?:my|the)\s+)?(?:final\s+answer|answer|(?:(?:final|most\s+likely)\s+)?diagnosis)"
-    r"(?:\s+is)?\s*[:：]\s*(.*)",
+    r"(?:\s+is)?[\s*_]*[:：]\s*(.*)",
     re.IGNORECASE,
 )
 _MARKS = "*_`~#> \t"  # Markdown's, around a line or an answer
+_RULE = "-=\n"  # with `_MARKS`, what a closing line without a word is made of
 _LATEX = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\{([^{}]*)\}")
 
 
@@ -119,7 +121,7 @@ def _read(said: str) -> tuple[_Answer | None, int]:
     if not boxed and not (lines and lines[-1][2]):
         return None, end
     given = [answer for answer, *_ in (*boxed, *lines)]
-    begin = min(start for _, start, _ in (*boxed, *lines[-1:]))
+    begin = min(start for _, start, closes in (*boxed, *lines[-1:]) if closes)
     return _agreed(given), min(end, begin)
 
 
@@ -141,34 +143,35 @@ def _tagged(said: str, tags: list[re.Match[str]]) -> Iterator[_Answer]:
         if tag[1]:
             continue
         inside = said[tag.end() : following.start() if following else len(said)].strip()
+        inside = inside if following else _HALF_TAG.sub("", inside)
         if not (text := _plain(inside)):
             continue
         if following:
             yield _Answer("tags", text)
-        elif not re.search(r"\n\s*\n", inside):
+        elif len(text) <= _LONGEST and not re.search(r"\n\s*\n", inside):
             yield _Answer("unclosed", text)
 
 
 def _boxed(said: str) -> Iterator[tuple[_Answer, int, bool]]:
-    """What stands in each \\boxed{...}, where its line begins, and True."""
-    at, line = said.find(_BOXED), 0
+    """What stands in each \\boxed{...}, where that begins, and True."""
+    at = said.find(_BOXED)
     while at >= 0:
-        line = max(line, said.rfind("\n", line, at) + 1)
         begin = at + len(_BOXED)
         depth = 1
         for place in range(begin, min(begin + _LONGEST, len(said))):
             depth += {"{": 1, "}": -1}.get(said[place], 0)
             if not depth:
                 if text := _plain(_LATEX.sub(r"\1", said[begin:place])):
-                    yield _Answer("boxed", text), line, True
+                    yield _Answer("boxed", text), at, True
                 break
         at = said.find(_BOXED, begin)
 
 
 def _labelled(said: str) -> Iterator[tuple[_Answer, int, bool]]:
-    """What follows a label on its line or the next one, where it begins, and whether it is last."""
+    """What follows a label on its line, or on the next one if that is the last; where it begins,
+    and whether it is last."""
     place, label = 0, -1  # where a label without an answer stood on the line before
-    closing = len(said.rstrip())
+    closing = len(said.rstrip().rstrip(_MARKS + _RULE))
     for line in said.splitlines(keepends=True):
         start, place = place, place + len(line)
         text = line.strip().strip(_MARKS)
@@ -177,8 +180,11 @@ def _labelled(said: str) -> Iterator[tuple[_Answer, int, bool]]:
         match = _LABEL.match(text)
         answer, begin = (match[1], start) if match else (text if label >= 0 else "", label)
         label = start if match and not _plain(match[1]) else -1
+        closes = place >= closing
+        if _BOXED in answer or not (match or closes):  # `_boxed` reads a box
+            continue
         if (answer := _plain(answer)) and len(answer) <= _LONGEST:
-            yield _Answer("line", answer), begin, place >= closing
+            yield _Answer("line", answer), begin, closes
 
 
 def _agreed(given: list[_Answer]) -> _Answer | None:

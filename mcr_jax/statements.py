@@ -177,7 +177,7 @@ def _is_lone_item(marker: Marker) -> bool:
 
 
 def _begins_flow(marker: Marker) -> bool:
-    if marker.kind == "number":
+    if marker.kind == "number" and marker.style[0] != "[":  # "[1]" in the flow cites an article
         return marker.opens_sentence and marker.number <= 1
     return marker.opens_text and marker.number <= 1
 

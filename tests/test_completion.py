@@ -62,6 +62,7 @@ def test_strict_reads_exactly_one_answer(before, after, answers):
     [
         ("<answer>Quillfever", "unclosed", "Quillfever"),
         ("nails\n<answer>\nQuillfever\n", "unclosed", "Quillfever"),
+        ("nails\n<answer>Quillfever</answer", "unclosed", "Quillfever"),
         ("<ANSWER>Quillfever</Answer>", "tags", "Quillfever"),
         ("< answer > **Quillfever** < / answer >", "tags", "Quillfever"),
         ("<answer></answer><answer>Quillfever</answer>", "tags", "Quillfever"),
@@ -73,6 +74,11 @@ def test_strict_reads_exactly_one_answer(before, after, answers):
         ("blue nails\n### Diagnosis\uff1a Quillfever\n\n", "line", "Quillfever"),
         ("blue nails\n\n**Most likely diagnosis:**\n\nQuillfever", "line", "Quillfever"),
         ("Diagnosis: Quillfever\nso\nFinal answer: quillfever.", "line", "Quillfever"),
+        ("blue nails\n**Final Answer**: Quillfever", "line", "Quillfever"),
+        ("blue nails\n__Diagnosis__ : Quillfever\n\n---\n```", "line", "Quillfever"),
+        ("Diagnosis:\nA rash.\nAnd so\nFinal answer: Quillfever", "line", "Quillfever"),
+        ("The final answer is: $\\boxed{Quillfever}$", "boxed", "Quillfever"),
+        ("**Final answer:**\n$\\boxed{\\text{Quillfever}}$", "boxed", "Quillfever"),
     ],
 )
 def test_lenient_rules_read_what_strict_does_not(text, rule, answer):
@@ -93,6 +99,7 @@ def test_lenient_rules_read_what_strict_does_not(text, rule, answer):
         "<answer>Quillfever <answer>Mossgout</answer>",  # which of the two is not for us to say
         "<answer>Quillfever</answer> or <answer>Mossgout</answer>",
         "<answer>Quillfever\n\nIt may be Mossgout, for the nails are blue.",
+        "My <answer> is " + "that the nails are blue and " * 20,
         "\\boxed{Quillfever} or \\boxed{Mossgout}",
         "\\boxed{Quillfever}\nFinal answer: Mossgout",
         "<answer>Quillfever</answer><answer>Mossgout</answer>\nFinal answer: Mossgout",
@@ -124,6 +131,8 @@ def test_no_answer_is_read_where_there_is_no_single_one(text):
         ("<think>blue</think>\n<think>nails</think><answer>Q</answer>", "blue\nnails"),
         ("blue</think> and <think>nails</think><answer>Q</answer>", "blue\nand\nnails"),
         ("blue nails\nFinal answer: Q", "blue nails"),
+        ("The nails are blue, so \\boxed{Q}.", "The nails are blue, so"),
+        ("Diagnosis: Q\nblue nails\n\\boxed{Q}", "Diagnosis: Q\nblue nails"),
     ],
 )
 def test_the_trace_is_what_stands_before_the_answer(text, trace):
