@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import functools
 import hashlib
-import html
+import html.entities
 import json
 import os
 import pathlib
@@ -350,10 +350,16 @@ def _as_fields(row: Mapping[str, Any], file_split: str) -> dict[str, Any]:
         fields["publication_date"] = (date.date() if at_midnight else date).isoformat()
     for name, value in fields.items():
         if isinstance(value, str):
-            fields[name] = _ENTITY.sub(lambda entity: html.unescape(entity[0]), value)
+            fields[name] = _ENTITY.sub(_decoded, value)
     split = fields.get("split") or file_split
     fields["split"] = _SPLIT_NAMES.get(split, split) if isinstance(split, str) else split
     return fields
+
+
+def _decoded(entity: re.Match[str]) -> str:
+    """The character; `html.unescape` alone would take "&copyright;" for "&copy" and a word."""
+    known = entity[0][1] == "#" or entity[0][1:] in html.entities.html5
+    return html.unescape(entity[0]) if known else entity[0]
 
 
 def _row_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -28,7 +28,9 @@ _ONE_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _WORD = re.compile(rf"(?:(?![{_UNSPACED}])[^\W_])+(?:[.,'-](?:(?![{_UNSPACED}])[^\W_])+)*")
 _READ = re.compile(r"[^\W_]")  # a letter or a digit
 _SIGNED = re.compile(r"[<>≤≥±+~=-]\s?(?=\d)")  # a sign that belongs to the number behind it
-_ELLIPSIS = re.compile(r"\[\s?(?:\.\.\.|…)\s?\]|\(\s?(?:\.\.\.|…)\s?\)|\.{3,}|…")
+_SIGN_BEFORE = re.compile(r"[<>≤≥±]\s?\Z|(?:^|[\s(])[+~-]\Z")  # before a number
+_DOTS = r"(?:\.(?:\s?\.){2,}|…|⋯)"
+_ELLIPSIS = re.compile(rf"\[\s?{_DOTS}\s?\]|\(\s?{_DOTS}\s?\)|{_DOTS}")
 
 # Markdown's marks: of emphasis and code at the edge of a word, of headings, quotes and lists where
 # a line begins.
@@ -38,7 +40,11 @@ _MARKDOWN = re.compile(
     re.MULTILINE,
 )
 _MARKS = "*_`~#>"  # one of which each of these has
-_DENIALS = {"no", "not", "never", "nor", "neither", "without", "non", "denied", "denies"}
+_DENIALS = {
+    *("no", "not", "never", "nor", "neither", "without", "non", "cannot", "denied", "denies"),
+}
+# In scripts without spaces, what stands right before that which it denies.
+_UNSPACED_DENIALS = (*"不无無没沒未非", "没有", "沒有", "否认", "否認", "ไม่", "ไม่มี")
 _LONGEST_GAP = 300  # characters that an ellipsis may stand for
 _SHORTEST_PART = 3  # words of a part of a quote that has an ellipsis in it
 _OVERLAPPING = 100  # tries to find a quote within a place where it does not stand as whole words
@@ -83,10 +89,10 @@ class Text:
         """Start and end of every place where `quote` stands, both in the form of `normal`.
 
         It stands there as whole words and numbers, with the sign of a number it begins with, and
-        not right behind a "no" that it leaves out. Markdown's marks, and punctuation around the
-        quote, are not part of it. Else an ellipsis in it stands for up to 300 characters without
-        a denial; the parts around it have at least three words and follow in order. A quote without
-        a word stands nowhere.
+        not right behind a "no" or a "non-" that it leaves out. Markdown's marks, and punctuation
+        around the quote, are not part of it. Else an ellipsis in it stands for up to 300 characters
+        without a denial; the parts around it have at least three words and follow in order. A quote
+        without a word stands nowhere.
         """
         inner = _inner(quote)
         found = list(self._matches(inner)) if inner else []
@@ -118,11 +124,12 @@ class Text:
             return False
         if behind and _goes_on(text[end - 1], behind[0]):
             return False
-        numbers = re.fullmatch(r"\d[.,]", before) or re.fullmatch(r"[.,]\d", behind)
+        numbers = re.fullmatch(r"\d[.,']", before) or re.fullmatch(r"[.,']\d", behind)
         if text[start].isdecimal():
-            numbers = numbers or re.fullmatch(r"\d[/:-]", before)
+            numbers = numbers or re.fullmatch(r"\d[/:×^-]", before)
+            numbers = numbers or _SIGN_BEFORE.search(before)
         if text[end - 1].isdecimal():
-            numbers = numbers or re.fullmatch(r"[/:-]\d", behind)
+            numbers = numbers or re.fullmatch(r"[/:×^-]\d", behind)
         return not numbers
 
     def _followed(
@@ -203,7 +210,8 @@ def _folded_parts(character: str) -> Iterator[str]:
     if not any("\u0300" <= part <= "\u036f" for part in parts):
         parts = unicodedata.normalize("NFKC", plain)
     for part in parts.translate(_SAME).casefold():
-        accent = "\u0300" <= part <= "\u036f" or "\ufe00" <= part <= "\ufe0f"
+        accent = "\u0300" <= part <= "\u036f" and part != "\u0338"  # a stroke, as in ≠
+        accent = accent or "\ufe00" <= part <= "\ufe0f"
         if accent or unicodedata.category(part) == "Cf":
             continue
         yield " " if part.isspace() else part
@@ -239,11 +247,15 @@ def _goes_on(one: str, other: str) -> bool:
 
 def _denied(text: str, start: int) -> bool:
     """Whether the word before `start` denies what follows."""
-    *_, word = ("", *text[max(0, start - 12) : start].split())
+    # Quotation marks and parentheses may open what it denies.
+    before = text[max(0, start - 16) : start].rstrip("\"'([")
+    if re.search(r"(?<![^\W_])non-\Z", before) or before.endswith(_UNSPACED_DENIALS):
+        return True
+    *_, word = ("", *before.split())
     # A word that ends its sentence or clause denies what stands before it.
-    return text[start - 1 : start] == " " and word[-1:].isalpha() and _denies(word)
+    return before[-1:] == " " and word[-1:].isalpha() and _denies(word)
 
 
 def _denies(word: str) -> bool:
-    bare = word.strip("\"'.,;:()[]")
+    bare = word.strip("\"'.,;:()[]-")
     return bare in _DENIALS or bare.endswith("n't")

@@ -163,6 +163,7 @@ def test_cases_that_are_written_and_read_are_the_same_cases(tmp_path_factory, te
     [
         ("&lt;2 mmol &amp; more", "<2 mmol & more"),
         ("&amp;lt;2 mmol", "&lt;2 mmol"),
+        ("&degrees; &copyright; &beta;2", "&degrees; &copyright; β2"),
         ("<2 mmol, A&B, AT&T; R&D", "<2 mmol, A&B, AT&T; R&D"),
         ("see ?a=1&copy=2&lt", "see ?a=1&copy=2&lt"),
         ("38&nbsp;&#176;C &#x3b1;&hellip;", "38\u00a0°C α…"),

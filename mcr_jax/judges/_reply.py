@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any, NoReturn
 
-_FENCE = re.compile(r"```[a-zA-Z]*[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
+_FENCE = re.compile(r"```[a-zA-Z]*+(.*)```", re.DOTALL)
 _WHOLE = re.compile(r"[0-9]{1,9}")
 
 
@@ -19,9 +19,9 @@ def read(text: str) -> Any:
       ValueError: the text is not one JSON value, repeats a field of an object, holds a number that
         JSON does not know, or nests beyond reading.
     """
-    text = text.strip().removeprefix("\ufeff").strip()
+    text = _bare(text)
     if fenced := _FENCE.fullmatch(text):
-        text = fenced[1]
+        text = _bare(fenced[1])
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except json.JSONDecodeError as error:
@@ -62,6 +62,10 @@ def fields(value: Any, **types: type) -> tuple[Any, ...]:
         if type(value[name]) is not expected:  # a bool is an int to isinstance
             raise ValueError(f"{name} is {type(value[name]).__name__}, not {expected.__name__}")
     return tuple(value[name] for name in types)
+
+
+def _bare(text: str) -> str:
+    return text.strip().removeprefix("\ufeff").strip()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

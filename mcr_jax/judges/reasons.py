@@ -30,8 +30,12 @@ _READ = re.compile(r"[^\W_]")  # a letter or a digit
 _LONGEST_NONE = 40  # characters of what says so, with punctuation
 # What judges write where there is no quote, without its punctuation.
 _NONE = {
-    *("n a", "na", "none", "nil", "null", "no quote", "no quotes", "no match", "not applicable"),
-    *("not found", "not mentioned", "not stated", "not present", "not in the trace"),
+    *("n a", "na", "none", "nil", "null", "no", "nothing", "absent", "missing", "no match"),
+    *("no quote", "no quotes", "no quote found", "no quotes found", "quote not found"),
+    *("no relevant quote", "no relevant quotes", "no matching quote", "no mention", "no evidence"),
+    *("none found", "not found", "not mentioned", "not stated", "not present", "not addressed"),
+    *("not available", "not applicable", "not found in the trace", "not in the trace"),
+    "not mentioned in the trace",
 }
 
 

@@ -43,7 +43,9 @@ def test_one_true_quote_among_false_ones_verifies():
 
 
 def test_blank_quotes_are_no_quotes():
-    verdict = parse(["", " \n", "…"], ["N/A", "None.", "-"], ["*not found*", "(none)", "n.a."])
+    verdict = parse(
+        ["", " \n", "…"], ["N/A", "None.", "-"], ["*not found*", "(none)", "n.a.", "No."]
+    )
     assert verdict["found"] == verdict["verified"] == [False, False, False]
     assert verdict["quotes"] == [[], [], []]
     assert parse(["None of the plaques"], [], [])["found"] == [True, False, False]
@@ -125,6 +127,8 @@ ENTRIES = [{"number": n, "quotes": []} for n in (1, 2, 3)]
     [
         f"```json\n{json.dumps(ENTRIES)}\n```",
         f"\ufeff {json.dumps(ENTRIES)}",
+        f"```{json.dumps(ENTRIES)}```",
+        f"\ufeff```JSON\r\n\ufeff{json.dumps(ENTRIES, indent=1)}\r\n```\n",
         json.dumps({"statements": ENTRIES}),
         json.dumps([ENTRIES]),
         json.dumps([e | {"number": str(e["number"])} for e in ENTRIES]),
