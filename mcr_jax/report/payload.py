@@ -106,7 +106,10 @@ def _model_detail(
     for index, (kind, right) in enumerate(zip(score["kinds"], score["right"], strict=True)):
         sample = samples.get(index)
         verdict = _verdict(sample and sample.reasons)
-        shown.append({"kind": kind, "right": right, **_completion(sample, verdict["quotes"])})
+        # A quote that is too short to verify may stand in the trace, and is no evidence.
+        checked = zip(verdict["quotes"], verdict["verified"], strict=False)
+        evidence = [quotes if verified else [] for quotes, verified in checked]
+        shown.append({"kind": kind, "right": right, **_completion(sample, evidence)})
         if index < config.judge.recall_samples:
             judged.append({"found": verdict["found"], "verified": verdict["verified"]})
     return {"samples": shown, "judged": judged}
@@ -122,13 +125,13 @@ def _verdict(attempt: Attempt | None) -> dict[str, list[Any]]:
     return attempt.verdict
 
 
-def _completion(sample: Sample | None, quotes: Sequence[Sequence[str]]) -> dict[str, Any]:
+def _completion(sample: Sample | None, evidence: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Trace in pieces of evidence, answer, and the whole text where there is not one answer."""
     if sample is None:
         return {"trace": [], "answer": None, "rule": None, "text": "", "error": ""}
     said = sample.said
     answer = said and said.answer
-    pieces = segments(said.trace, quotes) if said else []
+    pieces = segments(said.trace, evidence) if said else []
     return {
         "trace": [[visible(piece), numbers] for piece, numbers in pieces],
         "answer": None if answer is None else visible(answer),

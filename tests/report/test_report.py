@@ -77,7 +77,8 @@ def _write(ledger):
                 if right is not None:
                     row = RowKey(stage="diagnosis", sample=sample, judge=JUDGE, **place)
                     rows.append((row, {"verdict": {"same": right}}))
-            quotes = [["“humming knees”"] if found[0] else [], ["not in there"] if found[1] else []]
+            second = ["not in there", "knees"]  # the last is too short to be evidence
+            quotes = [["“humming knees”"] if found[0] else [], second if found[1] else []]
             verified = [bool(found[0]), False]
             verdict = {"found": [bool(f) for f in found], "verified": verified, "quotes": quotes}
             row = RowKey(stage="reasons", sample=0, judge=JUDGE, **place)
