@@ -161,7 +161,6 @@ SLOW: dict[str, Callable[[str], object]] = {
 
 
 def seconds(read: Callable[[str], object], told: str) -> float:
-    gc.collect()
     gc.disable()  # it looks through all that the other tests have left
     try:
         begin = time.process_time()
