@@ -38,7 +38,7 @@ class Job:
 
     def row_of(self, index: int) -> RowKey:
         """The row of answer `index`."""
-        return dataclasses.replace(self.row, sample=self.row.sample + index)
+        return dataclasses.replace(self.row, sample=self.row.sample + index) if index else self.row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,11 +115,12 @@ def declare(
     """
     jobs = list(jobs)
     digests = want(scope, jobs, generator, ledger)
-    if reader is not None:
+    known = newest = ledger.answers(scope, newest=True)
+    if reader is not None and any(newest.values()):
         requests = {job.row_of(i): job.request for job in jobs for i in job.request.wanted}
         _read_again(scope, requests, ledger, reader)
-    newest = ledger.answers(scope, newest=True)
-    known = ledger.answers(scope, reader.version) if reader else newest
+        newest = ledger.answers(scope, newest=True)
+        known = ledger.answers(scope, reader.version)
     open_rows = [
         (Row(key=key, request=job.request, digest=digests[key]), index)
         for job in jobs
