@@ -17,11 +17,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mcr_jax import completion, console, prompts
+from mcr_jax import console, prompts
 from mcr_jax.cases import Case
+from mcr_jax.completion import Completion
 from mcr_jax.config import judge_name
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.generate import driver
+from mcr_jax.generate import driver, joined
 from mcr_jax.generate.api import Generator, Outcome, Remote
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.generate.questions import Reader, is_open
@@ -31,7 +32,7 @@ from mcr_jax.workdir import Workdir
 _JUDGES = {"diagnosis": diagnosis, "reasons": reasons}  # by stage, in the order they are asked
 _COUNTS = ("total", "asked", "settled", "unresolved")
 
-Told = tuple[Case, RowKey, completion.Completion]  # a case and what a model said about it
+Told = tuple[Case, RowKey, Completion]  # a case and what a model said about it
 
 
 def make_judge(config: ConfigDict) -> Generator | Remote:
@@ -200,9 +201,8 @@ def _told(ledger: Ledger, model: str, cases: Sequence[Case], config: ConfigDict)
         raise McrError(f"{ledger.path}: no completions of {model} yet; run `mcr sample` first")
     known = {case.fingerprint: case for case in cases}
     for row, attempt in attempts.items():
-        if row.case in known and attempt and attempt.outcome in (Outcome.OK, Outcome.TRUNCATED):
-            ended = attempt.outcome is Outcome.OK
-            said = completion.parse(attempt.text, config.score.answer, ended=ended)
+        said = joined.read(attempt, config.score.answer) if row.case in known else None
+        if said is not None:
             yield known[row.case], row, said
 
 
