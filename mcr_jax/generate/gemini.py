@@ -8,8 +8,6 @@ path prefix is kept) is not part of `identity`: a gateway is a way to the model,
 
 import asyncio
 import email.utils
-import importlib
-import importlib.util
 import os
 import re
 import time
@@ -17,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mcr_jax.errors import McrError, Stopped, UsageError
-from mcr_jax.generate import quota
+from mcr_jax.generate import connections, quota
 from mcr_jax.generate.api import Message, Outcome, Reply, Request, Usage
 from mcr_jax.generate.pace import Fault, Pacer
 
@@ -133,8 +131,8 @@ class Gemini:
         from google.genai import errors, types
 
         self._types, self._api_error = types, errors.APIError
-        self._transport_errors, self._connect_errors = _transport_errors()
-        self._http = _http_client(self._concurrency)
+        self._transport_errors, self._connect_errors = connections.errors()
+        self._http = connections.client(self._concurrency)
         self._client = genai.Client(
             vertexai=False,
             api_key=self._key,
@@ -280,31 +278,6 @@ def _base_url() -> str | None:
     if url and not re.match(r"https?://[^/\s]+", url):
         raise UsageError(f"{BASE_URL} is no URL that begins with http:// or https:// and a host")
     return url or None
-
-
-def _http_modules() -> list[Any]:
-    # Versions of the client use one or the other.
-    names = [name for name in ("httpx2", "httpx") if importlib.util.find_spec(name)]
-    return [importlib.import_module(name) for name in names]
-
-
-def _http_client(connections: int) -> Any:
-    """One that keeps every connection open: by default all but 20 are opened anew for each call.
-
-    Given one, the client uses it where it would else prefer aiohttp, whose endings are others.
-    """
-    module = _http_modules()[0]
-    limits = module.Limits(max_connections=connections, max_keepalive_connections=connections)
-    return module.AsyncClient(limits=limits, follow_redirects=True)
-
-
-def _transport_errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
-    """Errors of a connection, and of these the ones that say that none could be opened."""
-    modules = _http_modules()
-    unopened = (
-        error for module in modules for error in (module.ConnectError, module.ConnectTimeout)
-    )
-    return tuple(module.HTTPError for module in modules), tuple(unopened)
 
 
 def _contents(messages: Sequence[Message]) -> tuple[str, list[dict[str, Any]]]:

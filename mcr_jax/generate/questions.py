@@ -79,12 +79,16 @@ def is_open(attempt: Attempt | None, reader: Reader | None, attempts: int) -> bo
 
 def read(attempt: Attempt, request: Request, reader: Reader) -> Attempt:
     """`attempt` with its text parsed by `reader`: OK with a verdict, or MALFORMED."""
+    return dataclasses.replace(attempt, **_reading(attempt.text, request, reader))
+
+
+def _reading(text: str, request: Request, reader: Reader) -> dict[str, Any]:
+    """The fields of an attempt that follow from its text."""
     try:
-        verdict, outcome, error = reader.parse(request, attempt.text), Outcome.OK, ""
+        verdict, outcome, error = reader.parse(request, text), Outcome.OK, ""
     except ValueError as problem:
         verdict, outcome, error = None, Outcome.MALFORMED, str(problem)
-    changes = {"verdict": verdict, "outcome": outcome, "error": error, "reading": reader.name}
-    return dataclasses.replace(attempt, **changes)
+    return {"verdict": verdict, "outcome": outcome, "error": error, "reading": reader.name}
 
 
 def token_limit(request: Request, attempt: Attempt | None, most: int) -> int:
@@ -125,19 +129,18 @@ class Settler:
           McrError: rows cannot be written.
         """
         question.tries += 1
-        made = []
+        made, left = [], []
         for row in question.rows:
             attempt = self._attempt(row, question, reply, seconds)
             made.append(attempt if not made else dataclasses.replace(attempt, usage=Usage()))
             self._latest[row.key] = attempt
-        left = [
-            row for row, attempt in zip(question.rows, made, strict=True) if self._left(attempt)
-        ]
-        for row, attempt in zip(question.rows, made, strict=True):
             self._errors.pop(row.key, None)
-            if self._left(attempt):
+            if is_open(attempt, self._reader, self._attempts):
+                left.append(row)
                 self._errors[row.key] = attempt.error or self._why(attempt)
         self._recorder.put(made, len(made) - len(left))
+        if not left:
+            return None
         again = [row for row in left if self._again(self._latest[row.key], question)]
         if not again:
             return None
@@ -158,9 +161,6 @@ class Settler:
         """The last error of every row that was asked for and is still open."""
         return list(self._errors.values())
 
-    def _left(self, attempt: Attempt) -> bool:
-        return is_open(attempt, self._reader, self._attempts)
-
     def _again(self, attempt: Attempt, question: Question) -> bool:
         if question.tries >= self._attempts:
             return False
@@ -171,14 +171,14 @@ class Settler:
         return f"answered by model version {attempt.model_version}, not {version}"
 
     def _attempt(self, row: Row, question: Question, reply: Reply, seconds: float) -> Attempt:
-        before = self._latest[row.key]
-        attempt = Attempt(
+        before, known = self._latest[row.key], {"outcome": reply.outcome, "error": reply.error}
+        if self._reader is not None and reply.outcome is Outcome.OK:
+            known = _reading(reply.text, row.request, self._reader)
+        return Attempt(
             row=row.key,
             digest=row.digest,
             attempt=before.attempt + 1 if before else 1,
-            outcome=reply.outcome,
             text=reply.text,
-            error=reply.error,
             usage=reply.usage,
             mean_logprob=reply.mean_logprob,
             model_version=reply.model_version,
@@ -186,7 +186,5 @@ class Settler:
             seconds=seconds,
             question=question.name,
             max_tokens=question.request.max_tokens,
+            **known,
         )
-        if self._reader is None or reply.outcome is not Outcome.OK:
-            return attempt
-        return read(attempt, row.request, self._reader)
