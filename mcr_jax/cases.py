@@ -42,7 +42,8 @@ class Case:
 
     Attributes:
       pmcid, title, journal, article_link, publication_date, license, text: Provenance; may be
-        empty. `license` is that of the article, such as "CC BY 4.0". `title` often holds the diagnosis: no prompt ever shows it, nor `text`.
+        empty. `license` is that of the article, such as "CC BY 4.0". `title` often holds the
+        diagnosis: no prompt ever shows it, nor `text`.
       case_prompt: The presentation, before any differential.
       diagnostic_reasoning: The clinician's numbered statements, as published.
       final_diagnosis: The label.
@@ -91,8 +92,8 @@ def source_fingerprint(cases: Iterable[Case]) -> str:
     """SHA-256 (64 hex digits) of a set of cases, whatever their order.
 
     Every field counts, provenance and split included, because every field is packaged: the value
-    changes whenever the dataset built from the cases would. A license that is not known is left out:
-    the value is that of before there was such a field.
+    changes whenever the dataset built from the cases would. A license that is not known is left
+    out, so the value is that of before there was such a field.
     """
     rows = (case.asdict() for case in cases)
     return _sha256(sorted(_sha256(row if row["license"] else _unlicensed(row)) for row in rows))

@@ -75,6 +75,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imported", ["", "import mcr_jax.tfds"])
 def test_tfds_finds_each_dataset_at_its_place_with_data_dir_alone_or_by_name_after_the_import(
     built, source, tmp_path, imported

@@ -966,6 +966,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_local_processes_train_together_stop_together_and_go_on(tmp_path, one_device_env):
     (tmp_path / "endless.py").write_text(ENDLESS)
     env = one_device_env | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}

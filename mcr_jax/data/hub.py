@@ -5,6 +5,8 @@ interrupted download goes on where it was.
 """
 
 import hashlib
+import importlib
+import importlib.util
 import io
 import pathlib
 import re
@@ -47,7 +49,6 @@ def download(revision: str, progress: Callable[[int, int], None] | None = None) 
       UsageError: there is no such revision.
       McrError: the Hub cannot be reached or refuses, the disk is full, or a file is damaged.
     """
-    import httpx2
     from huggingface_hub import errors, snapshot_download
 
     try:
@@ -68,9 +69,9 @@ def download(revision: str, progress: Callable[[int, int], None] | None = None) 
         raise McrError(
             f"{_ADDRESS} is not there, or not for you: check HF_ENDPOINT and HF_TOKEN, {_LOCAL}"
         ) from error
-    except (errors.LocalEntryNotFoundError, errors.IncompleteSnapshotError) as error:
+    except errors.LocalEntryNotFoundError as error:
         raise McrError(f"{_unreachable(error)}, {_LOCAL}") from error
-    except (errors.HfHubHTTPError, httpx2.HTTPError) as error:
+    except (errors.HfHubHTTPError, *_http_errors()) as error:
         status = getattr(getattr(error, "response", None), "status_code", 0)
         if status in (401, 403):
             raise McrError(
@@ -92,10 +93,16 @@ def download(revision: str, progress: Callable[[int, int], None] | None = None) 
 def _unreachable(error: Exception) -> str:
     from huggingface_hub import constants
 
-    if constants.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set and the cache does not hold the cases: unset it"
     cause = error.__cause__ or error
     return f"the Hub cannot be reached ({_line(cause)}): check the network and HF_ENDPOINT"
+
+
+def _http_errors() -> list[type[Exception]]:
+    """Errors of a connection, in httpx2 or in httpx as the version of huggingface_hub wants."""
+    names = (name for name in ("httpx2", "httpx") if importlib.util.find_spec(name))
+    return [importlib.import_module(name).HTTPError for name in names]
 
 
 def _check(snapshot: Snapshot) -> None:

@@ -5,7 +5,7 @@ import pathlib
 import shutil
 
 import pytest
-from processes import TINY, Finished, Mcr
+from processes import TINY, Finished, Here, Mcr
 
 
 def _environment(empty: pathlib.Path) -> dict[str, str]:
@@ -26,6 +26,12 @@ def mcr_env(tmp_path_factory) -> dict[str, str]:
 def mcr(mcr_env, tmp_path) -> Mcr:
     """`mcr` in a folder of this test."""
     return Mcr(tmp_path, mcr_env)
+
+
+@pytest.fixture
+def here(mcr_env, tmp_path) -> Here:
+    """As `mcr`, but in the test's own process."""
+    return Here(tmp_path, mcr_env)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from mcr_jax.model import hf, published, store
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.workdir import Workdir
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):

@@ -12,6 +12,8 @@ import pytest
 
 from mcr_jax.train.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 
 def finished(processes) -> list[tuple[int, str, str]]:
     """Exit status, stdout and stderr of each; no traceback may be seen."""
