@@ -2,14 +2,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint reference clean
+.PHONY: demo test test-all lint docs reference clean
 
 # glibc puts the step's large buffers on huge pages: far fewer page faults, a faster step.
 demo: .venv/run
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/mcr demo --workdir=runs/demo
 
+# Most tests, in minutes.
 test: .venv/dev lint
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow"
+
+# All of them, as in CI: whole runs, several processes, kills, notebooks, the docs' commands.
+test-all: .venv/dev lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+docs: .venv/dev
+	$(BIN)/mkdocs build -q
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -39,4 +47,4 @@ reference: .venv-reference/done
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-reference build *.egg-info
+	rm -rf .venv .venv-reference .pytest_cache build site *.egg-info

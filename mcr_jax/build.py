@@ -2,7 +2,7 @@
 
 In: a source "PATH[,PATH]" of JSONL, Parquet or a Hub snapshot folder, and for the dataset's config
 `stitched` the traces that `mcr stitch` made of the cases. Out: the prepared dataset in a data_dir,
-which `tfds.load` and `tfds.data_source` read with no import of this package.
+which `tfds.load` and `tfds.data_source` read.
 
 A dataset appears whole or not at all: it is prepared aside, in a hidden folder beside its place,
 and moved there by rename. What a killed run leaves is invisible to TFDS and swept by the next.
@@ -60,6 +60,17 @@ class BuildReport:
         """What `tfds.load` knows it by."""
         return "/".join(filter(None, (dataset.NAME, self.config)))
 
+    @property
+    def loading(self) -> str:
+        """A line of Python that reads it."""
+        default = self.data_dir == dataset.resolve_data_dir(None)
+        where = "" if default else f", data_dir={str(self.data_dir)!r}"
+        split = next(iter(self.counts))
+        return (
+            "import mcr_jax.tfds, tensorflow_datasets as tfds; "
+            f"cases = tfds.data_source({self.name!r}, split={split!r}{where})"
+        )
+
 
 def build(
     source: str,
@@ -67,6 +78,7 @@ def build(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     traces_path: str = "",
+    origin: str = "",
 ) -> BuildReport:
     """Prepares the dataset, unless the same one is there already.
 
@@ -80,6 +92,7 @@ def build(
       progress: Called with (cases written, cases in all).
       traces_path: The file that `mcr stitch` wrote, for the config `stitched`; "" for the dataset
         without a config. Each has its place, and the other stays as it is.
+      origin: Where the source was downloaded from, for the dataset's metadata.
 
     Raises:
       UsageError: The source or the data_dir is none.
@@ -112,6 +125,7 @@ def build(
                 builder = Builder(
                     source=cases,
                     traces=traces_path or None,
+                    origin=origin,
                     config=report.config or None,
                     data_dir=aside,
                     progress=progress,

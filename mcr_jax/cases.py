@@ -24,7 +24,7 @@ from mcr_jax import errors, statements
 from mcr_jax.paths import expanded
 
 SPLITS = ("train", "val", "test")
-PROVENANCE = ("pmcid", "title", "journal", "article_link", "publication_date", "text")
+PROVENANCE = ("pmcid", "title", "journal", "article_link", "publication_date", "license", "text")
 CONTENT = ("case_prompt", "diagnostic_reasoning", "final_diagnosis")
 FIELDS = (*PROVENANCE, *CONTENT, "split")
 
@@ -41,8 +41,9 @@ class Case:
     """One clinical case, as published; no field is trimmed or rewritten, but for HTML's entities.
 
     Attributes:
-      pmcid, title, journal, article_link, publication_date, text: Provenance; may be empty.
-        `title` often holds the diagnosis: no prompt ever shows it, nor `text`.
+      pmcid, title, journal, article_link, publication_date, license, text: Provenance; may be
+        empty. `license` is that of the article, such as "CC BY 4.0". `title` often holds the
+        diagnosis: no prompt ever shows it, nor `text`.
       case_prompt: The presentation, before any differential.
       diagnostic_reasoning: The clinician's numbered statements, as published.
       final_diagnosis: The label.
@@ -57,6 +58,7 @@ class Case:
     journal: str = ""
     article_link: str = ""
     publication_date: str = ""
+    license: str = ""
     text: str = ""
     case_prompt: str
     diagnostic_reasoning: str
@@ -90,9 +92,15 @@ def source_fingerprint(cases: Iterable[Case]) -> str:
     """SHA-256 (64 hex digits) of a set of cases, whatever their order.
 
     Every field counts, provenance and split included, because every field is packaged: the value
-    changes whenever the dataset built from the cases would.
+    changes whenever the dataset built from the cases would. A license that is not known is left
+    out, so the value is that of before there was such a field.
     """
-    return _sha256(sorted(_sha256(case.asdict()) for case in cases))
+    rows = (case.asdict() for case in cases)
+    return _sha256(sorted(_sha256(row if row["license"] else _unlicensed(row)) for row in rows))
+
+
+def _unlicensed(row: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in row.items() if name != "license"}
 
 
 def _sha256(value: Any) -> str:

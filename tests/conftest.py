@@ -15,6 +15,13 @@ _XLA_FLAGS = (
     "--xla_backend_optimization_level=0",
 )
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_XLA_FLAGS)).strip()
+# What one process of the run has compiled, workers and child processes included, no other need.
+_COMPILED = {
+    "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+os.environ.update({name: value for name, value in _COMPILED.items() if name not in os.environ})
 
 
 hypothesis.settings.register_profile("mcr", deadline=None)  # no test is a stopwatch

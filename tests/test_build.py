@@ -86,6 +86,7 @@ def built(source, tmp_path_factory) -> BuildReport:
 # ------------------------------------------------------------------------ what a user then has
 
 
+@pytest.mark.slow
 def test_tfds_load_in_a_new_process_reads_it_without_our_code(built, source):
     pytest.importorskip("tensorflow")
     done = python(

@@ -61,43 +61,44 @@ def test_every_example_has_the_fields_of_the_dataset_and_its_trace(built):
             assert (trace, origin) == ((found.trace, found.source) if found else ("", ""))
 
 
-@pytest.mark.parametrize("imported", [False, True], ids=["alone", "builder imported"])
-@pytest.mark.parametrize("stitched", [False, True], ids=["plain", "with stitched"])
-def test_tfds_gives_the_dataset_of_today_at_its_place_whatever_stands_beside_it(
-    built, source, tmp_path, imported, stitched
+LOADED = """
+import json, os, sys
+{imported}
+import tensorflow_datasets as tfds
+told = []
+for name, where in json.loads(sys.argv[1]):
+    loaded = tfds.load(name, split="train", **where)
+    source = tfds.data_source(name, split="train", **where)
+    same = sorted(next(iter(loaded))) == sorted(source[0])
+    told.append([str(tfds.builder(name, **where).data_dir), len(loaded), len(source), same])
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("imported", ["", "import mcr_jax.tfds"])
+def test_tfds_finds_each_dataset_at_its_place_with_data_dir_alone_or_by_name_after_the_import(
+    built, source, tmp_path, imported
 ):
     pytest.importorskip("tensorflow")
-    folder = built
-    if not stitched:
-        folder = tmp_path / "tfds"
-        build(source, folder)
-    code = (
-        "import json, sys, tensorflow_datasets as tfds\n"
-        + ("import mcr_jax.data_builders.medcasereasoning\n" if imported else "")
-        + "names = ('medcasereasoning', 'medcasereasoning/stitched')[: int(sys.argv[2])]\n"
-        "told = {}\n"
-        "for name in names:\n"
-        "    builder = tfds.builder(name, data_dir=sys.argv[1])\n"
-        "    loaded = tfds.load(name, data_dir=sys.argv[1], split='train')\n"
-        "    source = tfds.data_source(name, data_dir=sys.argv[1], split='train')\n"
-        "    told[name] = [str(builder.data_dir), len(loaded), len(source),\n"
-        "                  sorted(next(iter(loaded))) == sorted(source[0]), 'trace' in source[0]]\n"
-        "print(json.dumps(told))"
-    )
+    alone = tmp_path / "tfds"
+    build(source, alone)
+    plain, stitched = "medcasereasoning", "medcasereasoning/stitched"
+    calls = [(plain, alone, "1.0.0"), (plain, built, "1.0.0"), (stitched, built, "1.0.0")]
+    if imported:
+        calls = [(name, folder, version) for name, folder, version in calls if folder == built]
+    asked = [(name, {} if imported else {"data_dir": str(f)}) for name, f, _ in calls]
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), str(1 + stitched)],
+        [sys.executable, "-c", LOADED.format(imported=imported), json.dumps(asked)],
         capture_output=True,
         text=True,
         cwd="/",
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TFDS_DATA_DIR": str(built)},
     )
     assert done.returncode == 0, done.stderr
-    place = folder / "medcasereasoning"
-    expected = {"medcasereasoning": [str(place / "1.0.0"), 120, 120, True, False]}
-    if stitched:
-        name = "medcasereasoning/stitched"
-        expected[name] = [str(place / "stitched" / "1.0.0"), 120, 120, True, True]
-    assert json.loads(done.stdout.splitlines()[-1]) == expected
+    assert json.loads(done.stdout.splitlines()[-1]) == [
+        [str(folder / name / version), 120, 120, True] for name, folder, version in calls
+    ]
 
 
 def test_built_again_it_is_done_and_other_traces_are_refused_until_overwritten(
@@ -145,6 +146,8 @@ def test_the_builder_without_traces_says_what_to_do(source, tmp_path):
     from mcr_jax.data_builders.medcasereasoning import Builder
 
     builder = Builder(source=source, config="stitched", data_dir=tmp_path)
-    with pytest.raises(errors.UsageError, match=r"mcr build --source=PATH --traces"):
+    with pytest.raises(
+        errors.UsageError, match=r"stitched is not prepared in .*mcr build.*--traces"
+    ):
         builder.download_and_prepare()
     assert all(str(builder.info.features[n].doc.desc) for n in ("trace", "trace_source"))

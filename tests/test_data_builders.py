@@ -70,7 +70,7 @@ def test_tfds_prepares_it_by_name_with_the_source_as_builder_argument(tmp_path):
 
 
 def test_a_builder_without_source_says_what_to_do(tmp_path):
-    with pytest.raises(errors.UsageError, match="mcr build --source"):
+    with pytest.raises(errors.UsageError, match=r"is not prepared in .*mcr build"):
         Builder(data_dir=tmp_path).download_and_prepare()
 
 

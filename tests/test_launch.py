@@ -966,12 +966,10 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_local_processes_train_together_stop_together_and_go_on(tmp_path, one_device_env):
     (tmp_path / "endless.py").write_text(ENDLESS)
-    env = one_device_env | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-    }
+    env = one_device_env | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     mcr, workdir = [sys.executable, "-m", "mcr_jax"], f"--workdir={tmp_path / 'w'}"
     build = [*mcr, "build", f"--config={tmp_path / 'endless.py'}", workdir]
     subprocess.run(build, env=env, check=True, capture_output=True, timeout=300)

@@ -1,7 +1,8 @@
 """MedCaseReasoning as a TensorFlow Datasets builder.
 
 In: cases on disk, JSONL or Parquet files or a Hub snapshot folder. Out: a prepared dataset that
-`tfds.load` and, without TensorFlow, `tfds.data_source` read with no import of this package.
+`tfds.load` and, without TensorFlow, `tfds.data_source` read: by its name after
+`import mcr_jax.tfds`, and with `data_dir=DIR` with no import of this package.
 
 `mcr build` prepares it atomically. By hand:
 
@@ -26,11 +27,14 @@ STITCHED = tfds.core.BuilderConfig(
     name="stitched",
     description="With one fluent reasoning trace per case of the train and val splits.",
 )
+_ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 _TRACED = ("train", "val")  # splits of which every case has a trace
 _HOMEPAGE = "https://arxiv.org/abs/2505.11733"
 _LICENSE = (
-    "CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/): the cases derive from articles of "
-    "the PubMed Central Open Access subset; each is attributed by its pmcid."
+    "MIT by the card of zou-lab/MedCaseReasoning on the Hugging Face Hub, CC BY 4.0 "
+    "(https://creativecommons.org/licenses/by/4.0/) by the authors of the paper, arXiv:2505.11733. "
+    "The cases derive from articles of the PubMed Central Open Access subset, each under a license "
+    "of its own (`license`, where the source gives it); each is attributed by its pmcid."
 )
 _DOCS = {
     "pmcid": "PubMed Central identifier of the article; it attributes the case.",
@@ -38,6 +42,7 @@ _DOCS = {
     "journal": "Journal of the article.",
     "article_link": "Address of the article.",
     "publication_date": "Date of publication, as the source writes it.",
+    "license": "License of the article, or empty where the source does not give it.",
     "text": "Full text of the article, or empty. It holds the diagnosis.",
     "case_prompt": "The presentation, before any differential.",
     "diagnostic_reasoning": "The clinician's numbered statements, as published.",
@@ -73,6 +78,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         "1.0.0": "The cases as published, with parsed statements and fingerprints."
     }
+    # Not in BUILDER_CONFIGS: one of those would be the default, in a folder of its own, and the
+    # dataset without a config is to stay where it is.
+    builder_configs: ClassVar[dict[str, tfds.core.BuilderConfig]] = {STITCHED.name: STITCHED}
     # TFDS would infer a path from the module's name, which an editable install does not honour.
     pkg_dir_path = tfds.core.Path(__file__).parent
 
@@ -81,6 +89,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         *,
         source: str | Sequence[cases_lib.Case] | None = None,
         traces: str | pathlib.Path | None = None,
+        origin: str = "",
         progress: Callable[[int, int], None] | None = None,
         file_format: str | tfds.core.FileFormat | None = "parquet",
         **kwargs: Any,
@@ -90,28 +99,38 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         Args:
           source: "PATH[,PATH]" or the cases themselves; needed to prepare, not to read.
           traces: The file that `mcr stitch` wrote; needed to prepare the config `stitched`.
+          origin: Where the source comes from, for `info.metadata`; "" for nothing to tell.
           progress: Called with (cases written, cases in all) while the dataset is prepared.
           file_format: Parquet, which is written without TensorFlow and read with and without it.
+            array_record, which `tfds.data_source` insists on where it is given no data_dir, is
+            taken for it: both can be read in any order.
           **kwargs: Those of `tfds.core.GeneratorBasedBuilder`, as `data_dir` and `version`.
         """
+        if file_format and tfds.core.FileFormat.from_value(file_format) == _ARRAY_RECORD:
+            file_format = tfds.core.FileFormat.PARQUET
         super().__init__(file_format=file_format, **kwargs)
-        self._original_state.update(source=source, traces=traces)  # what a pickle restores
-        self._source, self._traces = source, traces
+        # What a pickle restores.
+        self._original_state.update(source=source, traces=traces, origin=origin)
+        self._source, self._traces, self._origin = source, traces, origin
         self._progress = progress or (lambda done, total: None)
         self._rows: dict[str, traces_lib.Trace] = {}
         self._done = self._total = 0
 
-    @classmethod
-    def get_builder_config(
-        cls, name: str, version: str | tfds.core.Version | None = None
-    ) -> tfds.core.BuilderConfig | None:
-        """STITCHED by its name.
+    def download_and_prepare(self, **kwargs: Any) -> None:
+        """As of every builder; one that has no source takes what is prepared, and prepares nothing.
 
-        It is not in BUILDER_CONFIGS: one of those would be the default, in a folder of its own, and
-        the dataset without a config is to stay where it is.
+        Raises:
+          UsageError: nothing is prepared, and there is no source, or for `stitched` no traces.
         """
-        del version  # all configs have the builder's
-        return STITCHED if name == STITCHED.name else None
+        traces = self.builder_config and self._traces is None
+        if not self.data_path.exists() and (self._source is None or traces):
+            name = "/".join(self.data_path.parent.relative_to(self._data_dir_root).parts)
+            option = "--traces=WORKDIR/traces.parquet, " if self.builder_config else ""
+            raise errors.UsageError(
+                f"{name} is not prepared in {self._data_dir_root}: run `mcr build` ({option}"
+                "--source=PATH for cases that you have), or name another data_dir"
+            )
+        super().download_and_prepare(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {name: tfds.features.Text(doc=_DOCS[name]) for name in cases_lib.FIELDS}
@@ -130,11 +149,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         del dl_manager  # nothing is downloaded
-        if self._source is None:
-            raise errors.UsageError(
-                "medcasereasoning is not prepared here: run `mcr build --source=PATH`, or give "
-                "Builder a source"
-            )
         cases = self._source
         if isinstance(cases, str):
             cases = cases_lib.read_cases(cases)
@@ -150,17 +164,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             source_fingerprint=cases_lib.source_fingerprint(cases),
             counts={split: len(members) for split, members in by_split.items()},
             **statement_counts(cases),
+            **({"origin": self._origin} if self._origin else {}),
         )
         if self.builder_config:
             self._read_traces([case for split in _TRACED for case in by_split.get(split, ())])
         return {split: self._generate_examples(members) for split, members in by_split.items()}
 
     def _read_traces(self, cases: Sequence[cases_lib.Case]) -> None:
-        if self._traces is None:
-            raise errors.UsageError(
-                "medcasereasoning/stitched is not prepared here: run `mcr build --source=PATH "
-                "--traces=WORKDIR/traces.parquet`, or give Builder traces"
-            )
         path = pathlib.Path(self._traces)
         self._rows = {row.fingerprint: row for row in traces_lib.read(path)}
         traces_lib.require(path, self._rows, cases)

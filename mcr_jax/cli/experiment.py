@@ -295,6 +295,8 @@ class Experiment:
             "eval_fingerprint": digest([case.fingerprint for case in cases]),
             "synthetic": self.config.data.source == SYNTHETIC,
         }
+        if "origin" in info.metadata:
+            facts["origin"] = info.metadata["origin"]
         self.workdir.note("data", facts)
         return cases
 

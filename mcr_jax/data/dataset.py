@@ -21,7 +21,7 @@ from mcr_jax import errors
 from mcr_jax.paths import expanded
 
 NAME = "medcasereasoning"
-_HOW = "run `mcr build --source=PATH`"
+_HOW = "run `mcr build`"
 
 
 class MissingDatasetError(errors.McrError):
@@ -165,7 +165,9 @@ def fingerprint_of(builder: tfds.core.DatasetBuilder) -> str:
 
 
 def _as_case(example: Mapping[str, Any]) -> cases_lib.Case:
-    case = cases_lib.Case(**{name: example[name].decode() for name in cases_lib.FIELDS})
+    # A dataset of before there was a field, `license`, is read as one in which it is empty.
+    fields = [name for name in cases_lib.FIELDS if name in example]
+    case = cases_lib.Case(**{name: example[name].decode() for name in fields})
     if case.fingerprint != example["fingerprint"].decode():
         raise ValueError(f"case {case.pmcid} differs from its fingerprint")
     return case

@@ -48,7 +48,7 @@ def test_build_says_how_many_statements_cases_have_and_which_may_be_lists(tmp_pa
         said = capsys.readouterr().out
         assert "build: train: cases by number of statements: 1: 1, " in said
         assert "1 case has a single statement of 300 characters or more" in said
-        assert said.rstrip().endswith("not recognised: PMC77")
+        assert "not recognised: PMC77\nbuild: to load it in Python: import mcr_jax.tfds" in said
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome, Request
@@ -154,7 +155,7 @@ def test_an_answer_is_the_same_with_any_slots_share_and_chunk(other, five):
     assert same_answers(replies(other, *requests), whole)
 
 
-@pytest.mark.parametrize(("data", "tensor"), [(2, 1), (2, 2)])
+@pytest.mark.parametrize(("data", "tensor"), quick(1, [(2, 1), (2, 2)]))
 def test_an_answer_is_the_same_on_any_mesh(make, five, data, tensor):
     requests, whole = five
     there = make(mesh=make_mesh(data, 1, tensor, jax.devices()[: data * tensor]))

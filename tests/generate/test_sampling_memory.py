@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from quick import quick
 
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate import memory
@@ -76,10 +77,7 @@ def compiled(config: DecoderConfig, shape: Shape, tensor: int):
 
 @pytest.mark.parametrize(
     ("tensor", "change"),
-    [
-        (2, {}),
-        (1, {"kv_dtype": "int8", "prompt_tokens": 640, "max_tokens": 1024}),
-    ],
+    quick(1, [(2, {}), (1, {"kv_dtype": "int8", "prompt_tokens": 640, "max_tokens": 1024})]),
     ids=["tensor", "long"],
 )
 def test_what_stays_is_told_to_the_byte_and_what_passes_within_bounds(tensor, change):

@@ -5,33 +5,33 @@ import pathlib
 import shutil
 
 import pytest
-from processes import TINY, Finished, Mcr
+from processes import TINY, Finished, Here, Mcr
 
 
-def _environment(cache: pathlib.Path) -> dict[str, str]:
-    dropped = ("XLA_FLAGS", "GEMINI_", "GOOGLE_", "TFDS_", "JAX_")
+def _environment(empty: pathlib.Path) -> dict[str, str]:
+    """As a user's, but for the compilation cache that all of the run shares."""
+    dropped = ("XLA_FLAGS", "GEMINI_", "GOOGLE_", "TFDS_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    return {
-        **env,
-        "JAX_PLATFORMS": "cpu",
-        # What one process has compiled the next ones need not: most of a tiny demo is compilation.
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "TFDS_DATA_DIR": str(cache / "no_tfds_data_here"),
-    }
+    flags = "--xla_backend_optimization_level=0"  # compiled fast rather than to be fast
+    return {**env, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TFDS_DATA_DIR": str(empty)}
 
 
 @pytest.fixture(scope="session")
 def mcr_env(tmp_path_factory) -> dict[str, str]:
-    """The environment of the processes: no key, one device, a compilation cache of this session."""
-    return _environment(tmp_path_factory.mktemp("jax_cache"))
+    """The environment of the processes: no key, one device, no prepared datasets."""
+    return _environment(tmp_path_factory.mktemp("no_tfds_data"))
 
 
 @pytest.fixture
 def mcr(mcr_env, tmp_path) -> Mcr:
     """`mcr` in a folder of this test."""
     return Mcr(tmp_path, mcr_env)
+
+
+@pytest.fixture
+def here(mcr_env, tmp_path) -> Here:
+    """As `mcr`, but in the test's own process."""
+    return Here(tmp_path, mcr_env)
 
 
 @pytest.fixture(scope="session")

@@ -146,8 +146,6 @@ def start_one(
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
         hosts.TIMEOUT: "100",
         "TF_CPP_MIN_LOG_LEVEL": "2",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     return subprocess.Popen(
         [sys.executable, __file__, deed, *map(str, arguments)],

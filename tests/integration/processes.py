@@ -1,15 +1,20 @@
 """What the integration tests share: running `mcr`, and reading what it left behind."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import os
 import pathlib
 import shutil
 import sqlite3
 import subprocess
 import sys
 import time
+import unittest.mock
 from collections.abc import Callable, Mapping
 
+from mcr_jax.cli.main import main
 from mcr_jax.score import accuracy
 
 # A decoder that compiles in seconds and learns nothing: only the way through the stages matters.
@@ -88,6 +93,22 @@ class Mcr:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+
+class Here(Mcr):
+    """Runs `mcr` in the test's own process: for calls that end before they compute anything."""
+
+    def __call__(self, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
+        argv, out, err = list(map(str, args)), io.StringIO(), io.StringIO()
+        sys.modules.pop("config_config", None)  # the config file of an earlier call
+        with (
+            contextlib.chdir(self.folder),
+            unittest.mock.patch.dict(os.environ, env),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            status = main(argv)
+        return subprocess.CompletedProcess(argv, status, out.getvalue(), err.getvalue())
 
 
 @dataclasses.dataclass(frozen=True)

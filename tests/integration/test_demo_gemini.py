@@ -1,6 +1,9 @@
 """The demo with Gemini as its judge, over HTTP, and what it says without a key."""
 
+import pytest
 from processes import is_schema_1, read, rows, unfinished
+
+pytestmark = pytest.mark.slow
 
 
 def test_without_a_key_nothing_starts_and_the_key_is_named(mcr, workdir, tiny):

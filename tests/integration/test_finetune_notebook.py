@@ -8,6 +8,8 @@ import nbclient
 import nbformat
 import pytest
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = pathlib.Path(__file__).resolve().parents[2] / "colab" / "finetune.ipynb"
 
 

@@ -8,6 +8,8 @@ import subprocess
 import pytest
 from processes import said
 
+pytestmark = pytest.mark.slow
+
 PAGE = os.sysconf("SC_PAGE_SIZE")
 _ROOMY = 8 << 20  # bytes; the ledger's write-ahead log takes several pages a row until it closes
 

@@ -14,6 +14,8 @@ from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.model import hf, store
 from mcr_jax.model.config import DecoderConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):

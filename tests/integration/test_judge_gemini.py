@@ -8,6 +8,8 @@ import sqlite3
 import pytest
 from processes import read, rows, unfinished
 
+pytestmark = pytest.mark.slow
+
 GEMINI = "--config.judge.name=gemini"
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import pytest
 from processes import COMPLETIONS, TIMES, TINY, Mcr, read, rows, said, unfinished, until
 
+pytestmark = pytest.mark.slow
+
 
 def _killed(mcr: Mcr, condition: Callable[[], bool], *args: object, **env: str) -> str:
     """Starts a run, kills it as soon as `condition` holds; returns what it printed."""

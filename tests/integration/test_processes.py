@@ -12,6 +12,8 @@ import pytest
 
 from mcr_jax.train.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 
 def finished(processes) -> list[tuple[int, str, str]]:
     """Exit status, stdout and stderr of each; no traceback may be seen."""
@@ -53,17 +55,6 @@ def close(state, other) -> None:
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Starts two processes; what one has compiled the next need not."""
-    cache = str(tmp_path_factory.mktemp("cache"))
-
-    def start(deed, *arguments, **env):
-        return peers.start(deed, *arguments, JAX_COMPILATION_CACHE_DIR=cache, **env)
-
-    return start
-
-
-@pytest.fixture(scope="module")
 def one():
     """What one process of eight devices does: the run, and state and metrics after each step."""
     run, after = peers.Run(), {}
@@ -75,10 +66,10 @@ def one():
 
 
 @pytest.fixture(scope="module")
-def two(start, tmp_path_factory):
+def two(tmp_path_factory):
     """The checkpoints of two processes after steps 1 and 2, and what each printed."""
     folder = tmp_path_factory.mktemp("two")
-    ended = finished(start("go_on", folder, 2))
+    ended = finished(peers.start("go_on", folder, 2))
     assert [status for status, _, _ in ended] == [0, 0], ended
     return folder, [out for _, out, _ in ended]
 
@@ -102,7 +93,7 @@ def test_a_checkpoint_of_two_processes_is_read_by_one(one, two, number):
 
 
 def test_what_one_process_saved_and_only_one_of_two_can_read_costs_both_one_interval(
-    start, one, two, tmp_path
+    one, two, tmp_path
 ):
     _, after = one
     checkpoints = Checkpoints(tmp_path, 9)
@@ -113,7 +104,7 @@ def test_what_one_process_saved_and_only_one_of_two_can_read_costs_both_one_inte
     for file in own.iterdir():
         file.write_bytes(file.read_bytes()[:100])
 
-    ended = finished(start("go_on", tmp_path, 3))
+    ended = finished(peers.start("go_on", tmp_path, 3))
     for status, out, err in ended:
         assert status == 0, err
         assert "it is set aside, training goes on from step 1" in out and "from 1 to 3" in out
@@ -124,8 +115,8 @@ def test_what_one_process_saved_and_only_one_of_two_can_read_costs_both_one_inte
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "2.damaged", "3"]
 
 
-def test_sigterm_to_one_of_two_stops_both_at_the_same_step_of_a_resumed_run(start, tmp_path):
-    processes = start("until_stopped", tmp_path)
+def test_sigterm_to_one_of_two_stops_both_at_the_same_step_of_a_resumed_run(tmp_path):
+    processes = peers.start("until_stopped", tmp_path)
     for process in processes:
         while process.stdout.readline() not in ("stepping\n", ""):
             pass
@@ -138,8 +129,8 @@ def test_sigterm_to_one_of_two_stops_both_at_the_same_step_of_a_resumed_run(star
         assert err == f"stopped by SIGTERM; step {saved} is saved\n"
 
 
-def test_the_death_of_one_ends_the_other_without_a_traceback(start, tmp_path):
-    processes = start("until_stopped", tmp_path)
+def test_the_death_of_one_ends_the_other_without_a_traceback(tmp_path):
+    processes = peers.start("until_stopped", tmp_path)
     for process in processes:
         while process.stdout.readline() not in ("stepping\n", ""):
             pass
@@ -149,24 +140,22 @@ def test_the_death_of_one_ends_the_other_without_a_traceback(start, tmp_path):
     assert "another process has gone" in err or "another task died" in err
 
 
-def test_folders_that_are_not_shared_are_one_line_on_both(start, tmp_path):
-    for status, _, err in finished(start("apart", tmp_path)):
+def test_folders_that_are_not_shared_are_one_line_on_both(tmp_path):
+    for status, _, err in finished(peers.start("apart", tmp_path)):
         assert status == 2
         assert "not all processes see it: set config.train.checkpoints" in err
         assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("number", "fault", "status"), [(0, "UsageError", 2), (1, "McrError", 1)])
-def test_one_that_fails_alone_ends_with_its_own_status_and_the_other_soon(
-    start, number, fault, status
-):
-    ended = finished(start("fails", number, fault))
+def test_one_that_fails_alone_ends_with_its_own_status_and_the_other_soon(number, fault, status):
+    ended = finished(peers.start("fails", number, fault))
     assert (ended[number][0], ended[number][2]) == (status, "it fails\n")
     other, _, err = ended[1 - number]
     assert other in (1, -signal.SIGABRT)
     assert "another process has gone" in err or "another task died" in err or "coordin" in err
 
 
-def test_all_that_fail_end_with_their_status_and_one_line(start):
-    for status, _, err in finished(start("fails", "-", "UsageError")):
+def test_all_that_fail_end_with_their_status_and_one_line():
+    for status, _, err in finished(peers.start("fails", "-", "UsageError")):
         assert (status, err) == (2, "it fails\n")

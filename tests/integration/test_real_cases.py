@@ -38,9 +38,12 @@ def get_config():
     c.score.resamples = 200
 """
 
-pytestmark = pytest.mark.skipif(
-    not CASES.exists(), reason=f"no real cases at ../shared/data/cases/{CASES.name}"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not CASES.exists(), reason=f"no real cases at ../shared/data/cases/{CASES.name}"
+    ),
+]
 
 
 @pytest.fixture

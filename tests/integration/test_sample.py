@@ -7,6 +7,8 @@ import sys
 import pytest
 from processes import COMPLETIONS, MODELS, TINY, read, rows, said, unfinished
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.promise("More samples (`sample.n`) keep those that are there.")
 def test_more_samples_draw_the_new_ones_only_and_keep_every_verdict(mcr, workdir, tiny):

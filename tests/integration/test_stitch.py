@@ -18,6 +18,8 @@ from mcr_jax.data.tokens import tokenize
 from mcr_jax.prompts import load
 from mcr_jax.stitch.audit import joined
 
+pytestmark = pytest.mark.slow
+
 STITCH = {
     "synthetic.train": 16,
     "stitch.attempts": 2,

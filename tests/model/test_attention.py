@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from quick import quick
 
 from mcr_jax.model import _blockwise, _splash
 from mcr_jax.model import attention as module
@@ -207,13 +208,16 @@ def test_layers_with_different_windows_may_be_branches_of_one_scan():
 # axis divides; heads that no axis divides; three key heads whose cuts do not meet the shards'.
 @pytest.mark.parametrize(
     ("attend", "shape"),
-    [
-        (xla, (4, 70, 4, 2, 8)),
-        (splash, (4, 70, 4, 2, 8)),
-        (splash, (2, 70, 4, 1, 8)),
-        (splash, (3, 70, 3, 3, 8)),
-        (splash, (1, 70, 6, 3, 8)),
-    ],
+    quick(
+        2,
+        [
+            (xla, (4, 70, 4, 2, 8)),
+            (splash, (1, 70, 6, 3, 8)),
+            (splash, (4, 70, 4, 2, 8)),
+            (splash, (2, 70, 4, 1, 8)),
+            (splash, (3, 70, 3, 3, 8)),
+        ],
+    ),
 )
 def test_a_mesh_changes_nothing(attend, shape):
     mesh = make_mesh(2, 2, 2)

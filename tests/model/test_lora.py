@@ -15,6 +15,7 @@ import tiny_hf
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import PartitionSpec as P
+from quick import quick
 
 from mcr_jax.errors import McrError
 from mcr_jax.model import hf, lora
@@ -165,7 +166,7 @@ def test_fresh_adapters_start_as_pefts_do_and_follow_from_the_seed(plain):
         assert np.any(a != other.stacked()[f"{name}_lora_a"])
 
 
-@pytest.mark.parametrize("target", PROJECTIONS)
+@pytest.mark.parametrize("target", quick(2, PROJECTIONS))
 def test_each_target_alone_changes_the_logits_and_merging_it_does_not(plain, target):
     adapted = random_adapters(plain, LoraConfig(rank=3, alpha=6, targets=(target,), rslora=True))
     merged = lora.merge(adapted)
@@ -195,6 +196,7 @@ def next_token_loss(logits):
     return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], TOKENS[:, 1:]).mean()
 
 
+@pytest.mark.slow
 def test_training_moves_the_adapters_alone(plain):
     graph, adapters, frozen = lora.split(
         lora.add(plain, LoraConfig(rank=2, alpha=4, dropout=0.1), 0)
@@ -272,6 +274,7 @@ def test_saving_and_loading_change_no_bit_on_any_mesh(plain, dtype, tmp_path):
     assert {x.dtype.name for x in jax.tree.leaves(lora.split(cast)[1])} == {"float16"}
 
 
+@pytest.mark.slow
 def test_a_mesh_of_eight_changes_nothing(plain):
     adapted = random_adapters(plain, LoraConfig(rank=2, alpha=4, dropout=0.5))
     for key in (None, jax.random.key(0)):
@@ -286,6 +289,7 @@ def test_a_mesh_of_eight_changes_nothing(plain):
         assert eight[name].sharding.spec == spec
 
 
+@pytest.mark.slow
 def test_dropout_follows_from_the_key_and_needs_one(plain):
     config = LoraConfig(rank=3, alpha=4, dropout=0.5)
     adapted, undropped = (

@@ -215,6 +215,7 @@ def test_a_damaged_checkpoint_is_one_line(straight, run, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_counts_epochs_does_nothing_either(run, tmp_path):
     by_epochs = {"train.epochs": 1.0, "train.checkpoint_every": 100}
     done, workdir = run(tmp_path / "epochs", **by_epochs)
@@ -254,6 +255,7 @@ def adapted(shape):
     return dataclasses.replace(shape, lora=LoraConfig(rank=2, alpha=8.0, dropout=0.1))
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_resumed_and_loaded_and_nothing_else_moves(
     run, shape, adapted, tmp_path
 ):
@@ -281,6 +283,7 @@ def test_adapters_are_trained_resumed_and_loaded_and_nothing_else_moves(
     assert moved == {f"layers.{name}" for name in adapted.lora.targets}
 
 
+@pytest.mark.slow
 def test_steps_that_were_asked_for_are_traced(run, tmp_path, capsys):
     _, workdir = run(tmp_path / "traced", profile=range(2, 4))
     traces = list((workdir.path / "tb").rglob("*.xplane.pb"))
@@ -293,6 +296,7 @@ def test_a_trace_that_cannot_be_is_told(run, tmp_path, capsys):
     assert "no step of 50 to 54 was made" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_signal_starts_a_trace(run, tmp_path, monkeypatch):
     def write(log, step, **values):
         if step == 1:
@@ -318,6 +322,7 @@ def test_validation_takes_no_more_memory_than_a_step(shape):
     assert memory[4] < 0.5 * memory[1]
 
 
+@pytest.mark.slow
 def test_val_cases_that_no_row_holds_are_told_and_do_not_count(run, tmp_path, capsys):
     mixed = {"train": CASES["train"], "val": [*CASES["val"], LONG]}
     _, workdir = run(tmp_path / "mixed", mixed, **{"train.steps": 2})
@@ -340,12 +345,14 @@ def test_a_mesh_that_cannot_be_is_refused_before_anything_is_made(run, tmp_path)
     assert not list((tmp_path / "rows").iterdir())
 
 
+@pytest.mark.slow
 def test_patience_that_runs_out_at_the_last_step_is_no_early_end(run, tmp_path):
     flat = {"train.eval_every": 1, "train.patience": 2, "optim.learning_rate": 0.0}
     done, _ = run(tmp_path / "last", **flat, **{"train.steps": 3})
     assert (done.step, done.early) == (3, False)
 
 
+@pytest.mark.slow
 def test_stopped_where_a_validation_was_due_it_is_measured_on_the_way_on(
     run, straight, tmp_path, monkeypatch
 ):
@@ -364,6 +371,7 @@ def test_stopped_where_a_validation_was_due_it_is_measured_on_the_way_on(
     assert metrics(Workdir(tmp_path / "stopped")) == metrics(straight[1])
 
 
+@pytest.mark.slow
 def test_a_lost_workdir_does_not_undo_the_patience(run, tmp_path):
     flat = {"train.eval_every": 1, "train.patience": 3, "optim.learning_rate": 0.0}
     flat |= {"train.checkpoints": str(tmp_path / "shared"), "train.checkpoint_every": 1}

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh
+from quick import quick
 
 from mcr_jax.model.blueprint import blueprint, parts
 from mcr_jax.model.config import DecoderConfig, LoraConfig
@@ -77,6 +78,7 @@ def test_what_lies_on_a_device_between_steps_is_exact_to_the_byte(axes, lora):
     assert analysis.argument_size_in_bytes == between_steps(told(shape, axes, 8, 16))
 
 
+@pytest.mark.slow
 def test_weights_and_means_in_bfloat16_are_counted_as_such():
     shape = dataclasses.replace(TINY, dtype="bfloat16")
     analysis = compiled(shape, (2, 4, 1), 8, 16, mu_dtype="bfloat16")
@@ -87,7 +89,7 @@ def test_weights_and_means_in_bfloat16_are_counted_as_such():
 # (2, 1, 4) cuts rows and layers, (8, 1, 1) holds all gradients whole.
 @pytest.mark.parametrize(
     ("axes", "remat"),
-    [((8, 1, 1), "full"), ((2, 1, 4), "none"), ((2, 1, 4), "full"), ((1, 8, 1), "dots")],
+    quick(2, [((2, 1, 4), "full"), ((8, 1, 1), "full"), ((2, 1, 4), "none"), ((1, 8, 1), "dots")]),
 )
 def test_what_a_step_adds_is_told_within_a_half_and_hardly_too_small(axes, remat):
     shape = dataclasses.replace(SHAPE, remat=remat)
@@ -98,7 +100,7 @@ def test_what_a_step_adds_is_told_within_a_half_and_hardly_too_small(axes, remat
 # Then the loss outweighs the layers. (8, 1, 1) sums the whole head's gradient, (1, 8, 1) gathers.
 @pytest.mark.parametrize(
     ("axes", "tied", "accumulate"),
-    [((1, 8, 1), False, 1), ((8, 1, 1), True, 1), ((1, 4, 2), False, 2)],
+    quick(1, [((1, 4, 2), False, 2), ((1, 8, 1), False, 1), ((8, 1, 1), True, 1)]),
 )
 def test_so_it_is_with_a_vocabulary_many_times_the_width(axes, tied, accumulate):
     wide = {"vocab_size": 32768, "width": 512, "mlp_width": 512, "layers": 2}

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
+from quick import quick
 
 from mcr_jax.data.example import Example
 from mcr_jax.data.loader import stack
@@ -194,6 +195,7 @@ def test_eight_rows_at_once_and_in_four_parts_give_the_same_step(after):
     )
 
 
+@pytest.mark.slow
 def test_parts_of_a_bfloat16_model_add_up_in_float32(after, batch, params):
     rough = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     (one, _), (four, _) = after(batch, start=rough), after(batch, start=rough, accumulate=4)
@@ -202,7 +204,7 @@ def test_parts_of_a_bfloat16_model_add_up_in_float32(after, batch, params):
         np.testing.assert_allclose(a.astype("f4"), b.astype("f4"), atol=2e-3, rtol=2**-6)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", quick(1, ["full", "dots"]))
 def test_what_is_computed_again_changes_nothing(after, batch, tiny_shape, remat):
     kept, told = after(batch)
     again, told_again = after(batch, dataclasses.replace(tiny_shape, remat=remat))
@@ -246,6 +248,7 @@ def adapted(tiny_shape):
     return shape, {"layers": {n: x.astype(np.float32) for n, x in layers.items()}}, rest
 
 
+@pytest.mark.slow
 def test_adapters_alone_are_trained_and_their_gradient_is_that_of_the_whole(adapted, batch):
     shape, adapters, rest = adapted
     graph = blueprint(shape)[0]
@@ -270,6 +273,7 @@ def test_adapters_alone_are_trained_and_their_gradient_is_that_of_the_whole(adap
     assert jax.tree.structure(moments) == jax.tree.structure(adapters)
 
 
+@pytest.mark.slow
 def test_every_step_and_every_part_of_one_drops_something_else(adapted, batch):
     shape, adapters, rest = adapted
     tx, schedule = optimizer(**{**OPTIM, "learning_rate": 0.0})
@@ -388,7 +392,14 @@ def test_no_gradient_is_summed_over_tokens_in_bfloat16(tiny_shape, batch, lora):
 
 @pytest.mark.parametrize(
     ("sizes", "lora", "accumulate"),
-    [((2, 4, 1), None, 2), ((2, 2, 2), None, 1), ((2, 2, 2), LoraConfig(rank=2, alpha=4.0), 1)],
+    quick(
+        1,
+        [
+            ((2, 2, 2), None, 1),
+            ((2, 4, 1), None, 2),
+            ((2, 2, 2), LoraConfig(rank=2, alpha=4.0), 1),
+        ],
+    ),
 )
 def test_no_gradient_is_summed_over_devices_in_bfloat16(
     tiny_shape, batch, tmp_path, sizes, lora, accumulate

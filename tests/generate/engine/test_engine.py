@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from quick import quick
 from scipy import stats
 
 from mcr_jax.generate.engine import engine as engine_module
@@ -112,7 +113,7 @@ def assert_greedy(model, samples: dict):
         np.testing.assert_allclose(samples[key].logprobs, logprobs, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick(2, ("gemma", "qwen3", "qwen2", "llama")))
 def test_greedy_tokens_equal_recomputation_without_a_cache(tiny_shape, family):
     model = sharp(dataclasses.replace(tiny_shape, **FAMILIES[family]))
     samples = drawn(
@@ -287,6 +288,7 @@ def test_taking_the_weights_gives_them_up(tiny_shape):
             np.testing.assert_array_equal(part, before[name][index])
 
 
+@pytest.mark.slow
 def test_adapters_beside_the_weights_are_honoured(tiny_shape):
     plain = sharp(tiny_shape)
     adapted = lora.add(plain, LoraConfig(rank=2, alpha=8.0), jax.random.key(0))
@@ -300,7 +302,10 @@ def test_adapters_beside_the_weights_are_honoured(tiny_shape):
     )
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 2), (1, 1, 4), (2, 1, 2), (4, 1, 1), (1, 2, 2)])
+MESHES = [(2, 1, 2), (1, 1, 2), (1, 1, 4), (4, 1, 1), (1, 2, 2)]
+
+
+@pytest.mark.parametrize("sizes", quick(1, ((sizes,) for sizes in MESHES)))
 def test_any_mesh_draws_the_same_tokens(model, engine, sizes):
     mesh = make_mesh(*sizes, jax.devices()[: np.prod(sizes)])
     graph, params = nnx.split(model)
@@ -311,7 +316,9 @@ def test_any_mesh_draws_the_same_tokens(model, engine, sizes):
     assert texts(got) == texts(drawn(engine, *asked))
 
 
-@pytest.mark.parametrize(("kernel", "head_dim"), [("gpu-interpret", 16), ("tpu-interpret", 128)])
+@pytest.mark.parametrize(
+    ("kernel", "head_dim"), quick(1, [("gpu-interpret", 16), ("tpu-interpret", 128)])
+)
 def test_a_kernel_writes_what_xla_does(tiny_shape, monkeypatch, kernel, head_dim):
     """In pallas' interpreter; that of GPUs leaves the local layers to XLA."""
     gemma = dataclasses.replace(tiny_shape, **GEMMA, head_dim=head_dim, dtype="bfloat16")
@@ -325,7 +332,7 @@ def test_a_kernel_writes_what_xla_does(tiny_shape, monkeypatch, kernel, head_dim
         np.testing.assert_allclose(found[key].logprobs, sample.logprobs, atol=0.02)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 2), (1, 2, 4)])
+@pytest.mark.parametrize("sizes", quick(1, [((1, 2, 4),), ((2, 1, 2),), ((1, 1, 1),)]))
 def test_the_tpu_kernel_is_lowered_whole_on_any_mesh(tiny_shape, monkeypatch, sizes):
     """On 4 devices of the tensor axis two key heads lie on each."""
     gemma = dataclasses.replace(tiny_shape, **GEMMA, head_dim=128, dtype="bfloat16")
