@@ -108,6 +108,53 @@ def test_configs_scripts_and_benches_are_found_by_name_outside_a_checkout(instal
     assert pathlib.Path(where.strip()).is_relative_to(installed.bin.parent)
 
 
+# Of Colab's published list (June 2026), what mcr-jax and its dependencies might replace.
+COLAB = {
+    "jax": "0.7.2",
+    "jaxlib": "0.7.2",
+    "numpy": "2.0.2",
+    "protobuf": "5.29.6",
+    "flax": "0.11.2",
+    "tensorflow": "2.20.0",
+    "tensorflow-datasets": "4.9.10",
+    "google-genai": "1.68.0",
+    "scipy": "1.16.3",
+    "pyarrow": "18.1.0",
+    "ml_dtypes": "0.5.4",
+    "sentencepiece": "0.2.1",
+}
+
+
+def test_a_bare_colab_keeps_its_numpy_tensorflow_and_protobuf_and_gets_no_older_jax(
+    wheel, tmp_path, mcr_env
+):
+    """The install cell of the notebooks, with pip planning what it would install."""
+    colab = Clean(tmp_path / "colab", mcr_env)
+    (site,) = (tmp_path / "colab").glob("lib/python*/site-packages")
+    for name, version in COLAB.items():
+        folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        (folder / "RECORD").touch()
+    (tmp_path / "here").mkdir()
+    shutil.copy(wheel, tmp_path / "here")
+    cells = json.loads((ROOT / "colab" / "evaluate.ipynb").read_text())["cells"]
+    (install,) = ("".join(cell["source"]) for cell in cells if cell["id"] == "install")
+    pip, rest = install.split("    %pip ")[0], install.split("    %pip ")[1].partition("\n")[0]
+    run = "import shlex, sys\nsubprocess.run([sys.executable, '-m', 'pip', *shlex.split(call)])"
+    (tmp_path / "cell.py").write_text(f"{pip}    call = f{rest!r}\n{run}\n")
+    plan = {"PIP_DRY_RUN": "1", "PIP_REPORT": str(tmp_path / "report.json")}
+    colab.run(tmp_path / "here", colab.bin / "python", tmp_path / "cell.py", **plan)
+    if not (tmp_path / "report.json").exists():
+        pytest.skip("no package registry is within reach")
+    planned = json.loads((tmp_path / "report.json").read_text())["install"]
+    versions = {item["metadata"]["name"]: item["metadata"]["version"] for item in planned}
+    assert not {"numpy", "tensorflow", "protobuf"} & versions.keys()
+    assert versions["mcr-jax"] and tuple(map(int, versions["jax"].split("."))) >= (0, 7, 2)
+
+
 def test_a_tpu_installs_the_wheel_that_was_installed_here(installed, wheel, tmp_path):
     """Without a checkout, launch scripts send the package itself."""
     package = installed.run(tmp_path, "python", "-c", "import mcr_jax; print(mcr_jax.__path__[0])")
