@@ -147,7 +147,7 @@ def recall_histogram(models: Mapping[str, Sequence[float]]) -> Markup | None:
     if len({int(bin) for count in counts.values() for bin in np.flatnonzero(count)}) < 2:
         return None
     highest = max(1, *(int(c.max()) for c in counts.values()))
-    row, gap = 220 // len(models), 18
+    row, gap = max(80, 220 // len(models)), 18
     plot = svg.Plot(
         "Distribution of reasoning recall per model",
         (0.0, 1.0),
@@ -157,7 +157,7 @@ def recall_histogram(models: Mapping[str, Sequence[float]]) -> Markup | None:
     for series, (name, of_model) in enumerate(counts.items()):
         floor = float(plot.top + (row + gap) * series + row)
         scale = (row - 20) / highest
-        for value in svg.ticks(0, highest, 3):
+        for value in svg.ticks(0, highest, min(3, (row - 20) // 30)):
             if value == int(value):
                 y = floor - value * scale
                 svg.add(plot.root, "line", cls="grid", x1=plot.left, x2=plot.right, y1=y, y2=y)

@@ -44,7 +44,7 @@
       const meter = make("span", { class: `meter s${m % 4}` }, make("i"));
       meter.firstChild.style.width = `${total ? (100 * tally[0]) / total : 0}%`;
       const words = `${models[m]}: ${tally[0]} of ${total} right`;
-      return make("span", { class: "tally", title: words },
+      return make("span", { class: "tally", title: words, "data-model": models[m] },
         meter, make("span", { class: "sr" }, words + ". "),
         make("span", { "aria-hidden": "true" }, total ? `${tally[0]}/${total}` : "–"));
     });
