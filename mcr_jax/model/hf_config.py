@@ -2,13 +2,14 @@
 
 Two dialects are read: transformers 4, in which the published weights are (`rope_theta`,
 `rope_scaling`, `rope_local_base_freq`, `sliding_window_pattern`), and transformers 5
-(`rope_parameters`, for Gemma 3 one per layer type, and `layer_types`). Every key is known here:
-read, required to have the one value that the decoder computes, or without bearing on the numbers.
-Any other key is an error, so that nothing which would change the numbers passes in silence.
+(`rope_parameters`, for Gemma 3 one per layer type, and `layer_types`). `hf_keys` refuses the keys
+that may change the numbers and are not read here.
 """
 
 import dataclasses
+import functools
 import json
+import logging
 import math
 import os
 from collections.abc import Collection, Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mcr_jax.errors import McrError
+from mcr_jax.model import hf_keys
 from mcr_jax.model.config import DecoderConfig, Rope
 
 FILE = "config.json"
@@ -87,55 +89,13 @@ FAMILIES: Mapping[str, Family] = {
 }
 MULTIMODAL = "gemma3"  # Gemma3ForConditionalGeneration: its text half is a gemma3_text
 
-# Keys that the decoder has one value for: another one is refused by name.
-_REQUIRED = {
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "attention_dropout": (0, None),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
-    "use_bidirectional_attention": (False, None),
-    "use_mrope": (False, None),
-    "mrope_section": (None,),
-    "partial_rotary_factor": (1, None),
-    "quantization_config": (None,),
-    "is_encoder_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "pruned_heads": ({}, None),
-}
-
-# Keys without bearing on the logits: who wrote the file, tokens, generation and training defaults.
-_HARMLESS_KEYS = """
-_name_or_path architectures auto_map dtype torch_dtype model_type name_or_path
-transformers_version unsloth_fixed unsloth_version use_cache initializer_range pretraining_tp
-max_position_embeddings cache_implementation _attn_implementation _attn_implementation_autoset
-_sliding_window_pattern tokenizer_class bos_token_id eos_token_id pad_token_id sep_token_id
-decoder_start_token_id boi_token_index eoi_token_index image_token_index image_token_id
-mm_tokens_per_image vision_config text_config bad_words_ids begin_suppress_tokens
-chunk_size_feed_forward cross_attention_hidden_size diversity_penalty do_sample early_stopping
-encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
-forced_bos_token_id forced_eos_token_id id2label is_decoder label2id length_penalty max_length
-min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
-output_hidden_states output_scores prefix problem_type remove_invalid_values repetition_penalty
-return_dict return_dict_in_generate suppress_tokens task_specific_params temperature
-tf_legacy_loss tie_encoder_decoder top_k top_p torchscript typical_p use_bfloat16
-"""
-_HARMLESS = frozenset(_HARMLESS_KEYS.split())
-_READ_KEYS = """
-vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
-num_key_value_heads head_dim hidden_act hidden_activation rms_norm_eps tie_word_embeddings
-rope_theta rope_scaling rope_local_base_freq rope_parameters sliding_window
-sliding_window_pattern use_sliding_window max_window_layers layer_types query_pre_attn_scalar
-"""
-_READ = frozenset(_READ_KEYS.split())
-
 
 def read(folder: str | Path, ignore: Collection[str] = ()) -> DecoderConfig:
-    """The decoder's shape from FOLDER/config.json.
+    """The decoder's shape from FOLDER/config.json; unknown keys that pass are one warning.
 
     Args:
       folder: in Hugging Face's format.
-      ignore: keys to pass over although they are unknown here.
+      ignore: keys to pass over in silence although they are unknown here.
 
     Raises:
       McrError: the file is missing or broken, or says something this decoder is not.
@@ -150,15 +110,24 @@ def read(folder: str | Path, ignore: Collection[str] = ()) -> DecoderConfig:
     if not isinstance(told, dict):
         raise McrError(f"{path}: not a JSON object")
     try:
-        return dataclasses.replace(from_json(told, ignore), folder=os.path.abspath(folder))
+        config = dataclasses.replace(from_json(told, ignore), folder=os.path.abspath(folder))
     except (ValueError, TypeError) as error:
         raise McrError(f"{path}: {' '.join(str(error).split())}") from error
+    text = told.get("text_config") if told["model_type"] == MULTIMODAL else None
+    if keys := hf_keys.passed_over({**(text or {}), **told}, ignore):
+        _warn(f"{path}: passed over the unknown keys {keys}")
+    return config
+
+
+@functools.cache  # a command reads a file more than once
+def _warn(message: str) -> None:
+    logging.getLogger("mcr_jax").warning(message)
 
 
 def from_json(told: Mapping[str, Any], ignore: Collection[str] = ()) -> DecoderConfig:
     """`DecoderConfig` of a parsed config.json. Raises ValueError naming the key that is wrong."""
     if told.get("model_type") == MULTIMODAL:
-        _refuse_unknown(told, ignore)
+        hf_keys.refuse(told, ignore)
         text = told.get("text_config")
         if not isinstance(text, Mapping):
             raise ValueError(f"model_type {MULTIMODAL!r} without a text_config")
@@ -175,7 +144,7 @@ def from_json(told: Mapping[str, Any], ignore: Collection[str] = ()) -> DecoderC
         known = ", ".join((*FAMILIES, MULTIMODAL))
         raise ValueError(f"model_type {kind!r} is none of {known}")
     family = FAMILIES[kind]
-    _refuse_unknown(told, ignore)
+    hf_keys.refuse(told, ignore)
     values = {**family.defaults, **{k: v for k, v in told.items() if v is not None}}
 
     heads = _number(values, "num_attention_heads", int)
@@ -267,19 +236,6 @@ def _family_of(config: DecoderConfig) -> str:
     if config.qk_norm:
         return "qwen3"
     return "qwen2" if config.qkv_bias else "llama"
-
-
-def _refuse_unknown(told: Mapping[str, Any], ignore: Collection[str]) -> None:
-    for key, value in told.items():
-        if key in ignore or key in _HARMLESS or key in _READ or value is None:
-            continue
-        if key not in _REQUIRED:
-            raise ValueError(
-                f"unknown key {key!r}: it may change the numbers; if it does not, name it in "
-                "config.model.ignore, or in hf.load's ignore"
-            )
-        if value not in _REQUIRED[key]:
-            raise ValueError(f"{key} = {value!r}: this decoder only has {_REQUIRED[key][0]!r}")
 
 
 def _windows(
