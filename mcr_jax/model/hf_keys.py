@@ -3,7 +3,7 @@
 A key is refused only if it may change the numbers. It passes if it is in one of the tables here,
 begins with `_` or names a token, and whatever it is called if its value is null, false, 0 or empty.
 Any other unknown key is refused if its name speaks of something that a decoder computes, and else
-reported in one warning.
+reported in one warning. `number` and `flag` read the values.
 """
 
 import re
@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 _SHOWN = 8  # keys in a warning
+_LARGEST = 1e12  # of any number in a config; bounds what a broken file can make of this process
 
 # Keys that `hf_config` reads.
 _READ_KEYS = """
@@ -119,3 +120,30 @@ def _words(key: str) -> str:
     """A key in small letters with its words apart: `useQKNorm.v2` is `use qknorm v2`."""
     apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", key)
     return re.sub(r"[\W_]+", " ", apart).lower()
+
+
+def number(
+    values: Mapping[str, Any],
+    key: str,
+    kind: type = int,
+    default: Any = None,
+    least: float | None = None,
+) -> Any:
+    """A whole number or any, positive unless `least` says otherwise. Raises ValueError by name."""
+    value = values.get(key, default)
+    if value is None:
+        raise ValueError(f"{key} is missing")
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not known or not abs(value) < _LARGEST or value != kind(value):
+        raise ValueError(f"{key} is not {'a whole' if kind is int else 'a'} number: {value!r}")
+    if value < least if least is not None else value <= 0:
+        raise ValueError(f"{key} is too small: {value!r}")
+    return kind(value)
+
+
+def flag(values: Mapping[str, Any], key: str, default: bool = False) -> bool:
+    """True or false. Raises ValueError by name for anything else."""
+    value = values.get(key, default)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} is neither true nor false: {value!r}")
+    return value

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mcr_jax.errors import McrError
 from mcr_jax.model import hf_config
-from mcr_jax.model.config import DecoderConfig, Rope
+from mcr_jax.model.config import DecoderConfig, Rope, Yarn
 
 VARIANTS = tuple(tiny_hf.VARIANTS)
 DIALECTS = {
@@ -109,7 +109,13 @@ def test_a_qwen_whose_window_is_not_used_has_none():
         ("llama3", {"num_key_value_heads": 3}, "kv_heads"),
         ("llama3", {"tie_word_embeddings": "no"}, "tie_word_embeddings"),
         ("llama3", {"torch_dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
-        ("llama3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ("llama3", {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "dynamic"),
+        ("llama3", {"rope_scaling": {"rope_type": "yarn", "attn_factor": 4.0}}, "attn_factor"),
+        ("llama3", {"rope_scaling": {"rope_type": "yarn", "beta_fast": 0}}, "beta_fast"),
+        ("llama3", {"rope_scaling": {"rope_type": "yarn", "truncate": 1}}, "truncate"),
+        ("llama3", {"rope_scaling": {"rope_type": "yarn"}, "rope_theta": 1}, "theta"),
+        ("gemma3", {"rope_scaling": {"rope_type": "yarn", "truncate": False}}, "truncate"),
+        ("gemma3", {"sliding_window": None}, "sliding_window"),
         ("llama3", {"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ("llama3", {"rope_scaling": {"type": "linear", "factor": 2, "beta_fast": 1}}, "beta_fast"),
         ("llama3", {"rope_scaling": {"type": "linear", "rope_type": "llama3"}}, "linear/llama3"),
@@ -160,12 +166,18 @@ def test_a_decoder_that_is_no_longer_what_its_file_says_is_not_written():
     hf_config.to_json(dataclasses.replace(read, attention="xla"), "bfloat16")
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
-def test_a_decoder_made_here_is_written_as_the_family_that_computes_it(kind):
+@pytest.mark.parametrize(
+    ("kind", "rope"),
+    [
+        ("llama", Rope(theta=5e5, scaling="llama3", factor=8.0, original_length=64)),
+        ("qwen2", Rope(scaling="linear", factor=2.5)),
+        ("qwen3", Yarn(factor=4.0, original_length=64, attention_factor=1.2, truncate=False)),
+    ],
+)
+def test_a_decoder_made_here_is_written_as_the_family_that_computes_it(kind, rope):
     sizes = {"vocab_size": 11, "layers": 2, "width": 8, "heads": 2, "kv_heads": 1, "head_dim": 6}
-    config = DecoderConfig(
-        **sizes, mlp_width=12, qkv_bias=kind == "qwen2", qk_norm=kind == "qwen3", tied=False
-    )
+    traits = {"qkv_bias": kind == "qwen2", "qk_norm": kind == "qwen3", "tied": False}
+    config = DecoderConfig(**sizes, mlp_width=12, rope=rope, **traits)
     told = hf_config.to_json(config, "float32")
     assert told["model_type"] == kind
     assert hf_config.from_json(told) == config
@@ -178,18 +190,32 @@ def test_a_decoder_that_no_family_computes_is_not_written(odd):
         hf_config.to_json(DecoderConfig(**sizes, mlp_width=12, **odd), "float32")
 
 
-def test_llama3_scaling_leaves_short_waves_and_stretches_long_ones():
-    plain = Rope(theta=5e5).frequencies(128)
-    scaled = dataclasses.replace(
-        Rope(theta=5e5), scaling="llama3", factor=8.0, original_length=8192
-    ).frequencies(128)
-    wavelengths = 2 * math.pi / plain
-    short, long = wavelengths < 8192 / 4, wavelengths > 8192
-    np.testing.assert_array_equal(scaled[short], plain[short])
-    np.testing.assert_array_equal(scaled[long], plain[long] / np.float32(8))
-    between = ~short & ~long
-    assert between.any() and (scaled[between] < plain[between]).all()
-    assert (np.diff(scaled) < 0).all()
+@pytest.mark.parametrize("number", range(len(tiny_hf.ROPES)))
+@pytest.mark.parametrize("dialect", ["rope_scaling", "rope_parameters"])
+def test_a_rope_is_that_of_transformers_whichever_keys_it_names(number, dialect):
+    told = dict(tiny_hf.ROPES[number])
+    keys = {"max_position_embeddings": tiny_hf.MAX_LENGTH, "rope_theta": told["rope_theta"]}
+    if dialect == "rope_scaling":
+        del told["rope_theta"]
+        told["type"] = told.pop("rope_type")
+    rope = hf_config.from_json(changed("qwen3", **keys, **{dialect: told})).rope
+    want = json.loads((tiny_hf.GOLDEN / "ropes.json").read_text())[number]
+    np.testing.assert_allclose(rope.frequencies(tiny_hf.HEAD_DIM), want["frequencies"], rtol=3e-7)
+    assert rope.attention_factor == pytest.approx(want["attention_factor"], rel=1e-12)
+
+
+def test_a_rope_in_both_dialects_is_read_where_they_agree():
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    both = {"rope_scaling": scaling, "rope_parameters": {**scaling, "rope_theta": 1e6}}
+    told = changed("qwen3", **both)
+    assert hf_config.from_json(told).rope == Rope(theta=1e6, scaling="linear", factor=2.0)
+    assert "both there and differ" in refusal({**told, "rope_theta": 7.0})
+
+
+def test_null_says_that_there_is_no_window_and_a_key_head_per_query_head():
+    told = changed("qwen2_windowed", sliding_window=None, num_key_value_heads=None)
+    config = hf_config.from_json(told)
+    assert (config.window, config.local_layers, config.kv_heads) == (None, (), config.heads)
 
 
 _JSON = st.recursive(
