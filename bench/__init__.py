@@ -1,6 +1,7 @@
 """Benchmarks against a peer in the same run: `python -m bench.NAME` prints one JSON line each.
 
-They need the peer: `pip install -e '.[bench]'`. The package never imports them.
+Installed from a wheel they are `python -m mcr_jax.bench.NAME`. They need the peer, which the extra
+`bench` installs: `pip install -e '.[bench]'`. The rest of the package never imports them.
 """
 
 import json

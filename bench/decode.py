@@ -23,14 +23,15 @@ import numpy as np
 import torch
 import transformers
 
-from bench import alternate, line
-from bench.forward import SHAPES
 from mcr_jax.generate.engine.engine import Engine
 from mcr_jax.generate.engine.state import Shape
 from mcr_jax.generate.engine.weights import take
 from mcr_jax.generate.engine.work import Prompt
 from mcr_jax.model import hf
 from mcr_jax.model.sharding import one_device
+
+from . import alternate, line
+from .forward import SHAPES
 
 EOS = 2
 PROMPT_TOKENS = 256

@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.loopback import Loopback
 from mcr_jax import config as configs
 from mcr_jax import synthetic
 from mcr_jax.completion import render
@@ -27,6 +26,8 @@ from mcr_jax.generate.gemini import Gemini
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.judge.run import judge
 from mcr_jax.workdir import Workdir
+
+from .loopback import Loopback
 
 MODELS, SAMPLES, RECALL, IN_FLIGHT = ("base", "sft"), 10, 2, 64
 STAGES = ("diagnosis", "reasons")

@@ -19,8 +19,9 @@ import torch
 import transformers
 from flax import nnx
 
-from bench import alternate, line
 from mcr_jax.model import hf
+
+from . import alternate, line
 
 SHAPES = {
     "reference": {

@@ -18,14 +18,15 @@ import httpx2
 from google import genai
 from google.genai import types
 
-from bench import line
-from bench.loopback import Loopback
 from mcr_jax import prompts, synthetic
 from mcr_jax.generate import driver
 from mcr_jax.generate.gemini import API_VERSION, Gemini
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope
 from mcr_jax.generate.questions import Reader
 from mcr_jax.judges import diagnosis
+
+from . import line
+from .loopback import Loopback
 
 MODEL = "gemini-3.5-flash-lite"
 SCOPE = Scope("diagnosis", "sft", f"gemini:{MODEL}")

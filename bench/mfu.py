@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench import matmul_size, timed
 from mcr_jax.model.config import DecoderConfig, Rope
 from mcr_jax.train import flops
+
+from . import matmul_size, timed
 
 SHAPES = {
     "7b": {
@@ -72,7 +73,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.side == "both":
         for side in ("ours", "peer"):
-            call = [sys.executable, "-m", "bench.mfu", *sys.argv[1:], f"--side={side}"]
+            call = [sys.executable, "-m", __spec__.name, *sys.argv[1:], f"--side={side}"]
             subprocess.run(call, check=True)
         return
     config = DecoderConfig(**SHAPES[flags.shape], **FAMILY, remat=flags.remat)

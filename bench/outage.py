@@ -14,13 +14,14 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.judge import MODEL, SCOPE, jobs
-from bench.loopback import Loopback
 from mcr_jax.generate import driver
 from mcr_jax.generate.gemini import Gemini
 from mcr_jax.generate.ledger import Ledger
 from mcr_jax.generate.questions import Reader
 from mcr_jax.judges import diagnosis
+
+from .judge import MODEL, SCOPE, jobs
+from .loopback import Loopback
 
 
 def main() -> None:

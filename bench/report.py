@@ -79,7 +79,7 @@ def make(workdir: Path, cases: int) -> None:
     sizes = {"train": 1, "val": 0, "test": cases}
     fields = {f"synthetic.{split}": size for split, size in sizes.items()}
     fields |= {"sample.n": SAMPLES, "judge.recall_samples": SAMPLES, "data.data_dir": "workdir"}
-    build = [sys.executable, "-m", "mcr_jax", "build", "--config=configs/demo.py"]
+    build = [sys.executable, "-m", "mcr_jax", "build", "--config=demo"]
     build += [f"--config.{field}={value}" for field, value in fields.items()]
     subprocess.run([*build, f"--workdir={workdir}"], check=True, stdout=subprocess.DEVNULL)
     made = [c for c in synthetic.cases(0, sizes) if c.split == "test"]

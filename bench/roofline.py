@@ -25,9 +25,10 @@ import time
 
 import numpy as np
 
-from bench import matmul_size, timed
 from mcr_jax.model import published
 from mcr_jax.model.config import DecoderConfig
+
+from . import matmul_size, timed
 
 TINY = DecoderConfig(
     vocab_size=512, layers=2, width=64, heads=4, kv_heads=2, head_dim=16, mlp_width=192
@@ -46,7 +47,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.side == "both":
         for side in ("ours", "peer"):
-            call = [sys.executable, "-m", "bench.roofline", *sys.argv[1:], f"--side={side}"]
+            call = [sys.executable, "-m", __spec__.name, *sys.argv[1:], f"--side={side}"]
             subprocess.run(call, check=True)
         return
     for name in flags.shapes.split(","):
@@ -165,7 +166,7 @@ def _peer(config: DecoderConfig, tokens, lengths, flags):
     import torch
     import transformers
 
-    from bench.decode import Transformers
+    from .decode import Transformers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     llama = not config.qkv_bias

@@ -25,11 +25,12 @@ import torch
 import transformers
 from flax import nnx
 
-from bench import alternate, line
-from bench.forward import SHAPES
 from mcr_jax.data.packing import plan
 from mcr_jax.model import hf
 from mcr_jax.train.step import init_state, optimizer, train_step
+
+from . import alternate, line
+from .forward import SHAPES
 
 OPTIM = {"learning_rate": 1e-4, "warmup_steps": 0, "steps": 1000, "weight_decay": 0.1}
 OPTIM |= {"clip_norm": 1.0, "b1": 0.9, "b2": 0.95}

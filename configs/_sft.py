@@ -14,8 +14,9 @@ def sft(arg: str, *, name: str, shape: str, rate: float, lora_rate: float) -> Co
     Args:
       arg: "full" trains all weights, kept in float32; "lora" trains adapters beside weights kept in
         bfloat16. Both compute in bfloat16.
-      name: of the experiment.
-      shape: of the model, one of `mcr_jax.model.published`, for --plan before its folder is here.
+      name: of the experiment, without a size: folders of every size are taken.
+      shape: one of `mcr_jax.model.published`, for --plan before a folder is here; folders must be
+        of its family.
       rate, lora_rate: the peak of the learning rate.
 
     Raises:

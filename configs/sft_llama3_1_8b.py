@@ -1,12 +1,16 @@
-"""Fine-tunes Llama-3.1-8B-Instruct on MedCaseReasoning.
+"""Fine-tunes Llama 3, 1B to 70B, on MedCaseReasoning; planned for 8B.
 
+    hf download meta-llama/Llama-3.1-8B-Instruct --local-dir=DIR
     mcr build --source=MedCaseReasoning
-    mcr train --config=configs/sft_llama3_1_8b.py --config.model.folder=DIR --workdir=runs/l8b
+    mcr train --config=sft_llama3_1_8b --config.model.folder=DIR --workdir=runs/l8b
     mcr eval --workdir=runs/l8b
 
-With `:lora` after `.py` adapters of rank 32 are trained beside frozen weights. DIR is a snapshot of
-the model's repository, meta-llama/Llama-3.1-8B-Instruct, and MedCaseReasoning one of the data's:
-nothing is downloaded. The judge is Gemini and wants GEMINI_API_KEY.
+With `:lora` after the name adapters of rank 32 are trained beside frozen weights. DIR is a snapshot
+of the model's repository, meta-llama/Llama-3.1-8B-Instruct. The judge is Gemini and needs
+GEMINI_API_KEY.
+
+DIR may hold another size of the family. --plan takes it as --config.model.shape: llama3_2_1b,
+llama3_2_3b and llama3_1_70b.
 
 Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
 
@@ -25,5 +29,5 @@ from mcr_jax.configs._sft import sft
 
 def get_config(arg: str = "full") -> ConfigDict:
     """Returns the config; `arg` is "full" or "lora"."""
-    name = "SFT of Llama-3.1-8B-Instruct"
+    name = "SFT of Llama 3"
     return sft(arg, name=name, shape="llama3_1_8b", rate=1e-5, lora_rate=2e-4)

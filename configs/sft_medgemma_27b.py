@@ -1,12 +1,13 @@
 """Fine-tunes MedGemma 27B, the text-only variant, on MedCaseReasoning.
 
+    hf download google/medgemma-27b-text-it --local-dir=DIR
     mcr build --source=MedCaseReasoning
-    mcr train --config=configs/sft_medgemma_27b.py --config.model.folder=DIR --workdir=runs/mg27b
+    mcr train --config=sft_medgemma_27b --config.model.folder=DIR --workdir=runs/mg27b
     mcr eval --workdir=runs/mg27b
 
-With `:lora` after `.py` adapters of rank 32 are trained beside frozen weights. DIR is a snapshot of
-the model's repository, google/medgemma-27b-text-it, and MedCaseReasoning one of the data's: nothing
-is downloaded. The judge is Gemini and wants GEMINI_API_KEY.
+With `:lora` after the name adapters of rank 32 are trained beside frozen weights. DIR is a snapshot
+of the model's repository, google/medgemma-27b-text-it. The judge is Gemini and needs
+GEMINI_API_KEY.
 
 Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
 

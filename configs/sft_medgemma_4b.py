@@ -1,12 +1,16 @@
-"""Fine-tunes the text half of MedGemma 4B on MedCaseReasoning.
+"""Fine-tunes Gemma 3 and MedGemma, 270M to 27B, on MedCaseReasoning; planned for 4B.
 
+    hf download google/medgemma-4b-it --local-dir=DIR
     mcr build --source=MedCaseReasoning
-    mcr train --config=configs/sft_medgemma_4b.py --config.model.folder=DIR --workdir=runs/mg4b
+    mcr train --config=sft_medgemma_4b --config.model.folder=DIR --workdir=runs/mg4b
     mcr eval --workdir=runs/mg4b
 
-With `:lora` after `.py` adapters of rank 32 are trained beside frozen weights. DIR is a snapshot of
-the model's repository, google/medgemma-4b-it, and MedCaseReasoning one of the data's: nothing is
-downloaded. The judge is Gemini and wants GEMINI_API_KEY.
+With `:lora` after the name adapters of rank 32 are trained beside frozen weights. DIR is a snapshot
+of the model's repository, google/medgemma-4b-it. The judge is Gemini and needs GEMINI_API_KEY.
+
+DIR may hold another size of the family. --plan takes it as --config.model.shape: gemma3_270m,
+gemma3_1b, gemma3_12b and gemma3_27b.
+Of models that read images, too, the text half is taken.
 
 Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
 
@@ -25,5 +29,5 @@ from mcr_jax.configs._sft import sft
 
 def get_config(arg: str = "full") -> ConfigDict:
     """Returns the config; `arg` is "full" or "lora"."""
-    name = "SFT of MedGemma 4B"
+    name = "SFT of Gemma 3 or MedGemma"
     return sft(arg, name=name, shape="medgemma_4b", rate=1e-5, lora_rate=2e-4)

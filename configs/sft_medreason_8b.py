@@ -1,12 +1,12 @@
 """Fine-tunes MedReason-8B, a Llama-3.1-8B trained on medical reasoning, on MedCaseReasoning.
 
+    hf download UCSC-VLAA/MedReason-8B --local-dir=DIR
     mcr build --source=MedCaseReasoning
-    mcr train --config=configs/sft_medreason_8b.py --config.model.folder=DIR --workdir=runs/mr8b
+    mcr train --config=sft_medreason_8b --config.model.folder=DIR --workdir=runs/mr8b
     mcr eval --workdir=runs/mr8b
 
-With `:lora` after `.py` adapters of rank 32 are trained beside frozen weights. DIR is a snapshot of
-the model's repository, UCSC-VLAA/MedReason-8B, and MedCaseReasoning one of the data's: nothing is
-downloaded. The judge is Gemini and wants GEMINI_API_KEY.
+With `:lora` after the name adapters of rank 32 are trained beside frozen weights. DIR is a snapshot
+of the model's repository, UCSC-VLAA/MedReason-8B. The judge is Gemini and needs GEMINI_API_KEY.
 
 Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
 

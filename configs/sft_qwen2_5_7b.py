@@ -1,12 +1,15 @@
-"""Fine-tunes Qwen2.5-7B-Instruct on MedCaseReasoning.
+"""Fine-tunes Qwen2.5, 0.5B to 32B, on MedCaseReasoning; planned for 7B.
 
+    hf download Qwen/Qwen2.5-7B-Instruct --local-dir=DIR
     mcr build --source=MedCaseReasoning
-    mcr train --config=configs/sft_qwen2_5_7b.py --config.model.folder=DIR --workdir=runs/q7b
+    mcr train --config=sft_qwen2_5_7b --config.model.folder=DIR --workdir=runs/q7b
     mcr eval --workdir=runs/q7b
 
-With `:lora` after `.py` adapters of rank 32 are trained beside frozen weights. DIR is a snapshot of
-the model's repository, Qwen/Qwen2.5-7B-Instruct, and MedCaseReasoning one of the data's: nothing is
-downloaded. The judge is Gemini and wants GEMINI_API_KEY.
+With `:lora` after the name adapters of rank 32 are trained beside frozen weights. DIR is a snapshot
+of the model's repository, Qwen/Qwen2.5-7B-Instruct. The judge is Gemini and needs GEMINI_API_KEY.
+
+DIR may hold another size of the family. --plan takes it as --config.model.shape: qwen2_5_0_5b,
+qwen2_5_1_5b, qwen2_5_3b, qwen2_5_14b and qwen2_5_32b.
 
 Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
 
@@ -25,5 +28,5 @@ from mcr_jax.configs._sft import sft
 
 def get_config(arg: str = "full") -> ConfigDict:
     """Returns the config; `arg` is "full" or "lora"."""
-    name = "SFT of Qwen2.5-7B-Instruct"
+    name = "SFT of Qwen2.5"
     return sft(arg, name=name, shape="qwen2_5_7b", rate=1e-5, lora_rate=2e-4)

@@ -33,6 +33,7 @@ install() {
     tar -xzf "$HOME/mcr-tree.tar.gz" -C "$tree.new"
   fi
   mkdir -p "$tree"
+  rm -f "$tree"/mcr_jax-*.whl
   (
     shopt -s dotglob
     cd "$tree.new" && entries=(*)
@@ -42,7 +43,9 @@ install() {
   [[ -x $venv/bin/python ]] || make_venv
   cd "$tree"
   # gcsfs: what checkpoints in a bucket, gs://, are found with where there is no TensorFlow.
-  "$venv/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[tpu]' gcsfs
+  local what=(-c constraints.txt -e '.[tpu]') wheels=(mcr_jax-*.whl)
+  [[ ! -e ${wheels[0]} ]] || what=("./${wheels[0]}[tpu]") # launched without a checkout
+  "$venv/bin/python" -m pip install -q --disable-pip-version-check "${what[@]}" gcsfs
 }
 
 # A Python that mcr-jax runs on; TPU images may carry only an older one, then uv brings it.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The working tree as a tar: tracked and new files, nothing that git ignores. Where there is no git,
-# all but environments, builds and runs.
+# all but environments, builds and runs. Installed, outside a checkout: the wheel of the package.
 #
 #   launch/pack.sh OUT.tar.gz
 set -euo pipefail
@@ -16,8 +16,12 @@ out=$(cd "$(dirname "$1")" && pwd)/${1##*/}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Two launches may pack at once: each writes its own file, and the rename is atomic.
 new=$(mktemp "$out.XXXXXX")
-trap 'rm -f "$new"' EXIT
-if [[ $(git rev-parse --show-toplevel 2>/dev/null) -ef . ]]; then
+made=$(mktemp -d)
+trap 'rm -rf "$new" "$made"' EXIT
+if [[ -e __main__.py ]]; then # the package: installed
+  "${MCR_PYTHON:-python3}" -P -m mcr_jax.launch.wheel "$made"
+  tar -czf "$new" -C "$made" .
+elif [[ $(git rev-parse --show-toplevel 2>/dev/null) -ef . ]]; then
   git ls-files -z --cached --others --exclude-standard |
     while IFS= read -rd '' file; do
       [[ ! -e $file && ! -L $file ]] || printf '%s\0' "$file" # deleted, but not yet committed

@@ -7,6 +7,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=lib.sh
 source "$here/lib.sh"
 tree=${here%/*}/build/launch/mcr-tree.tar.gz
+[[ ! -e ${here%/*}/__main__.py ]] || tree=${XDG_CACHE_HOME:-$HOME/.cache}/mcr-jax/mcr-tree.tar.gz # installed
 
 name='' zone='' type='' project='' version='' repo='' spot=0 delete=0 poll=30
 create_flags=() command=() where=()

@@ -112,7 +112,9 @@ def default() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.folder = ""  # in Hugging Face's format, to start from; the sizes below are then unused
-    c.model.shape = ""  # a published model's, for `mcr train --plan` while its folder is elsewhere
+    # A published model, whose shape `mcr train --plan` takes while no folder is named; folders must
+    # be of its family, of any size. "any": a folder of any family must be named.
+    c.model.shape = ""
     c.model.ignore = ()  # keys of its config.json to pass over although they are unknown here
     c.model.dtype = "float32"  # of the weights: float32 | bfloat16
     c.model.layers = 4

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from mcr_jax import console
+from mcr_jax import console, disk
 from mcr_jax.cases import Case
 from mcr_jax.data.example import prompt_messages
 from mcr_jax.generate import driver
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mcr_jax.model.config import DecoderConfig
 
 STAGE = "sample"
+_TOKEN_BYTES = 4  # of English text, about
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,30 @@ def held(
         with Ledger(workdir.ledger) as ledger:
             ledger.declare(scope, wanted)
     return len(wanted)
+
+
+def require_room(
+    workdir: Workdir, config: ConfigDict, cases: Sequence[Case], names: Sequence[str]
+) -> None:
+    """Raises McrError if the disk of the ledger is too small for the completions that are open.
+
+    Args:
+      workdir: its ledger takes the completions.
+      config: section sample is read.
+      cases, names: as for `sample`.
+    """
+    c, held = config.sample, 0
+    if workdir.ledger.exists():
+        with Ledger(workdir.ledger, readonly=True) as ledger:
+            answers = (ledger.answers(Scope(STAGE, name)).values() for name in names)
+            held = sum(attempt is not None for found in answers for attempt in found)
+    left = max(0, len(cases) * c.n * len(names) - held)
+    disk.require(
+        workdir.ledger,
+        left * c.max_tokens * _TOKEN_BYTES,
+        f"{left} completions of up to {c.max_tokens} tokens",
+        "use another --workdir, or fewer config.sample.n or max_tokens",
+    )
 
 
 def sample(

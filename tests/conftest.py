@@ -111,6 +111,32 @@ def clinic_tokenizer(clinic_cases, clinic_prompt):
     return Tokenizer.train(training_texts(clinic_cases["train"], clinic_prompt), 500)
 
 
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, clinic_tokenizer):
+    """A Hugging Face folder of a tiny random Qwen 3, with a tokenizer.json; for reading only."""
+    from mcr_jax.model import hf, store
+    from mcr_jax.model.config import DecoderConfig
+
+    folder = tmp_path_factory.mktemp("hub") / "tiny-qwen3"
+    sizes = {"layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp_width": 32}
+    shape = DecoderConfig(
+        vocab_size=clinic_tokenizer.vocab_size, qk_norm=True, tied=False, dtype="bfloat16", **sizes
+    )
+    hf.save(store.untrained(shape, 0), folder, tokenizer=clinic_tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clinic_data(tmp_path_factory, clinic_cases):
+    """A data_dir in which `clinic_cases` are prepared; for reading only."""
+    from mcr_jax.data_builders.medcasereasoning import Builder
+
+    folder = tmp_path_factory.mktemp("clinic_data")
+    source = [case for cases in clinic_cases.values() for case in cases]
+    Builder(source=source, data_dir=folder).download_and_prepare()
+    return folder
+
+
 @pytest.fixture
 def mount_disk(tmp_path):
     """Mounts a file system of the size given, such as "1m", and returns its folder."""

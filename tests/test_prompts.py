@@ -55,6 +55,13 @@ def test_unknown_name_is_a_usage_error_even_where_a_file_has_it(tmp_path, name):
         prompts.load(name, str(tmp_path))
 
 
+@pytest.mark.parametrize("text", ["Same?", "{{reference}}", "{{reference}} {{predicted}} {{x}}"])
+def test_a_users_prompt_with_other_fields_is_refused_when_it_is_loaded(tmp_path, text):
+    (tmp_path / "judge_diagnosis.txt").write_text(text)
+    with pytest.raises(UsageError, match=r"judge_diagnosis.txt: .*has to take {{predicted}}, {{r"):
+        prompts.load("judge_diagnosis", str(tmp_path))
+
+
 def test_folder_or_file_that_cannot_be_read_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="not a folder"):
         prompts.load("diagnose", str(tmp_path / "missing"))

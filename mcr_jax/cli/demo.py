@@ -37,8 +37,11 @@ def run(experiment: Experiment) -> None:
     else:
         sample.ready(experiment)
         judge.ready(experiment)
+        stitched = experiment.config.train.traces == "stitched"
+        if stitched:
+            stitch.ready(experiment)
         build.run(experiment)
-        if experiment.config.train.traces == "stitched":
+        if stitched:
             stitch.run(experiment)
         train.run(experiment)
         evaluation.run(experiment)

@@ -152,32 +152,44 @@ class Experiment:
         """config.model.folder; "" for a model from nothing.
 
         Raises:
-          UsageError: it is no folder here, or not of the model that config.model.shape names.
+          UsageError: it is no folder here, or not of the family of config.model.shape.
         """
-        from mcr_jax.model import hf_config, published
-
         folder, name = self.config.model.folder, self.config.model.shape
-        if name and not folder:  # or a toy would be trained under the name of that model
-            raise UsageError(
-                f"config.model.folder is empty, and this config is of {name}: name the folder of "
-                "its weights"
-            )
-        place = local_folder(folder) if folder else ""
-        if folder and not place.is_dir():
+        if not folder:
+            if name:  # or a toy would stand for that model
+                raise UsageError(
+                    "this config needs the weights of a model: name their folder with "
+                    "--config.model.folder=DIR"
+                )
+            return ""
+        place = local_folder(folder)
+        if not place.is_dir():
             raise UsageError(
                 f"config.model.folder={folder}: no such folder; download it first, e.g. "
-                "`hf download Qwen/Qwen2.5-7B-Instruct --local-dir DIR`"
+                f"`hf download Qwen/Qwen2.5-7B-Instruct --local-dir={folder}`"
             )
-        if name:
-            wanted, found = published.shape(name), hf_config.read(place, self.config.model.ignore)
-            for size in ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width"):
-                here, there = getattr(wanted, size), getattr(found, size)
-                if here != there:
-                    raise UsageError(
-                        f"config.model.folder={folder} is not of {name}, which this config is of: "
-                        f"its {size} is {there}, not {here}"
-                    )
+        if not (place / "config.json").is_file():
+            raise UsageError(
+                f"config.model.folder={folder} holds no config.json: name the folder of a model in "
+                "Hugging Face's format"
+            )
+        self._refuse_other_family(place)
         return str(place)
+
+    def _refuse_other_family(self, folder: Path) -> None:
+        from mcr_jax.model import hf_config, published
+
+        name = self.config.model.shape
+        if name in ("", published.ANY):
+            return
+        wanted = published.family(published.shape(name))
+        found = published.family(hf_config.read(folder, self.config.model.ignore))
+        if found != wanted:
+            raise UsageError(
+                f"config.model.folder={folder} holds a model of type {found}, and this config is "
+                f"for {wanted}: choose another with --config (`mcr configs` lists them), or add "
+                "--config.model.shape=any"
+            )
 
     @functools.cached_property
     def tokenizer(self) -> "Tokenizer":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mcr_jax import config as configs
-from mcr_jax import console
+from mcr_jax import console, disk
 from mcr_jax.cli.experiment import Experiment, newest_step
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import UsageError
@@ -56,6 +56,10 @@ def run(experiment: Experiment, out: Path, name: str, dtype: str = "") -> None:
         return
     refuse_taken(out)
     which, seed = e.config.sample.checkpoint, e.config.seed
+    size = store.weights_bytes(e.shape, dtype or e.shape.dtype)
+    disk.require(
+        out, size, "the weights", "name another --out, or halve float32 by --dtype=bfloat16"
+    )
     if name == "sft":
         model, step = store.trained(e.checkpoints, e.shape, mesh, which, seed)
         merged = ", adapters merged" if e.shape.lora else ""

@@ -9,6 +9,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from mcr_jax import config as configs
+from mcr_jax.cli import _shipped
 from mcr_jax.errors import UsageError
 from mcr_jax.paths import local_folder
 
@@ -18,8 +19,11 @@ _CONFIG_FAULTS = (
     *(OSError, ZeroDivisionError, IndexError, RuntimeError),
 )
 _NO_CONFIG = object()
-_CONFIG_HELP = "config file, FILE.py[:ARG]; --config.a.b=VALUE overrides a field"
-_NEITHER = "--config=FILE.py is missing, and the workdir has no config.json yet"
+_CONFIG_HELP = "NAME[:ARG], see mcr configs, or FILE.py[:ARG]; --config.a.b=VALUE overrides a field"
+_NEITHER = (
+    "--config=NAME or --config=FILE.py is missing, and the workdir has no config.json yet; "
+    "`mcr configs` lists the names"
+)
 
 
 class Flags:
@@ -56,6 +60,8 @@ class Flags:
           UsageError: a flag is unknown or its value wrong, or the config file is.
         """
         self._argv = argv = [_listed(argument) for argument in argv]
+        if given := self._given("config"):
+            self._argv = argv = _replaced(argv, given, _shipped.config_file(given))
         for argument in argv:
             if field := re.match(r"--?config\.([\w.]+)", argument):
                 configs.check_field(field[1])
@@ -89,8 +95,11 @@ class Flags:
         if given is None and origin is None:
             raise UsageError(_NEITHER)
         if not isinstance(given, ConfigDict):
-            there = Path(str(origin).partition(":")[0]).exists()
-            problem = "get_config() returns no ConfigDict" if there else "no such config file"
+            file = str(origin).partition(":")[0]
+            problem = "get_config() returns no ConfigDict"
+            if not Path(file).exists():
+                hint = _shipped.suggestion(file, _shipped.configs())
+                problem = f"no such config file and no shipped config; {hint}"
             raise UsageError(f"{origin}: {problem}")
         config = configs.check(given, str(origin))
         epochs = config.train.epochs
@@ -157,6 +166,19 @@ class Flags:
         close = difflib.get_close_matches(error.flagname, list(self.values), 1)
         hint = f"did you mean --{close[0]}?" if close else f"see mcr {self.command} --help"
         return f"unknown flag --{error.flagname}; {hint}"
+
+
+def _replaced(argv: Sequence[str], given: str, file: str) -> list[str]:
+    """`argv` with the value of --config, `given`, replaced by `file`."""
+    arguments = list(argv)
+    for position, argument in enumerate(arguments):
+        if match := re.fullmatch(r"(--?config)(=.*)?", argument, re.DOTALL):
+            if match[2] is None:
+                arguments[position + 1 : position + 2] = [file]
+            else:
+                arguments[position] = f"{match[1]}={file}"
+            break
+    return arguments
 
 
 def _listed(argument: str) -> str:

@@ -20,9 +20,9 @@ def main(argv: Sequence[str]) -> None:
 
 def ready(experiment: Experiment) -> None:
     """Raises UsageError if the judge cannot be called: better before hours of work than after."""
-    from mcr_jax.judge.run import make_judge
+    from mcr_jax.judge.run import check
 
-    make_judge(experiment.config)
+    check(experiment.workdir, experiment.config)
 
 
 def run_alone(experiment: Experiment) -> None:

@@ -22,6 +22,8 @@ COMMANDS = {
     "score": "results.json from the ledger",
     "report": "report.html, the page a person reads",
     "export": "a model as a Hugging Face folder, for transformers and vLLM",
+    "configs": "the configs that --config=NAME takes, one line each",
+    "launch": "run a command on TPU VMs and pods, GKE, Slurm, or as several processes",
     "verify": "recompute every number of results.json from the ledger, offline",
     "doctor": "devices, versions, keys present, what is missing and how to get it",
 }
@@ -36,7 +38,7 @@ def usage() -> str:
             f"mcr {__version__}: build, fine-tune, sample and judge MedCaseReasoning in JAX.",
             "Research use, not for patient care.",
             "",
-            "usage: mcr COMMAND [--config=FILE.py] [--config.a.b=VALUE] [--workdir=DIR] ...",
+            "usage: mcr COMMAND [--config=NAME|FILE.py] [--config.a.b=VALUE] [--workdir=DIR] ...",
             "",
             *lines,
             "",

@@ -4,7 +4,9 @@ import functools
 from collections.abc import Sequence
 
 from mcr_jax import console
-from mcr_jax.cli.experiment import Experiment, devices, run_stage
+from mcr_jax.cli.experiment import Experiment, devices, newest_step, run_stage
+from mcr_jax.errors import McrError
+from mcr_jax.model.names import TRAINED
 from mcr_jax.sigterm import stoppable
 
 
@@ -43,12 +45,14 @@ def run(experiment: Experiment) -> None:
 
 def _draw(e: Experiment, names: Sequence[str]) -> None:
     from mcr_jax.cli import _sampled
-    from mcr_jax.sample import sample
+    from mcr_jax.sample import require_room, sample
 
     rests = functools.partial(_sampled.rests, e)
     with stoppable("stopped by SIGTERM; every finished completion is kept, call again to go on"):
+        _require_checkpoint(e, names)
         e.refuse_other(e.origin())
         cases = e.eval_cases()
+        require_room(e.workdir, e.config, cases, names)
         sampled = sample(e.workdir, e.config, e.shape, cases, e.tokenizer, e.prompt, names, rests)
     e.workdir.note("sample", {"prompt": e.prompt.digest, "seed": e.config.seed, **devices()})
     for name, drawn in sampled.items():
@@ -57,3 +61,18 @@ def _draw(e: Experiment, names: Sequence[str]) -> None:
             rate = drawn.tokens / max(drawn.seconds, 1e-9)
             done = f"{drawn.summary.asked} drawn now, {rate:,.0f} tokens/s with compilation"
         console.say(f"sample: {name}: {drawn.summary.total} completions, {done}")
+
+
+def _require_checkpoint(e: Experiment, names: Sequence[str]) -> None:
+    """Raises McrError if one is missing: the models before it would be sampled first."""
+    if TRAINED not in names:
+        return
+    if newest_step(e.checkpoints) is None:
+        raise McrError(
+            f"{e.checkpoints}: no checkpoint here, and config.sample.models names {TRAINED}: run "
+            "`mcr train` first, or leave it out with --config.sample.models=base"
+        )
+    if e.config.sample.checkpoint == "best":
+        from mcr_jax.model.store import chosen_step
+
+        chosen_step(e.checkpoints, "best")

@@ -20,6 +20,7 @@ from mcr_jax.workdir import digest
 
 if TYPE_CHECKING:
     from mcr_jax.generate.api import Generator, Remote
+    from mcr_jax.generate.gemini import Gemini
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,18 +28,23 @@ def main(argv: Sequence[str]) -> None:
     run_stage("stitch", __doc__, argv, run)
 
 
+def ready(experiment: Experiment) -> None:
+    """Raises UsageError if the prompt or the service cannot be used: better before other work."""
+    _prompt(experiment.config)
+    if experiment.config.stitch.model == "gemini":
+        _gemini(experiment.config)
+
+
 def run(experiment: Experiment) -> None:
     """Makes traces.parquet and stitch.json, or says that they are there."""
     from mcr_jax.data import traces
     from mcr_jax.generate.ledger import Ledger
     from mcr_jax.score import statistics
-    from mcr_jax.stitch.run import PROMPT, check, stitch
+    from mcr_jax.stitch.run import stitch
     from mcr_jax.stitch.summary import summarize
 
-    e, workdir = experiment, experiment.workdir
+    e, workdir, prompt = experiment, experiment.workdir, _prompt(experiment.config)
     e.refuse_other(e.origin())
-    prompt = prompts.load(PROMPT, e.config.prompts)
-    check(e.config, prompt)
     inputs = _inputs(e, prompt)
     if _done(e, inputs):
         console.say(f"stitch: nothing to do, the traces are in {workdir.traces}")
@@ -81,15 +87,7 @@ def _generator(e: Experiment) -> "tuple[Generator | Remote, str, Callable[[], st
     """The generator that config.stitch names, where its weights are from, how to ask its status."""
     c = e.config.stitch
     if c.model == "gemini":
-        from mcr_jax.generate.gemini import Gemini
-
-        model = Gemini(
-            c.gemini,
-            timeout=c.timeout,
-            concurrency=c.concurrency,
-            thinking=c.thinking,
-            patience=e.config.judge.patience,
-        )
+        model = _gemini(e.config)
         if not model.samples:
             console.say(
                 f"stitch: {c.gemini} samples as the service does by default: "
@@ -114,6 +112,29 @@ def _generator(e: Experiment) -> "tuple[Generator | Remote, str, Callable[[], st
         c.model, plan, plan.mesh(), e.shape, e.workdir, e.config, e.tokenizer
     )
     return model, origin, model.status
+
+
+def _prompt(config: ConfigDict) -> prompts.Prompt:
+    """Raises UsageError if it cannot be used."""
+    from mcr_jax.stitch.run import PROMPT, check
+
+    prompt = prompts.load(PROMPT, config.prompts)
+    check(config, prompt)
+    return prompt
+
+
+def _gemini(config: ConfigDict) -> "Gemini":
+    """Raises UsageError without a key or with wrong settings."""
+    from mcr_jax.generate.gemini import Gemini
+
+    c = config.stitch
+    return Gemini(
+        c.gemini,
+        timeout=c.timeout,
+        concurrency=c.concurrency,
+        thinking=c.thinking,
+        patience=config.judge.patience,
+    )
 
 
 def _inputs(e: Experiment, prompt: prompts.Prompt) -> dict[str, Any]:

@@ -264,7 +264,8 @@ def _key() -> str:
     key = os.environ.get(_key_name(), "").strip()
     if not key:
         raise UsageError(
-            f"no key for Gemini: set {' or '.join(KEYS)}, or name another than gemini in the config"
+            f"no key for Gemini: set {' or '.join(KEYS)} in the environment, or name another than "
+            "gemini in config.judge.name or config.stitch.model"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UsageError(

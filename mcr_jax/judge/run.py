@@ -55,6 +55,15 @@ def make_judge(config: ConfigDict) -> Generator | Remote:
     raise UsageError(f"config field judge.name is {section.name!r}: set it to offline or gemini")
 
 
+def check(workdir: Workdir, config: ConfigDict) -> None:
+    """Raises UsageError where `judge` would before its first call: judge, key, prompts, version."""
+    make_judge(config)
+    _texts(config)
+    if workdir.ledger.exists():
+        with Ledger(workdir.ledger, readonly=True) as ledger:
+            _check_version(ledger, judge_name(config), config)
+
+
 def judge(
     workdir: Workdir,
     config: ConfigDict,
@@ -84,7 +93,7 @@ def judge(
     """
     if not workdir.ledger.exists():
         raise McrError(f"{workdir.ledger}: no completions yet; run `mcr sample` first")
-    texts = {stage: prompts.load(_JUDGES[stage].PROMPT, config.prompts) for stage in _JUDGES}
+    texts = _texts(config)
     name, models, answers = judge_name(config), {model: {} for model in config.sample.models}, []
     with Ledger(workdir.ledger) as ledger:
         told = {model: list(_told(ledger, model, cases, config)) for model in config.sample.models}
@@ -131,6 +140,11 @@ def too_few(counts: Mapping[str, Any], config: ConfigDict) -> str:
 def readings(config: ConfigDict) -> dict[str, str]:
     """By stage of judging, the name of the rules that replies are read by, with their settings."""
     return {stage: _reader(stage, config).name for stage in _JUDGES}
+
+
+def _texts(config: ConfigDict) -> dict[str, prompts.Prompt]:
+    """The prompt of each stage."""
+    return {stage: prompts.load(_JUDGES[stage].PROMPT, config.prompts) for stage in _JUDGES}
 
 
 def _check_version(ledger: Ledger, name: str, config: ConfigDict) -> None:

@@ -1,10 +1,12 @@
 """Shapes of published models, for planning while their folders are elsewhere.
 
 Each is what its config.json says of the architecture, read by the same code as a folder's. Where a
-folder is at hand, its own file counts.
+folder is at hand, its own file counts, and a config that names a shape takes every size of its
+family.
 """
 
 import difflib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,7 +67,9 @@ def _gemma3(*sizes: int, head_dim: int, scalar: int, window: int, vocab: int, **
     }
 
 
-_STRETCHED = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+# Gemma 3 from 4B on, and its heads.
+_LARGE = {"window": 1024, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+_OF_256, _OF_128 = {"head_dim": 256, "scalar": 256}, {"head_dim": 128, "scalar": 168}
 
 # Layers, width, MLP width, query heads, key heads; the vocabulary is what the tables have rows for.
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -88,26 +92,38 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "llama3_2_1b": _llama3(16, 2048, 8192, 32, 8, head_dim=64, factor=32.0, tied=True),
     "llama3_2_3b": _llama3(28, 3072, 8192, 24, 8, head_dim=128, factor=32.0, tied=True),
     "llama3_1_8b": _llama3(32, 4096, 14_336, 32, 8, head_dim=128, factor=8.0, tied=False),
+    "llama3_1_70b": _llama3(80, 8192, 28_672, 64, 8, head_dim=128, factor=8.0, tied=False),
+    "gemma3_270m": _gemma3(
+        *(18, 640, 2048, 4, 1), head_dim=256, scalar=256, window=512, vocab=262_144
+    ),
     "gemma3_1b": _gemma3(
         *(26, 1152, 6912, 4, 1), head_dim=256, scalar=256, window=512, vocab=262_144
     ),
-    # The text half; its table has 64 rows more, for images.
-    "medgemma_4b": _gemma3(
-        *(34, 2560, 10_240, 8, 4),
-        **{"head_dim": 256, "scalar": 256, "window": 1024, "vocab": 262_208, **_STRETCHED},
-    ),
+    # From 4B on the text half; its table has 64 rows more, for images.
+    "gemma3_4b": _gemma3(*(34, 2560, 10_240, 8, 4), **_LARGE, **_OF_256, vocab=262_208),
+    "gemma3_12b": _gemma3(*(48, 3840, 15_360, 16, 8), **_LARGE, **_OF_256, vocab=262_208),
+    "gemma3_27b": _gemma3(*(62, 5376, 21_504, 32, 16), **_LARGE, **_OF_128, vocab=262_208),
+    "medgemma_4b": _gemma3(*(34, 2560, 10_240, 8, 4), **_LARGE, **_OF_256, vocab=262_208),
     # The text-only variant.
-    "medgemma_27b": _gemma3(
-        *(62, 5376, 21_504, 32, 16),
-        **{"head_dim": 128, "scalar": 168, "window": 1024, "vocab": 262_144, **_STRETCHED},
-    ),
+    "medgemma_27b": _gemma3(*(62, 5376, 21_504, 32, 16), **_LARGE, **_OF_128, vocab=262_144),
 }
+ANY = "any"  # config.model.shape of a config that takes every folder
 
 
 def shape(name: str) -> DecoderConfig:
     """The decoder of a published model, such as "qwen2_5_7b". Raises UsageError for others."""
+    if name == ANY:
+        raise UsageError(
+            "config.model.shape=any leaves the shape to config.model.folder: name the folder, or "
+            f"one of {', '.join(CONFIGS)}"
+        )
     if name not in CONFIGS:
         close = difflib.get_close_matches(name, CONFIGS, 1)
         hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(CONFIGS)}"
         raise UsageError(f"config.model.shape={name!r} is no published model known here; {hint}")
     return hf_config.from_json(CONFIGS[name])
+
+
+def family(config: DecoderConfig) -> str:
+    """The model_type of a decoder that was read from a config.json, such as "qwen2"."""
+    return json.loads(config.source)["model_type"]

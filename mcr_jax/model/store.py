@@ -61,6 +61,12 @@ def named(
     return model, f"checkpoint of step {step}"
 
 
+def weights_bytes(config: DecoderConfig, dtype: str) -> int:
+    """Bytes of a decoder's weights in a dtype, without adapters."""
+    shapes = jax.tree.leaves(blueprint(dataclasses.replace(config, lora=None))[1])
+    return sum(leaf.size for leaf in shapes) * jax.numpy.dtype(dtype).itemsize
+
+
 def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
     """What training starts from: the weights in config.folder, or if it is "" drawn from `seed`.
 
@@ -126,14 +132,31 @@ def adapted(
     return nnx.merge(graph, starting_params(config, seed, mesh), adapters), step
 
 
-def _restored(folder: str | Path, shapes: Any, mesh: Mesh, which: str) -> tuple[Any, int]:
-    """The parameters in a checkpoint, and its step."""
-    like = abstract(shapes, shardings(mesh, shapes))
+def chosen_step(folder: str | Path, which: str) -> int:
+    """The step that `trained` would load of these checkpoints; nothing is loaded.
+
+    Raises:
+      McrError: there is none, or they cannot be listed.
+    """
+    with _opened(folder) as manager:
+        return _step(manager, folder, which)
+
+
+@contextlib.contextmanager
+def _opened(folder: str | Path) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints in a folder or at an address, to read."""
     options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
     with (
         storage_errors(folder, "read"),
         ocp.CheckpointManager(storage_path(folder), options=options) as manager,
     ):
+        yield manager
+
+
+def _restored(folder: str | Path, shapes: Any, mesh: Mesh, which: str) -> tuple[Any, int]:
+    """The parameters in a checkpoint, and its step."""
+    like = abstract(shapes, shardings(mesh, shapes))
+    with _opened(folder) as manager:
         step = _step(manager, folder, which)
         args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
         try:

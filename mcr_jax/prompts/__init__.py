@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import pathlib
 import re
+from collections.abc import Iterable
 
 from mcr_jax.errors import UsageError
 from mcr_jax.paths import expanded
@@ -50,8 +51,7 @@ class Prompt:
             ("has no place for", values.keys() - self.fields),
         ):
             if names:
-                fields = ", ".join(f"{{{{{name}}}}}" for name in sorted(names))
-                raise UsageError(f"prompt {self.name} {word} {fields}")
+                raise UsageError(f"prompt {self.name} {word} {_listed(names)}")
         return _FIELD.sub(lambda match: values[match[1]], self.text)
 
 
@@ -68,16 +68,31 @@ def load(name: str, folder: str = "") -> Prompt:
       folder: where the user's own prompts are, if anywhere; `config.prompts`.
 
     Raises:
-      UsageError: no prompt has this name, or the folder or its file cannot be read.
+      UsageError: no prompt has this name, the folder or its file cannot be read, or the file has
+        other fields than the shipped one.
     """
     if name not in names():
         raise UsageError(f"no prompt is called {name!r}; there are {', '.join(names())}")
     own = expanded(folder)
     if folder and not own.is_dir():
         raise UsageError(f"{folder}: not a folder of prompts; set config.prompts to one, or to ''")
-    path = own / f"{name}.txt"
+    shipped, path = _read(name, _SHIPPED / f"{name}.txt"), own / f"{name}.txt"
     if not folder or not path.exists():
-        path = _SHIPPED / path.name
+        return shipped
+    found = _read(name, path)
+    if found.fields != shipped.fields:
+        raise UsageError(
+            f"{path}: this prompt takes {_listed(found.fields)}, and has to take "
+            f"{_listed(shipped.fields)}"
+        )
+    return found
+
+
+def _listed(fields: Iterable[str]) -> str:
+    return ", ".join(f"{{{{{name}}}}}" for name in sorted(fields)) or "nothing"
+
+
+def _read(name: str, path: pathlib.Path) -> Prompt:
     try:
         return Prompt(name, path.read_text(encoding="utf-8").rstrip("\r\n"))
     except OSError as error:

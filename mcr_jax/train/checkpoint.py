@@ -12,13 +12,14 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from mcr_jax import console
+from mcr_jax import console, disk
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.model.store import storage_errors, val_losses
 from mcr_jax.train import hosts
 from mcr_jax.train.step import State
 from mcr_jax.workdir import storage_path
 
+_LEAST_SHARE = 0.85  # of a checkpoint's bytes, which are compressed
 RUN = "run.json"  # beside the steps: whose checkpoints they are
 
 
@@ -59,6 +60,7 @@ class Checkpoints:
           UsageError: not all processes see that folder, or its checkpoints are of another run.
         """
         self.path = storage_path(path)
+        self._kept = keep + keep_best
         self._losses: dict[int, float] = {}  # of the checkpoints whose val_loss was measured
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Kept(keep, keep_best, self._losses),
@@ -86,6 +88,26 @@ class Checkpoints:
         """The step of the lowest val_loss among the checkpoints there are, or None."""
         measured = [step for step in self._manager.all_steps() if step in self._losses]
         return min(measured, key=lambda step: (self._losses[step], -step), default=None)
+
+    def require_room(self, like: State, saves: int) -> None:
+        """Raises McrError if a local disk is too small for what is to be kept there.
+
+        Args:
+          like: of what is saved.
+          saves: checkpoints that are still to be made.
+        """
+        if "://" in str(self.path):
+            return
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
+        # The one that a new one replaces is deleted after it.
+        more = min(saves, self._kept + 1 - len(self._manager.all_steps()))
+        disk.require(
+            Path(self.path),
+            max(0, more) * size * _LEAST_SHARE,
+            f"{more} more checkpoints of {size / 1e9:.3g} GB",
+            "keep fewer with config.train.keep and keep_best, or name another place with "
+            "config.train.checkpoints",
+        )
 
     def losses(self, until: int) -> dict[int, float]:
         """The val_loss of each checkpoint up to step `until` where one was measured."""

@@ -111,6 +111,8 @@ def train(
             early = latest < data.steps
             return Trained(step=latest, resumed=latest, early=early, dropped=data.dropped)
         trainer = Trainer(config, shape, data.steps)
+        saves = math.ceil((data.steps - latest) / c.checkpoint_every)
+        checkpoints.require_room(trainer.like(), saves)
         found, resumed = checkpoints.restore_newest(trainer.like())
         state, frozen = trainer.init() if found is None else found, trainer.frozen()
         losses = checkpoints.history(resumed) if resumed else []

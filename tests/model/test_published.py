@@ -21,8 +21,14 @@ TOTALS = {
     "llama3_2_1b": 1_235_814_400,
     "llama3_2_3b": 3_212_749_824,
     "llama3_1_8b": 8_030_261_248,
+    "llama3_1_70b": 70_553_706_496,
+    "gemma3_270m": 268_098_176,
     "gemma3_1b": 999_885_952,
-    "medgemma_4b": 4_300_079_472 - 416_866_032 - 2_950_272,  # less the vision tower, projector
+    # Less the vision tower and the projector.
+    "gemma3_4b": 4_300_079_472 - 416_866_032 - 2_950_272,
+    "gemma3_12b": 12_187_325_040 - 416_866_032 - 4_424_832,
+    "gemma3_27b": 27_432_406_640 - 416_866_032 - 6_194_304,
+    "medgemma_4b": 4_300_079_472 - 416_866_032 - 2_950_272,
     "medgemma_27b": 27_009_002_240,
 }
 
@@ -45,3 +51,16 @@ def test_an_unknown_name_is_refused_with_the_nearest_or_all_that_are_known():
         published.shape("qwen25_7b")
     with pytest.raises(UsageError, match=f"known are {', '.join(published.CONFIGS)}"):
         published.shape("?")
+
+
+def test_any_leaves_the_shape_to_a_folder():
+    with pytest.raises(UsageError, match=r"leaves the shape to config.model.folder: name"):
+        published.shape(published.ANY)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("qwen2_5_0_5b", "qwen2"), ("llama3_2_1b", "llama"), ("gemma3_270m", "gemma3_text")],
+)
+def test_a_shape_is_of_the_family_that_its_config_names(name, family):
+    assert published.family(published.shape(name)) == family

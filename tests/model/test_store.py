@@ -144,6 +144,9 @@ def test_without_a_validation_loss_no_checkpoint_is_the_best(saved, tiny_shape):
     with pytest.raises(McrError, match="no checkpoint here has a validation loss") as refused:
         store.trained(saved[0], tiny_shape, which="best")
     assert "\n" not in str(refused.value)
+    with pytest.raises(McrError, match="no checkpoint here has a validation loss"):
+        store.chosen_step(saved[0], "best")  # nothing is loaded to find that out
+    assert store.chosen_step(saved[0], "newest") == store.trained(saved[0], tiny_shape)[1]
 
 
 def test_a_damaged_checkpoint_says_how_to_go_on(saved, tiny_shape, tmp_path):

@@ -245,6 +245,18 @@ def test_a_folder_that_cannot_be_is_one_line(tmp_path):
     assert str(tmp_path / "file") in refusal(lambda: Checkpoints(tmp_path / "file", 2))
 
 
+def test_room_for_all_that_is_kept_is_asked_for_before_anything_is_saved(small_disk):
+    made = state(1, 1024)  # 2 x 262 kB
+    checkpoints = Checkpoints(small_disk / "checkpoints", keep=2)
+    try:
+        line = refusal(lambda: checkpoints.require_room(like(made), saves=9))
+        assert "no space left for 3 more checkpoints" in line and "config.train.keep" in line
+        checkpoints.require_room(like(made), saves=0)
+        checkpoints.require_room(like(state(1)), saves=9)
+    finally:
+        checkpoints.close()
+
+
 def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(small_disk, caplog):
     folder = small_disk / "checkpoints"
     checkpoints = Checkpoints(folder, 2)

@@ -1,0 +1,33 @@
+"""Measures a model you have, a Hugging Face folder, on MedCaseReasoning; nothing is trained.
+
+    hf download Qwen/Qwen2.5-7B-Instruct --local-dir=DIR
+    mcr build --source=MedCaseReasoning
+    mcr eval --config=eval --config.model.folder=DIR --workdir=runs/mine
+
+DIR holds a Qwen 2, 2.5 or 3, a Llama 3 or a Gemma 3 of any size. Ten answers of up to 4,096 tokens
+are drawn for each of the 897 test cases. The judge is Gemini and needs GEMINI_API_KEY.
+
+    --config.data.eval_cases=20     the first 20 cases only
+    --config.sample.kv_dtype=int8   half the memory for keys and values
+    --config.sample.dtype=float32   on a CPU, which is slow in bfloat16
+"""
+
+from ml_collections import ConfigDict
+
+from mcr_jax import config
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    c = config.default()
+    c.name = "MedCaseReasoning"
+    c.model.shape = "any"
+    c.model.dtype = "bfloat16"
+
+    c.sample.models = ("base",)
+    c.sample.n = 10
+    c.sample.prompt_tokens = 2048
+    c.sample.max_tokens = 4096
+    c.sample.slots = 64
+    c.judge.name = "gemini"
+    return c

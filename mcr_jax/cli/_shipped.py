@@ -1,0 +1,56 @@
+"""Configs and launch scripts that are installed with the code, found by name.
+
+`--config=sft_qwen2_5_7b:lora` names a shipped config anywhere; in a checkout a path to its file
+works, too.
+"""
+
+import ast
+import difflib
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+# Launch scripts that start a command; the other files in launch/ are their parts.
+_SCRIPTS = ("gke_xpk.sh", "local_processes.sh", "slurm_gpu.sbatch", "tpu_pod.sh", "tpu_vm.sh")
+
+
+def configs() -> dict[str, Path]:
+    """The file of every shipped config, by name."""
+    files = sorted(_folder("configs").glob("[!_]*.py"))
+    return {path.stem: path for path in files}
+
+
+def scripts() -> dict[str, Path]:
+    """The file of every launch script, by name."""
+    return {Path(name).stem: _folder("launch") / name for name in _SCRIPTS}
+
+
+def config_file(given: str) -> str:
+    """FILE.py[:ARG] for NAME[:ARG] of a shipped config; anything else as it is.
+
+    A file called NAME comes first.
+    """
+    name, colon, arg = given.partition(":")
+    if Path(name).is_file() or name not in configs():
+        return given
+    return f"{configs()[name]}{colon}{arg}"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What may have been meant by `name`, or all names that are known."""
+    known, stem = list(known), Path(name).stem
+    close = [stem] if stem in known else difflib.get_close_matches(stem, known, 1)
+    listed = f"shipped are {', '.join(known)}"
+    return f"did you mean {close[0]}? {listed}" if close else listed
+
+
+def about(file: Path) -> str:
+    """The first line of a config's docstring or of a script's comment."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".py":
+        return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    return text.splitlines()[1].removeprefix("# ")
+
+
+def _folder(name: str) -> Path:
+    return Path(str(resources.files(f"mcr_jax.{name}")))

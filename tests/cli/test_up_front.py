@@ -1,0 +1,96 @@
+"""What a command lacks is told before its first sample, in one line with the setting that helps."""
+
+import shutil
+
+import pytest
+
+from mcr_jax.cli.main import main
+
+SMALL = {
+    "data.eval_cases": 2,
+    "sample.n": 2,
+    "sample.max_tokens": 8,
+    "sample.prompt_tokens": 400,
+    "sample.slots": 8,
+    "prompt": "diagnose_brief",
+    "judge.name": "offline",
+}
+
+
+@pytest.fixture
+def call(tmp_path, tiny_folder, clinic_data, capsys):
+    """Runs a command on a tiny model folder; returns its status and its lines on stderr."""
+
+    def run(command: str, workdir=None, config="eval", **fields):
+        fields = {"model.folder": tiny_folder, "data.data_dir": clinic_data, **SMALL, **fields}
+        flags = [f"--config.{name}={value}" for name, value in fields.items()]
+        status = main([command, f"--config={config}", f"--workdir={workdir or tmp_path}", *flags])
+        return status, capsys.readouterr().err.splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("command", ["eval", "sample"])
+def test_a_missing_checkpoint_is_told_before_base_is_sampled(call, tmp_path, command):
+    status, (line,) = call(command, **{"sample.models": "base,sft"})
+    assert status == 1
+    assert "no checkpoint here" in line and "--config.sample.models=base" in line
+    assert not (tmp_path / "ledger.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "told"),
+    [
+        ({"judge.name": "gemini"}, 2, ["GEMINI_API_KEY", "config.judge.name"]),
+        ({"judge.name": "tarot"}, 2, ["set it to offline or gemini"]),
+        ({"prompts": "own"}, 2, ["own/judge_reasons.txt", "{{statements}}, {{trace}}"]),
+        ({"model.folder": ""}, 2, ["--config.model.folder=DIR"]),
+        ({"model.folder": "gone"}, 2, ["config.model.folder=gone: no such", "--local-dir=gone"]),
+        ({"model.folder": "."}, 2, ["holds no config.json"]),
+        ({"model.shape": "qwen2_5_7b"}, 2, ["type qwen3", "qwen2", "config.model.shape=any"]),
+        ({"data.data_dir": "nowhere"}, 1, ["nowhere", "mcr build"]),
+        ({"data.eval_split": "dev"}, 2, ["config.data.eval_split='dev'"]),
+    ],
+    ids=str,
+)
+def test_what_is_missing_is_told_before_the_first_sample(
+    call, tmp_path, monkeypatch, fields, status, told
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "judge_reasons.txt").write_text("Found in {{trace}}?")
+    found, (line,) = call("eval", workdir="w", **fields)
+    assert found == status and line.startswith("mcr eval: ")
+    assert all(words in line for words in told), line
+    assert not list(tmp_path.glob("w/ledger.sqlite"))
+
+
+def test_a_disk_without_room_for_the_completions_is_told_before_the_first(call, small_disk):
+    status, (line,) = call("sample", workdir=small_disk / "w", **{"sample.max_tokens": 20_000})
+    assert status == 1 and "no space left for 4 completions" in line
+    assert "--workdir" in line and "config.sample.n" in line
+    assert not (small_disk / "w" / "ledger.sqlite").exists()
+
+
+def test_stitching_without_a_key_is_told_before_the_demo_builds(tmp_path, capsys):
+    flags = ("--config.train.traces=stitched", "--config.stitch.model=gemini")
+    assert main(["demo", f"--workdir={tmp_path / 'w'}", *flags]) == 2
+    assert "GEMINI_API_KEY" in capsys.readouterr().err
+    assert not (tmp_path / "w" / "data").exists()
+
+
+def test_any_size_and_any_family_is_measured_and_ends_with_results(call, tmp_path, tiny_folder):
+    (tmp_path / "a model").symlink_to(tiny_folder)
+    assert call("eval", **{"model.folder": tmp_path / "a model", "score.resamples": 20}) == (0, [])
+    assert (tmp_path / "results.json").exists() and (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("config", ["sft_qwen2_5_7b", "sft_qwen2_5_7b:lora"])
+def test_a_fine_tuning_config_takes_another_size_of_its_family(call, tmp_path, tiny_folder, config):
+    """It gets as far as the dataset, which is missing."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "small")
+    told = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(told.replace('"qwen3"', '"qwen2"'))
+    fields = {"model.folder": folder, "data.data_dir": tmp_path / "nowhere"}
+    status, (line,) = call("train", config=config, **fields)
+    assert status == 1 and "mcr build" in line
