@@ -1,7 +1,7 @@
-"""The promises of README and docs/ about errors, kills and exit statuses: each has a test that names it.
+"""What README and docs/ promise about errors, kills and exit statuses: a test names each sentence.
 
-A test names its sentence by `@pytest.mark.promise("sentence")`. A promise that is no longer made, or
-one that no test names, fails here.
+A test does so by `@pytest.mark.promise("sentence")`. A sentence that is not there any more, or a
+promise that no test names, fails here.
 """
 
 import ast

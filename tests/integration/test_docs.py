@@ -1,7 +1,7 @@
 """Every command and every line of code of README.md and docs/ runs as it is written.
 
-The blocks of a page run one after the other in one shell, on fictional cases from a local Hub, a tiny
-model and a local Gemini. The `mcr` in that shell is the real one, with small settings added to
+The blocks of a page run one after the other in one shell, on fictional cases from a local Hub, a
+tiny model and a local Gemini. The `mcr` in that shell is the real one, with small settings added to
 calls that name a config; `pip`, `make` and `hf` are stand-ins, which check what they can.
 """
 
