@@ -8,7 +8,12 @@ dry=0        # 1: print the commands, execute nothing
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 fail() { say "$@" && exit 1; }
 wrong() { say "$@" && exit 2; }
-unknown() { wrong "no flag $(printf %q "$1"): flags look like --name=value, --help lists them"; }
+unknown() {
+  local shown
+  shown=$(printf %q "$1")
+  [[ $1 == -* ]] || wrong "no flag $shown: a command comes last, after --, as in: ${0##*/} FLAG... -- $shown ..."
+  wrong "no flag $shown: flags look like --name=value, --help lists them; a command comes last, after --"
+}
 
 # The comment at the top of the script.
 usage() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"; }

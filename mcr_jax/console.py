@@ -52,6 +52,8 @@ class Track:
         self._live, self._task, self._status = live, task, status
         self._lock = threading.Lock()
         self._spoken = time.monotonic()
+        self._lines = 0  # said in a log so far
+        self._over = 0 < total <= done  # whether the line of the total was said, or none is due
         # Where and when the first unit was done: it takes longer than the others, it compiles.
         self._steady: tuple[int, float] | None = None
 
@@ -78,13 +80,21 @@ class Track:
             note = self._status()
         if self._live is not None:
             self._live.update(self._task, completed=done, note=note)
-        elif now - self._spoken >= 10 and done < self.total:
-            self._spoken = now
-            left = ""
-            if self._steady and done > self._steady[0]:
-                seconds = (now - self._steady[1]) / (done - self._steady[0])
-                left = f", {(self.total - done) * seconds:.0f} s left"
-            say(f"  {self.description}: {done}/{self.total}{left}  {note}".rstrip())
+        elif not self._over:
+            self._log(done, now, note)
+
+    def _log(self, done: int, now: float, note: str) -> None:
+        """Says a line every 10 s and one at the total; nothing of work that is done sooner."""
+        self._over = 0 < self.total <= done
+        if now - self._spoken < 10 and not (self._over and self._lines):
+            return
+        self._spoken = now
+        self._lines += 1
+        left = ""
+        if self._steady and self._steady[0] < done < self.total:
+            seconds = (now - self._steady[1]) / (done - self._steady[0])
+            left = f", {(self.total - done) * seconds:.0f} s left"
+        say(f"  {self.description}: {done}/{self.total}{left}  {note}".rstrip())
 
 
 @contextlib.contextmanager

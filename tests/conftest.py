@@ -37,17 +37,28 @@ def _clean_environment():
         yield
 
 
+def _module(name: str):
+    """A module of tests/, wherever the test is that wants it."""
+    path = pathlib.Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def gemini(monkeypatch):
     """A `GeminiServer` that the environment points to, with a key set."""
-    path = pathlib.Path(__file__).with_name("gemini_server.py")
-    spec = importlib.util.spec_from_file_location("gemini_server", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with module.GeminiServer() as server:
+    with _module("gemini_server").GeminiServer() as server:
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", server.url)
         monkeypatch.setenv("GEMINI_API_KEY", server.key)
         yield server
+
+
+@pytest.fixture(scope="session")
+def hub_server():
+    """The class `HubServer`."""
+    return _module("hub_server").HubServer
 
 
 @pytest.fixture

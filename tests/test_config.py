@@ -33,6 +33,9 @@ def refusal(name: str, value) -> str:
     return str(refused.value)
 
 
+@pytest.mark.promise(
+    "An unknown field or a value of another type is refused, with the name that is closest."
+)
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_misspelt_field_is_refused_with_the_name_that_was_meant(name):
     assert refusal(name + "x", 1) == (

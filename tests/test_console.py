@@ -43,14 +43,32 @@ def test_what_was_done_before_a_resume_makes_no_pace(clock, capsys):
     assert lines(capsys) == ["  train: 91/100", "  train: 93/100, 70 s left"]
 
 
-def test_at_most_a_line_in_ten_seconds_and_none_at_the_end(clock, capsys):
-    with console.track("x", 50) as progress:
-        for _ in range(50):
+def test_at_most_a_line_in_ten_seconds_and_one_at_the_total(clock, capsys):
+    with console.track("x", 54, status=lambda: "") as progress:
+        for _ in range(54):
             clock.now += 1
             progress.advance()
-    assert [line.split()[1].rstrip(",") for line in lines(capsys)] == [
-        f"{done}/50" for done in (10, 20, 30, 40)
+        clock.now += 60
+        progress.refresh()
+    said = lines(capsys)
+    assert [line.split()[1].rstrip(",") for line in said] == [
+        f"{done}/54" for done in (10, 20, 30, 40, 50, 54)
     ]
+    assert said[-1] == "  x: 54/54"
+
+
+def test_work_that_is_done_within_ten_seconds_or_was_done_before_says_nothing(clock, capsys):
+    with console.track("x", 2) as progress:
+        clock.now += 9
+        progress.advance(2)
+    with console.track("x", 2, done=2) as progress:
+        clock.now += 60
+        progress.refresh()
+    with console.track("x", 0) as progress:  # a total that is known later
+        progress.total = 3
+        clock.now += 60
+        progress.update(3)
+    assert lines(capsys) == ["  x: 3/3"]
 
 
 def test_a_status_stands_in_place_of_notes_and_is_shown_while_nothing_ends(clock, capsys):

@@ -207,6 +207,13 @@ def test_an_unknown_flag_is_one_line_and_status_2(stage, script, flag):
     assert stage.calls == []
 
 
+@pytest.mark.parametrize("script", [name for name in COMMANDS if name.endswith(".sh")])
+def test_a_command_without_the_two_dashes_before_it_is_told_of_them(stage, script):
+    said = stage.run(script, "mcr", "train", status=2).stderr
+    assert said.count("\n") == 1 and "after --" in said and f"{script} FLAG... -- mcr" in said
+    assert "after --" in stage.run(script, "--config=x.py", status=2).stderr
+
+
 @pytest.mark.parametrize(
     ("script", "flags"),
     [

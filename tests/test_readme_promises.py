@@ -1,7 +1,7 @@
-"""README's promises about errors, kills and exit statuses: each has a test that names its sentence.
+"""What README and docs/ promise about errors, kills and exit statuses: a test names each sentence.
 
-A test names it by `@pytest.mark.promise("sentence")`. A promise that README no longer makes, or one
-that no test names, fails here.
+A test does so by `@pytest.mark.promise("sentence")`. A sentence that is not there any more, or a
+promise that no test names, fails here.
 """
 
 import ast
@@ -22,9 +22,15 @@ def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
+def _pages() -> str:
+    """README and all pages, one after the other."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return "\n\n".join(page.read_text(encoding="utf-8") for page in pages)
+
+
 def _sentences() -> list[str]:
-    """README's sentences, without its code blocks, headings and tables."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The sentences, without code blocks, headings and tables."""
+    text = re.sub(r"(?ms)^```.*?^```$", "\n\n", _pages())
     text = re.sub(r"(?m)^( {4}|\||#).*$", "\n\n", text)
     parts = re.split(r"\n\s*\n|\n(?=- )", text)
     return [_plain(s) for part in parts for s in _SENTENCE_END.split(part) if s.strip()]
@@ -43,14 +49,14 @@ def _promises() -> dict[str, str]:
     return found
 
 
-def test_every_sentence_that_a_test_names_stands_in_readme():
-    readme = _plain((ROOT / "README.md").read_text(encoding="utf-8"))
+def test_every_sentence_that_a_test_names_is_written():
+    readme = _plain(_pages())
     promises = _promises()
     assert len(promises) > 40
     assert {s: test for s, test in promises.items() if s not in readme} == {}
 
 
-def test_every_promise_of_readme_is_named_by_a_test():
+def test_every_promise_is_named_by_a_test():
     promises = _promises()
     promising = [s for s in _sentences() if _PROMISING.search(s)]
     assert len(promising) > 20

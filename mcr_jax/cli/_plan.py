@@ -72,11 +72,17 @@ def _heading(config: ConfigDict, made: "Plan") -> str:
     if frozen := count(made.parameters) - trained:
         weights = f"{_large(frozen)} parameters, frozen; {_large(trained)} in adapters, trained"
     mesh = ", ".join(f"{axis} {size}" for axis, size in made.mesh.items())
-    return (
-        f"{config.name or 'plan'}\n"
-        f"{model}: {weights}\n"
-        f"{made.devices}: {made.devices.bytes / 1e9:.0f} GB each; mesh {mesh}"
-    )
+    lines = [
+        config.name or "plan",
+        f"{model}: {weights}",
+        f"{made.devices}: {made.devices.bytes / 1e9:.0f} GB each; mesh {mesh}",
+    ]
+    there = made.devices
+    if there.flops and not there.bfloat16 and config.train.compute == "bfloat16":
+        lines.append(f"{there.kind} has no bfloat16 tensor cores: products run in float32")
+    if there.machine and there.count > there.machine:
+        lines.append(f"more than {there.machine}: the network between machines is not counted")
+    return "\n".join(lines)
 
 
 def _sharding(made: "Plan") -> "Table":
@@ -117,7 +123,8 @@ def _memory(config: ConfigDict, made: "Plan") -> "Table":
 
 
 def _time(made: "Plan") -> "Table":
-    from mcr_jax.train.plan import CASE_TOKENS, CASES, MFU
+    from mcr_jax.train.plan import CASE_TOKENS, CASES
+    from mcr_jax.train.timing import MFU, RATE
 
     table = _table("Time", "what", "how")
     table.add_column("", justify="right", no_wrap=True)
@@ -128,9 +135,21 @@ def _time(made: "Plan") -> "Table":
     table.add_row("steps", counted, f"{made.steps:,}")
     table.add_row("operations per step", "forward and backward", f"{made.flops / 1e15:,.2f} P")
     if made.hours is None:
-        table.add_row("hours", "no bfloat16 peak is known here", "–")
-    elif not made.problem:  # what does not fit takes no time
-        assumed = f"assuming {100 * MFU[1]:.0f} to {100 * MFU[0]:.0f} % of peak; not measured"
+        table.add_row("hours", "no peak is known here", "–")
+        return table
+    there = made.devices
+    peak = f"{'bfloat16' if there.bfloat16 else 'float32'}, each {there.flops / 1e12:.4g} TFLOP/s"
+    table.add_row("operations per second", peak, f"{there.count * there.flops / 1e15:,.3g} P")
+    if made.traffic.exchanged:
+        link = f"each receives, at up to {there.link / 1e9:,.0f} GB/s"
+        table.add_row("exchanged per step", link, f"{made.traffic.exchanged / 1e9:,.2f} GB")
+    moved = f"each, at up to {there.bandwidth / 1e9:,.0f} GB/s"
+    table.add_row("weights and state moved", moved, f"{made.traffic.moved / 1e9:,.2f} GB")
+    if not made.problem:  # what does not fit takes no time
+        assumed = (
+            f"assuming {100 * MFU[1]:.0f} to {100 * MFU[0]:.0f} % of peak, "
+            f"{100 * RATE[1]:.0f} to {100 * RATE[0]:.0f} % of GB/s; not measured"
+        )
         unit, times = "hours", made.hours
         if times[1] < 1:
             unit, times = "minutes", tuple(60 * hours for hours in times)

@@ -13,7 +13,9 @@ def main(argv: Sequence[str]) -> None:
     """`mcr train --config=FILE.py --workdir=DIR`, on all hosts of a job alike."""
     flags = Flags("train", __doc__)
     flags.experiment()
-    flags.string("plan", None, "trains nothing: what it would take on devices such as '8 x v5e'")
+    flags.string(
+        "plan", None, "trains nothing: memory and time on devices such as '8 x v5e' or '4 x 4090'"
+    )
     flags.string("profile", None, "steps to trace into WORKDIR/tb: FIRST[:COUNT]; also on SIGUSR1")
     if not flags.parse(argv):
         return

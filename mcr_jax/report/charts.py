@@ -30,39 +30,65 @@ def key(series: int) -> Markup:
     return svg.markup(root)
 
 
-def accuracy(models: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Markup:
-    """accuracy@k against k.
+def accuracy(models: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Markup | None:
+    """accuracy@k against k, or None where fewer than two k have a value: the table says as much.
+
+    Every marker stands on the tick of its k; intervals are bands and whiskers.
 
     Args:
       models: model name to k to METRIC, as in results.json.
     """
     ks = sorted({k for of_model in models.values() for k in of_model}, key=int)
-    plot = svg.Plot("Accuracy at k per model, with intervals", (-0.5, len(ks) - 0.5), (0.0, 1.0))
+    curves = [
+        [(i, k, m[k]) for i, k in enumerate(ks) if k in m and m[k]["value"] is not None]
+        for m in models.values()
+    ]
+    if len({i for curve in curves for i, _, _ in curve}) < 2:
+        return None
+    plot = svg.Plot("Accuracy at k per model, with intervals", (-0.3, len(ks) - 0.6), (0.0, 1.0))
     plot.y_axis("cases right", [0, 0.25, 0.5, 0.75, 1], _tick)
     plot.x_axis("samples drawn, any of them right (k)", range(len(ks)), lambda i: ks[int(i)])
-    for series, (name, of_model) in enumerate(models.items()):
-        shift = (series - (len(models) - 1) / 2) * min(0.24, 0.7 / len(models))
-        shown = [(i + shift, k, of_model[k]) for i, k in enumerate(ks) if k in of_model]
-        shown = [entry for entry in shown if entry[2]["value"] is not None]
-        if len(shown) > 1:
-            plot.path([(x, metric["value"]) for x, _, metric in shown], f"join s{series % 4}")
-        for at, k, metric in shown:
-            x, y = plot.x(at), plot.y(metric["value"])
-            low, high = plot.y(metric["low"]), plot.y(metric["high"])
-            cls = f"whisker s{series % 4}"
-            svg.add(plot.root, "line", cls=cls, x1=x, x2=x, y1=low, y2=high)
-            for end in (low, high):
-                svg.add(plot.root, "line", cls=cls, x1=x - 4, x2=x + 4, y1=end, y2=end)
+    for series, curve in enumerate(curves):
+        if len(curve) > 1:
+            lows = [(i, metric["low"]) for i, _, metric in curve]
+            highs = [(i, metric["high"]) for i, _, metric in reversed(curve)]
+            plot.path(lows + highs, f"band s{series % 4}")
+            plot.path([(i, metric["value"]) for i, _, metric in curve], f"join s{series % 4}")
+    for series, (name, curve) in enumerate(zip(models, curves, strict=True)):
+        for i, k, metric in curve:
+            _whisker(plot, float(i), metric, series)
             title = (
                 f"{name}, accuracy@{k}: {percent(metric['value'])}, "
                 f"interval {percent(metric['low'])} to {percent(metric['high'])}"
             )
-            plot.mark(x, y, series, title)
-            below = series < (len(models) - 1) / 2
-            anchor, text_x = ("num end", x - 9) if below else ("num start", x + 9)
-            text = f"{100 * metric['value']:.0f}"
-            svg.add(plot.root, "text", cls=f"{anchor} s{series % 4}", x=text_x, y=y + 4, text=text)
+            plot.mark(plot.x(i), plot.y(metric["value"]), series, title)
+    for i in range(len(ks)):
+        _values(plot, i, [(s, m) for s, curve in enumerate(curves) for j, _, m in curve if i == j])
     return svg.markup(plot.root)
+
+
+def _whisker(plot: svg.Plot, at: float, metric: Mapping[str, Any], series: int) -> None:
+    """An interval; its ends are wider for later models, so that two on one tick are told apart."""
+    x, low, high = plot.x(at), plot.y(metric["low"]), plot.y(metric["high"])
+    cls, half = f"whisker s{series % 4}", 4 + 2 * series
+    svg.add(plot.root, "line", cls=cls, x1=x, x2=x, y1=low, y2=high)
+    for end in (low, high):
+        svg.add(plot.root, "line", cls=cls, x1=x - half, x2=x + half, y1=end, y2=end)
+
+
+def _values(plot: svg.Plot, at: int, metrics: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+    """The values of one k in figures, right of their markers, clear of each other and the axis."""
+    wanted = sorted((plot.y(metric["value"]) + 4, series, metric) for series, metric in metrics)
+    baseline, lowest = -math.inf, []
+    for y, _, _ in wanted:
+        baseline = max(y, baseline + 13)
+        lowest.append(baseline)
+    limit = plot.bottom - 5.0
+    for (_, series, metric), y in reversed(list(zip(wanted, lowest, strict=True))):
+        y, limit = min(y, limit), min(y, limit) - 13
+        text = f"{100 * metric['value']:.0f}"
+        cls = f"num start value s{series % 4}"
+        svg.add(plot.root, "text", cls=cls, x=plot.x(at) + 13, y=y, text=text)
 
 
 def loss(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
@@ -103,11 +129,14 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return [tuple(piece.mean(axis=0).tolist()) for piece in pieces]
 
 
-def recall_histogram(models: Mapping[str, Sequence[float]]) -> Markup:
+def recall_histogram(models: Mapping[str, Sequence[float]]) -> Markup | None:
     """How many cases have which recall, one row of bars per model on one scale.
 
     Args:
       models: model name to the recall of each of its resolved cases.
+
+    Returns:
+      The drawing, or None where fewer than two bars would stand in it.
     """
     edges = np.linspace(0, 1, _BINS + 1)
     # recalls are fractions: nudged up so that 3/10 does not fall below its edge by rounding
@@ -115,8 +144,10 @@ def recall_histogram(models: Mapping[str, Sequence[float]]) -> Markup:
         name: np.histogram(np.minimum(np.asarray(v, np.float64) + 1e-9, 1), edges)[0]
         for name, v in models.items()
     }
+    if len({int(bin) for count in counts.values() for bin in np.flatnonzero(count)}) < 2:
+        return None
     highest = max(1, *(int(c.max()) for c in counts.values()))
-    row, gap = 220 // len(models), 18
+    row, gap = max(80, 220 // len(models)), 18
     plot = svg.Plot(
         "Distribution of reasoning recall per model",
         (0.0, 1.0),
@@ -126,7 +157,7 @@ def recall_histogram(models: Mapping[str, Sequence[float]]) -> Markup:
     for series, (name, of_model) in enumerate(counts.items()):
         floor = float(plot.top + (row + gap) * series + row)
         scale = (row - 20) / highest
-        for value in svg.ticks(0, highest, 3):
+        for value in svg.ticks(0, highest, min(3, (row - 20) // 30)):
             if value == int(value):
                 y = floor - value * scale
                 svg.add(plot.root, "line", cls="grid", x1=plot.left, x2=plot.right, y1=y, y2=y)
@@ -160,31 +191,42 @@ def recall_histogram(models: Mapping[str, Sequence[float]]) -> Markup:
     return svg.markup(plot.root)
 
 
-def recall_accuracy(name: str, series: int, points: Sequence[tuple[float, float]]) -> Markup:
-    """Accuracy@1 against recall, a bubble's area saying how many cases lie there.
+def recall_accuracy(name: str, series: int, points: Sequence[tuple[float, float]]) -> Markup | None:
+    """Accuracy@1 against recall, both rounded to tenths so that bubbles never overlap.
+
+    A bubble's area is the number of its cases; the larger ones show it in figures.
 
     Args:
       name: the model's.
       series: its place among the models.
       points: (recall, accuracy@1) of each case resolved for both.
+
+    Returns:
+      The drawing, or None where recall or accuracy is the same in every case.
     """
-    plot = svg.Plot(f"Accuracy against recall, {name}", (-0.06, 1.06), (-0.08, 1.08), height=270)
+    if not points or any(np.ptp(values) < 1e-12 for values in zip(*points, strict=True)):
+        return None
+    plot = svg.Plot(f"Accuracy against recall, {name}", (-0.06, 1.06), (-0.08, 1.08), height=310)
     at = [0, 0.25, 0.5, 0.75, 1]
     plot.y_axis("accuracy@1 of a case", at, _tick)
     plot.x_axis("recall of a case", at, _tick)
-    counts = collections.Counter((round(x, 6), round(y, 6)) for x, y in points)
-    largest = max(counts.values(), default=1)
+    counts = collections.Counter((_tenth(x), _tenth(y)) for x, y in points)
+    largest = max(counts.values())
     for (x, y), count in counts.most_common():
-        radius = max(2.6, 11.0 * math.sqrt(count / max(largest, 12)))
+        radius = max(2.6, 10.5 * math.sqrt(count / max(largest, 8)))
         cases = "case" if count == 1 else "cases"
-        title = f"{count} {cases}: recall {percent(x)}, accuracy {percent(y)}"
+        title = f"{count} {cases}: recall about {_tick(x)}, accuracy about {_tick(y)}"
         where = {"cx": plot.x(x), "cy": plot.y(y), "r": radius}
         svg.add(plot.root, "circle", title, cls=f"bubble s{series % 4}", **where)
-        if radius >= 7.5:
+        if radius >= 7:
             svg.add(
                 plot.root, "text", cls="count", x=where["cx"], y=where["cy"] + 4, text=str(count)
             )
     return svg.markup(plot.root)
+
+
+def _tenth(share: float) -> float:
+    return math.floor(10 * share + 0.5 + 1e-9) / 10
 
 
 def correlation(points: Sequence[tuple[float, float]]) -> float | None:
@@ -197,15 +239,51 @@ def correlation(points: Sequence[tuple[float, float]]) -> float | None:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def range_bar(metric: Mapping[str, Any], series: int) -> Markup:
-    """A METRIC on a line from 0 to 1: its interval as a bar, its value as a sign."""
-    root = svg.Element("svg", {"viewBox": "0 0 120 12", "class": "range", "aria-hidden": "true"})
-    svg.add(root, "line", cls="grid", x1=4, x2=116, y1=6, y2=6)
-    if metric["value"] is not None:
-        low, high = 4 + 112 * metric["low"], 4 + 112 * metric["high"]
-        svg.add(root, "line", cls=f"whisker wide s{series % 4}", x1=low, x2=high, y1=6, y2=6)
-        svg.sign(root, 4 + 112 * metric["value"], 6.0, series, size=3.6)
+_LANE, _WIDE, _EDGE = 14, 320, 7  # of the intervals: a model's height, the width, the margin
+
+
+def intervals(metrics: Sequence[Mapping[str, Any] | None]) -> Markup:
+    """The intervals of all models on one axis from 0 to 1, a lane for each, to compare by eye.
+
+    Args:
+      metrics: a METRIC per model, or None where the model has none.
+    """
+    height = _LANE * len(metrics) + 6
+    root = _strip(height, "range")
+    for share in _QUARTERS:
+        svg.add(root, "line", cls="grid", x1=_across(share), x2=_across(share), y1=0, y2=height)
+    for series, metric in enumerate(metrics):
+        if metric is None or metric["value"] is None:
+            continue
+        y = 3.0 + _LANE * (series + 0.5)
+        low, high = _across(metric["low"]), _across(metric["high"])
+        svg.add(root, "line", cls=f"whisker wide s{series % 4}", x1=low, x2=high, y1=y, y2=y)
+        for end in (low, high):
+            cls = f"whisker s{series % 4}"
+            svg.add(root, "line", cls=cls, x1=end, x2=end, y1=y - 4, y2=y + 4)
+        svg.sign(root, _across(metric["value"]), y, series, size=4.2)
     return svg.markup(root)
+
+
+def axis() -> Markup:
+    """The scale above a column of `intervals`."""
+    root = _strip(14, "range")
+    for share in _QUARTERS:
+        cls = {0: "start", 1: "end"}.get(share, "num")
+        svg.add(root, "text", cls=cls, x=_across(share), y=11, text=_tick(share))
+    return svg.markup(root)
+
+
+_QUARTERS = (0, 0.25, 0.5, 0.75, 1)
+
+
+def _across(share: float) -> float:
+    return _EDGE + (_WIDE - 2 * _EDGE) * share
+
+
+def _strip(height: int, cls: str) -> svg.Element:
+    shape = {"viewBox": f"0 0 {_WIDE} {height}", "class": cls, "aria-hidden": "true"}
+    return svg.Element("svg", shape)
 
 
 def share_bar(share: float, series: int) -> Markup:

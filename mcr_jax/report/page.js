@@ -7,7 +7,8 @@
   const view = document.getElementById("case");
   const search = document.getElementById("search");
   const filters = [...document.querySelectorAll("select[data-model]")];
-  let details = null; // parsed when the first case is opened
+  const listing = document.getElementById("listing"); // on a narrow screen the list is folded
+  const details = parse("details"); // the first is plain, the others are packed
   let shown = []; // places of the cases that pass search and filters
   let current = -1;
   let opened = 0; // counts openings: a slow one must not overwrite a later one
@@ -43,7 +44,7 @@
       const meter = make("span", { class: `meter s${m % 4}` }, make("i"));
       meter.firstChild.style.width = `${total ? (100 * tally[0]) / total : 0}%`;
       const words = `${models[m]}: ${tally[0]} of ${total} right`;
-      return make("span", { class: "tally", title: words },
+      return make("span", { class: "tally", title: words, "data-model": models[m] },
         meter, make("span", { class: "sr" }, words + ". "),
         make("span", { "aria-hidden": "true" }, total ? `${tally[0]}/${total}` : "–"));
     });
@@ -51,7 +52,7 @@
       make("span", { class: "dx" }, entry.dx),
       make("span", { class: "id" }, entry.id),
       make("span", { class: "tallies" }, ...tallies));
-    button.addEventListener("click", () => open(place, true));
+    button.addEventListener("click", () => { fold(true); open(place, true); });
     const row = make("li", {}, button);
     list.append(row);
     return row;
@@ -71,6 +72,12 @@
     renewSteps();
   }
 
+  function fold(folded) {
+    list.classList.toggle("unfolded", !folded);
+    listing.setAttribute("aria-expanded", String(!folded));
+    listing.textContent = folded ? "List the cases" : "Fold the list";
+  }
+
   // One case
 
   function badge(sample) {
@@ -81,34 +88,36 @@
       make("span", { "aria-hidden": "true" }, sign + " "), words);
   }
 
+  function pieces(node, sample) { // the trace, its evidence marked
+    for (const [text, statements] of sample.trace) {
+      if (!statements.length) { node.append(text); continue; }
+      const mark = make("mark", { title: `evidence for statement ${statements.join(", ")}` },
+        text, make("sup", {}, statements.join(",")));
+      mark.dataset.statements = statements.join(" ");
+      node.append(mark);
+    }
+    return node;
+  }
+
   function completion(sample, number, unfolded) {
-    const answer = sample.answer === null
-      ? make("span", { class: "quiet" }, "no single answer")
-      : make("span", { class: "answer", dir: "auto" }, sample.answer);
+    // Without a single answer the badge says why, in the answer's place.
+    const said = sample.answer === null ? []
+      : [make("span", { class: "answer", dir: "auto" }, sample.answer)];
     const node = make("details", { class: "completion" },
-      make("summary", {}, make("span", { class: "n" }, String(number)), answer, badge(sample)));
+      make("summary", {}, make("span", { class: "n" }, String(number)), ...said, badge(sample)));
     const fill = () => {
       if (node.children.length > 1) return;
       if (sample.error) node.append(make("p", { class: "error" }, sample.error));
       if (sample.rule && sample.rule !== "strict") {
         node.append(make("p", { class: "quiet" }, `Answer read: ${rules[sample.rule]}.`));
       }
-      if (sample.trace.length) {
-        const trace = make("p", { class: "trace", dir: "auto" });
-        for (const [text, statements] of sample.trace) {
-          if (!statements.length) { trace.append(text); continue; }
-          const mark = make("mark", { title: `evidence for statement ${statements.join(", ")}` },
-            text, make("sup", {}, statements.join(",")));
-          mark.dataset.statements = statements.join(" ");
-          trace.append(mark);
-        }
-        node.append(trace);
-      } else {
-        node.append(make("p", { class: "quiet" }, "No reasoning."));
-      }
-      if (sample.text) {
+      if (sample.trace.length && sample.whole) {
         node.append(make("p", { class: "cap" }, "The whole text"),
-          make("pre", { dir: "auto" }, sample.text));
+          pieces(make("pre", { dir: "auto" }), sample));
+      } else if (sample.trace.length) {
+        node.append(pieces(make("p", { class: "trace", dir: "auto" }), sample));
+      } else if (!sample.error) {
+        node.append(make("p", { class: "quiet" }, sample.whole ? "No text." : "No reasoning."));
       }
     };
     node.firstChild.addEventListener("click", fill); // before it opens, so that nothing jumps
@@ -160,10 +169,20 @@
   function candidate({ samples }, m) {
     const [right, wrong, unresolved] = cases[current].tally[m];
     const total = right + wrong + unresolved;
-    return make("section", { class: `candidate s${m % 4}` },
+    const first = samples.findIndex((sample) => sample.answer !== null);
+    const node = make("section", { class: `candidate s${m % 4}` },
       make("h4", {}, models[m],
         make("span", {}, total ? `${right} of ${total} right` : "no completions")),
-      ...samples.map((sample, i) => completion(sample, i + 1, i === 0)));
+      ...samples.map((sample, i) => completion(sample, i + 1, i === first)));
+    if (samples.length > 3) { // a narrow screen shows three at first
+      const rest = make("button", { type: "button", class: "rest" }, `All ${samples.length} completions`);
+      rest.addEventListener("click", () => {
+        node.classList.add("all");
+        node.children[4].firstChild.focus();
+      });
+      node.append(rest);
+    }
+    return node;
   }
 
   function step(name, by, key) {
@@ -176,8 +195,8 @@
 
   async function open(place, focus) {
     const turn = ++opened;
-    details ??= parse("details");
-    const detail = await unpack(details[place]);
+    let detail = details[place];
+    if (typeof detail === "string") detail = await unpack(detail); // the first needs no waiting
     if (turn !== opened) return;
     rows[current]?.firstChild.removeAttribute("aria-current");
     current = place;
@@ -236,8 +255,13 @@
     else if (event.key === "ArrowRight" || event.key === "j") go(1);
     else if (event.key === "/") { event.preventDefault(); search.focus(); }
   });
-  search.addEventListener("input", filter);
-  for (const select of filters) select.addEventListener("change", filter);
+  const narrow = () => {
+    filter();
+    fold(!search.value && filters.every((f) => f.value === "all"));
+  };
+  search.addEventListener("input", narrow);
+  listing.addEventListener("click", () => fold(list.classList.contains("unfolded")));
+  for (const select of filters) select.addEventListener("change", narrow);
 
   filter();
   const linked = Number(/^#case-(\d+)$/.exec(location.hash)?.[1]) - 1;

@@ -83,6 +83,7 @@ def report(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Path:
         "keys": [charts.key(series) for series in range(len(results["models"]))],
         "lede": _lede(results),
         "rows": _rows(results),
+        "axis": charts.axis(),
         "pairs": _pairs(results),
         "outcomes": _outcomes(results, scores),
         "answers": _answers(results),
@@ -156,12 +157,12 @@ def _rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name, (label, meaning) in METRICS.items():
         cells = [metrics.get(name) for metrics in by_model]
         if any(cells):
-            ranges = [charts.range_bar(c, i) if c else "" for i, c in enumerate(cells)]
             rows.append(
                 {
                     "label": label,
                     "meaning": meaning,
-                    "cells": list(zip(cells, ranges, strict=True)),
+                    "cells": cells,
+                    "intervals": charts.intervals(cells),
                     "compared": [compared.get((*pair, name)) for pair in _pair_names(results)],
                 }
             )
@@ -230,31 +231,50 @@ def _answers(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _charts(
     results: Mapping[str, Any], scores: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
+    """The plots that have something to show, and a sentence for each that has not."""
     values = {
-        name: [case["metrics"] for case in scores["models"][name].values()]
+        visible(name): [case["metrics"] for case in scores["models"][name].values()]
         for name in results["models"]
     }
     recalls = {
-        visible(name): [m["reasoning_recall"] for m in cases if m["reasoning_recall"] is not None]
+        name: [m["reasoning_recall"] for m in cases if m["reasoning_recall"] is not None]
         for name, cases in values.items()
     }
-    scatter = []
+    scatter, absent = [], []
     for series, (name, cases) in enumerate(values.items()):
         both = [
             (m["reasoning_recall"], m["accuracy@1"])
             for m in cases
             if None not in (m["reasoning_recall"], m["accuracy@1"])
         ]
-        plot = charts.recall_accuracy(visible(name), series, both)
-        r = charts.correlation(both)
-        scatter.append({"name": visible(name), "plot": plot, "r": r, "cases": len(both)})
+        if plot := charts.recall_accuracy(name, series, both):
+            r = charts.correlation(both)
+            scatter.append({"name": name, "plot": plot, "r": r, "cases": len(both)})
+        elif both:
+            absent.append(f"Recall against accuracy, {name}: {_alike(both)}.")
     last = [row for row in rows if math.isfinite(row.get("val_loss") or math.nan)]
+    loss = charts.loss(rows)
+    if loss is None:
+        absent.append("Loss while training: this workdir holds no training log.")
     return {
         "accuracy_plot": charts.accuracy(
             {visible(name): model["accuracy"] for name, model in results["models"].items()}
         ),
-        "loss_plot": charts.loss(rows),
+        "loss_plot": loss,
         "last_val": last[-1] if last else None,
         "recall_plot": charts.recall_histogram(recalls),
         "scatter": scatter,
+        "absent": absent,
     }
+
+
+def _alike(points: Sequence[tuple[float, float]]) -> str:
+    """Which of recall and accuracy is the same in every case, in words."""
+    recall, accuracy = ({round(v, 9) for v in values} for values in zip(*points, strict=True))
+    said = [
+        f"{word} is {charts.percent(*values)}"
+        for word, values in (("recall", recall), ("accuracy", accuracy))
+        if len(values) == 1
+    ]
+    cases = "the only case" if len(points) == 1 else f"every one of the {len(points)} cases"
+    return f"{' and '.join(said)} in {cases}"

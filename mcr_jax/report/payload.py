@@ -1,4 +1,4 @@
-"""What the browser of cases needs: a small index at once, each case's texts when it is opened."""
+"""Data of the browser of cases: a small index, and the texts of each case, packed until opened."""
 
 import base64
 import json
@@ -36,8 +36,11 @@ def pack(value: Any) -> str:
 
 def browser(
     joined: Joined, config: ConfigDict, scores: Mapping[str, Any], cases: Sequence[Case]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The index of cases and their packed details, in the same order: that of `cases`.
+) -> tuple[list[dict[str, Any]], list[dict[str, Any] | str]]:
+    """The index of cases and their details, in the same order: that of `cases`.
+
+    The details of the first case are plain, those of the others packed: unpacking takes a browser
+    until after it has printed a page from its command line.
 
     Args:
       joined: the completions and their verdicts.
@@ -50,7 +53,8 @@ def browser(
     order = [f for f in by_fingerprint if f in scored]
     order += [f for f in scored if f not in by_fingerprint]
     by_case = {model: _by_case(samples) for model, samples in joined.models.items()}
-    index, packed = [], []
+    index: list[dict[str, Any]] = []
+    details: list[dict[str, Any] | str] = []
     for fingerprint in order:  # one at a time: unpacked, the texts of all take much memory
         detail = _case_detail(by_fingerprint.get(fingerprint), fingerprint)
         for model, of_model in scores["models"].items():
@@ -59,8 +63,8 @@ def browser(
             detail["models"].append(shown)
         tally = [_tally(model["samples"]) for model in detail["models"]]
         index.append({"id": detail["id"], "dx": detail["dx"], "tally": tally})
-        packed.append(pack(detail))
-    return index, packed
+        details.append(pack(detail) if details else detail)
+    return index, details
 
 
 def _by_case(samples: Sequence[Sample]) -> dict[str, dict[int, Sample]]:
@@ -126,17 +130,18 @@ def _verdict(attempt: Attempt | None) -> dict[str, list[Any]]:
 
 
 def _completion(sample: Sample | None, evidence: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Trace in pieces of evidence, answer, and the whole text where there is not one answer."""
+    """Answer and trace in pieces of evidence; where there is no single answer, the whole text in
+    place of the trace, which is a part of it."""
     if sample is None:
-        return {"trace": [], "answer": None, "rule": None, "text": "", "error": ""}
+        return {"trace": [], "whole": False, "answer": None, "rule": None, "error": ""}
     said = sample.said
     answer = said and said.answer
-    pieces = segments(said.trace, evidence) if said else []
+    pieces = segments(sample.text.strip() if answer is None else said.trace, evidence)
     return {
         "trace": [[visible(piece), numbers] for piece, numbers in pieces],
+        "whole": answer is None,
         "answer": None if answer is None else visible(answer),
         "rule": said and said.rule,
-        "text": visible(sample.text.strip()),
         "error": visible(sample.error),
     }
 

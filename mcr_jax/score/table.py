@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich import box
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 LABELS = {
     "reasoning_recall": "recall",
@@ -20,17 +22,18 @@ def metrics(model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return named | {name: model[name] for name in LABELS}
 
 
-def table(results: Mapping[str, Any]) -> Table:
+def table(results: Mapping[str, Any]) -> Group:
     """Lays out results.json for a terminal.
 
     Args:
       results: schema 1.
 
     Returns:
-      A row per metric; a column per model with value, interval and, where something is unresolved,
-      coverage and the range left open; and for each pair of consecutive models the paired
-      difference with its interval and p-value. Below stands how the completions ended, which rules
-      read their answers, and which verdicts do not count. Two models fit into 80 columns.
+      A title, a table and notes. The table has a row per metric; a column per model with value,
+      interval and, where something is unresolved, coverage and the range left open; and for each
+      pair of consecutive models the paired difference with its interval and p-value. The notes
+      tell how the completions ended, which rules read their answers, and which verdicts do not
+      count. Two models fit into 80 columns.
     """
     models = {name: metrics(model) for name, model in results["models"].items()}
     compared = {(c["a"], c["b"], c["metric"]): c for c in results["comparisons"]}
@@ -46,24 +49,14 @@ def table(results: Mapping[str, Any]) -> Table:
             ended.append(f"Answers of {name}, by the rule that read them: {read}")
     if note := results["judge"].get("note"):
         ended.append(f"Verdicts: {note}.")
-    name = escape(results["config"]["name"] or "results")
+    if pairs:
+        ended.insert(0, "Differences are paired by case; p unadjusted.")
+    name = results["config"]["name"] or "results"
     confidence = f"{100 * results['config']['confidence']:g} %"
-    shown = Table(
-        box=box.HORIZONTALS,
-        title=f"{name}: mean over cases [{confidence} interval]",
-        caption="\n".join(
-            (
-                "Differences are paired by case; p unadjusted.",
-                *(escape(line) for line in ended),
-                f"{results['notice']}.",
-            )
-        ),
-        show_lines=True,
-        pad_edge=False,
-        show_edge=False,
-        title_justify="left",
-        caption_justify="left",
-    )
+    # A title or caption of the table would wrap at its width, which is small for one model.
+    title = Text(f"{name}: mean over cases [{confidence} interval]", style="table.title")
+    notes = Text("\n".join((*ended, f"{results['notice']}.")), style="table.caption")
+    shown = Table(box=box.HORIZONTALS, show_lines=True, pad_edge=False, show_edge=False)
     shown.add_column("metric", no_wrap=True)
     for name in models:
         shown.add_column(escape(name), no_wrap=True)
@@ -75,7 +68,7 @@ def table(results: Mapping[str, Any]) -> Table:
         for pair in pairs:
             cells += _comparison(compared.get((*pair, name)))
         shown.add_row(LABELS.get(name, name), *cells)
-    return shown
+    return Group(title, shown, notes)
 
 
 def _metric(metric: Mapping[str, Any] | None) -> str:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from mcr_jax.data.traces import JOINED, STITCHED, Trace
 from mcr_jax.stitch.run import REASONS
@@ -95,16 +97,14 @@ def summarize(rows: Sequence[Trace], interval: Interval, confidence: float) -> d
     }
 
 
-def table(summary: dict[str, Any]) -> Table:
-    """The figures that people look at first."""
-    made = Table(
-        box=box.SIMPLE_HEAD,
-        title=f"Traces of {sum(summary['cases'].values()):,} cases by {summary['model']}: "
+def table(summary: dict[str, Any]) -> Group:
+    """Lays out the figures that people look at first: a title and a table."""
+    title = Text(  # one of the table would wrap at its width
+        f"Traces of {sum(summary['cases'].values()):,} cases by {summary['model']}: "
         f"means [{100 * summary['confidence']:.4g} % interval]",
-        title_justify="left",
-        title_style="bold",
-        pad_edge=False,
+        style="bold",
     )
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("of a trace", "first sample", "kept"):
         made.add_column(column)
     for name, label in _ROWS.items():
@@ -114,7 +114,7 @@ def table(summary: dict[str, Any]) -> Table:
     for reason in (reason for reason in REASONS if reason in joined["reasons"]):
         count = joined["reasons"][reason]
         made.add_row(f"  because {reason.replace('_', ' ')}", "", f"{count:,}")
-    return made
+    return Group(title, made)
 
 
 def _counts(faults: Any) -> dict[str, int]:

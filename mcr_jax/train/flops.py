@@ -13,16 +13,23 @@ from mcr_jax.model.config import PROJECTIONS, DecoderConfig
 
 CONVENTION = "causal pairs and real tokens only, nothing computed again counted"
 
-# Dense bfloat16 operations per second that the makers' data sheets promise, by what a device's kind
-# begins with; the longest match counts.
+# Dense bfloat16 operations per second with float32 sums, by the words that a device's kind begins
+# with; the longest match counts. Sources: docs.cloud.google.com/tpu/docs for TPUs; NVIDIA's data
+# sheet of each data center GPU (of the A10G the one that AWS publishes); for GeForce the appendices
+# of NVIDIA's GA102, Ada and RTX Blackwell whitepapers. Figures with sparsity are halved.
 PEAKS = {
     "NVIDIA B200": 2250e12,
     "NVIDIA H200": 989e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA A100": 312e12,
+    "NVIDIA A10G": 70e12,
     "NVIDIA L40S": 362e12,
     "NVIDIA L4": 121e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
+    "NVIDIA GeForce RTX 5090": 209.5e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
@@ -34,8 +41,16 @@ PEAKS = {
 
 
 def peak(device_kind: str) -> float | None:
-    """bfloat16 operations per second of one device of `jax.Device.device_kind`, or None."""
-    known = [name for name in PEAKS if device_kind.startswith(name)]
+    """bfloat16 operations per second of one device of `jax.Device.device_kind`, or None.
+
+    A longer GeForce name, such as a "Ti" or a "Laptop GPU", is another device.
+    """
+    known = [
+        name
+        for name in PEAKS
+        if device_kind == name
+        or ("GeForce" not in name and device_kind.startswith((f"{name} ", f"{name}-")))
+    ]
     return PEAKS[max(known, key=len)] if known else None
 
 

@@ -1,9 +1,9 @@
-"""What a training run would need on given devices, told before any weight is read.
+"""Plans a training run on given devices from abstract shapes, before any weight is read.
 
     made = plan(config, published.shape("qwen2_5_7b"), devices("8 x H100"))
     made.memory.total, made.hours, made.problem
 
-Bytes are those of `train.memory`. Hours are arithmetic at an assumed share of the devices' peak.
+Bytes are those of `train.memory`, times those of `train.timing`.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from mcr_jax.train.devices import Devices
 from mcr_jax.train.flops import step_flops
 from mcr_jax.train.memory import Memory, Parameter, memory, parameters
 from mcr_jax.train.mesh import rows_of_part
+from mcr_jax.train.timing import MFU, RATE, Traffic, seconds, traffic
 
 USABLE = 0.92  # of a device's memory; the runtime, collectives and gaps take the rest
-MFU = (0.35, 0.55)  # assumed, of the peak in flops.PEAKS; what well-fed dense decoders reach
 # MedCaseReasoning's train split, for a number of epochs: cases, and tokens of one with its prompt.
 CASES, CASE_TOKENS = 13_092, 950
 FILL = 0.98  # of a packed row is no padding
@@ -58,7 +58,8 @@ class Plan:
       steps: of the run; from the numbers of MedCaseReasoning where the config counts epochs.
       epochs: as configured; 0 where the config counts steps.
       flops: operations of a step, all devices together.
-      hours: at the upper and the lower end of `MFU`; None where no peak is known.
+      traffic: bytes of a step that one device exchanges with others and with its memory.
+      hours: of the run at least and at most, as `timing.seconds` says; None where no peak is known.
       problem: why it cannot be and what would help, in a line; "" where it fits.
     """
 
@@ -74,6 +75,7 @@ class Plan:
     steps: int
     epochs: float
     flops: float
+    traffic: Traffic
     hours: tuple[float, float] | None
     problem: str
 
@@ -83,7 +85,8 @@ class Plan:
         for one, written in zip(self.parameters, plain["parameters"], strict=True):
             written["spec"] = [*one.spec]
         totals = {"memory_total": self.memory.total, "parameters_total": count(self.parameters)}
-        return plain | totals | {"mfu_assumed": MFU, "usable_share_assumed": USABLE}
+        assumed = {"mfu_assumed": MFU, "rate_assumed": RATE, "usable_share_assumed": USABLE}
+        return plain | totals | assumed
 
 
 def count(of: tuple[Parameter, ...]) -> int:
@@ -127,31 +130,43 @@ def _plan(
     steps = math.ceil(c.epochs * cases * case_tokens / tokens) if c.epochs else c.steps
     segments = max(1, round(tokens / case_tokens))
     one = step_flops(shape, [int(tokens / segments)], int(TRAINED * tokens / segments))
-    work = segments * one
-    peak = devices.flops and devices.flops * devices.count * 3600
+    work, placed = segments * one, parameters(shape, mesh)
+    rows = rows_of_part(mesh, c.rows, c.accumulate)
+    needed = memory(
+        shape,
+        mesh,
+        rows=c.rows,
+        row_tokens=c.row_tokens,
+        accumulate=c.accumulate,
+        compute=c.compute,
+        mu_dtype=config.optim.mu_dtype,
+        fused=fused,
+    )
+    passed = traffic(
+        shape,
+        mesh,
+        placed,
+        part_tokens=rows * c.row_tokens,
+        parts=c.accumulate,
+        compute_bytes=2 if c.compute == "bfloat16" else 4,
+        optimizer_bytes=needed.optimizer,
+    )
+    each = seconds(work, passed, devices)
     return Plan(
         devices=devices,
         mesh=dict(mesh.shape),
-        parameters=parameters(shape, mesh),
-        memory=memory(
-            shape,
-            mesh,
-            rows=c.rows,
-            row_tokens=c.row_tokens,
-            accumulate=c.accumulate,
-            compute=c.compute,
-            mu_dtype=config.optim.mu_dtype,
-            fused=fused,
-        ),
+        parameters=placed,
+        memory=needed,
         usable=int(USABLE * devices.bytes),
         fused=fused,
-        rows=rows_of_part(mesh, c.rows, c.accumulate),
+        rows=rows,
         row_tokens=c.row_tokens,
         step_tokens=c.rows * c.row_tokens,
         steps=steps,
         epochs=c.epochs,
         flops=work,
-        hours=peak and tuple(steps * work / (peak * mfu) for mfu in reversed(MFU)),
+        traffic=passed,
+        hours=each and (steps * each[0] / 3600, steps * each[1] / 3600),
         problem="",
     )
 

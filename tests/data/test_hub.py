@@ -11,7 +11,6 @@ import sys
 
 import pyarrow as pa
 import pytest
-from hub_server import COMMIT, HubServer
 from pyarrow import parquet
 
 from mcr_jax.cases import read_cases
@@ -64,8 +63,8 @@ def files(tmp_path_factory) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def hub(files):
-    with HubServer(REPOSITORY, files) as server:
+def hub(files, hub_server):
+    with hub_server(REPOSITORY, files) as server:
         yield server
 
 
@@ -94,18 +93,22 @@ def download(environment):
 
 def test_what_comes_is_what_is_there_and_the_second_time_it_is_there_already(hub, files, download):
     folder, origin, ((done, total),) = json.loads(download())
-    assert origin == f"hf://datasets/{REPOSITORY}@{COMMIT}"
+    assert origin == f"hf://datasets/{REPOSITORY}@{hub.commit}"
     tables = sum(len(content) for name, content in files.items() if name.endswith(".parquet"))
     assert tables <= done == total <= tables + 100
     assert {c.split for c in read_cases(folder)} == {"train", "val", "test"}
     assert {c.license for c in read_cases(folder)} == {"", "CC BY-NC 4.0"}
     assert not (pathlib.Path(folder) / "other.txt").exists()
     hub.refuse = (500, "")
-    for revision, changes in (("main", {}), (COMMIT, {"HF_HUB_OFFLINE": "1"})):
+    for revision, changes in (("main", {}), (hub.commit, {"HF_HUB_OFFLINE": "1"})):
         again, same, _ = json.loads(download(revision, **changes))
         assert (again, same) == (folder, origin)
 
 
+@pytest.mark.promise(
+    "The download is compared with the Hub's checksums, goes on where it was cut, and stays in the "
+    "Hub's cache."
+)
 def test_a_download_that_was_cut_goes_on_where_it_was(hub, files, download):
     (name,) = (name for name in files if "train" in name)
     hub.cut = name
@@ -149,13 +152,13 @@ def test_without_a_network_or_without_such_a_revision_it_is_one_line(download):
 
 
 def test_mcr_build_without_a_source_ends_with_the_line_that_loads_what_it_made(
-    environment, tmp_path
+    hub, environment, tmp_path
 ):
     env = {**environment, "TFDS_DATA_DIR": str(tmp_path / "tfds")}
     build = [sys.executable, "-m", "mcr_jax", "build"]
     done = subprocess.run(build, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert f"--revision={COMMIT}" in done.stdout
+    assert f"--revision={hub.commit}" in done.stdout
     load = done.stdout.strip().splitlines()[-1].partition("in Python: ")[2]
     code = f"{load}; print(len(cases), cases[0]['final_diagnosis'].decode())"
     env |= {"TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -164,4 +167,4 @@ def test_mcr_build_without_a_source_ends_with_the_line_that_loads_what_it_made(
     )
     assert read.stdout.split() == ["200", "Quillfever"], read.stderr
     (info,) = (tmp_path / "tfds").rglob("metadata.json")
-    assert json.loads(info.read_text())["origin"].endswith(COMMIT)
+    assert json.loads(info.read_text())["origin"].endswith(hub.commit)

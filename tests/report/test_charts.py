@@ -1,5 +1,7 @@
 """Charts and evidence: what is drawn is what was given."""
 
+import itertools
+import math
 import sys
 import unicodedata
 from xml.etree import ElementTree
@@ -23,12 +25,11 @@ def _texts(drawing, tag):
 def test_every_chart_is_well_formed_whatever_a_model_is_called():
     name = "<script>&'\"</script>"
     drawings = [
-        charts.accuracy({name: {"1": METRIC, "5": NOTHING}}),
+        charts.accuracy({name: {"1": METRIC, "5": METRIC}, "empty": {"1": NOTHING}}),
         charts.recall_histogram({name: [0, 0.5, 1], "empty": []}),
-        charts.recall_accuracy(name, 0, [(0.5, 0.5)]),
-        charts.recall_accuracy(name, 1, []),
+        charts.recall_accuracy(name, 0, [(0.5, 0.5), (0, 1)]),
         charts.loss([{"step": 1, "loss": 2.0}]),
-        charts.range_bar(NOTHING, 3),
+        charts.intervals([METRIC, NOTHING, None]),
         charts.share_bar(0.5, 2),
     ]
     for drawing in drawings:
@@ -37,8 +38,43 @@ def test_every_chart_is_well_formed_whatever_a_model_is_called():
 
 
 def test_the_accuracy_chart_tells_value_and_interval_on_hover():
-    titles = _texts(charts.accuracy({"sft": {"1": METRIC, "5": NOTHING}}), "title")
-    assert titles == ["sft, accuracy@1: 50.0\xa0%, interval 40.0\xa0% to 60.0\xa0%"]
+    titles = _texts(charts.accuracy({"sft": {"1": METRIC, "5": METRIC, "10": NOTHING}}), "title")
+    assert titles == [
+        f"sft, accuracy@{k}: 50.0\xa0%, interval 40.0\xa0% to 60.0\xa0%" for k in (1, 5)
+    ]
+
+
+def test_every_marker_stands_on_the_tick_of_its_k_and_figures_are_clear_of_each_other_and_axis():
+    low, alike = {"value": 0.0, "low": 0.0, "high": 0.1}, {"value": 0.01, "low": 0.0, "high": 0.1}
+    models = {name: {"1": m, "5": METRIC} for name, m in (("a", low), ("b", alike), ("c", low))}
+    root = ElementTree.fromstring(str(charts.accuracy(models)))
+    ticks = sorted(float(line.get("x1")) for line in root.findall("line[@class='tick']"))
+    whiskers = [line for line in root.findall("line") if "whisker" in line.get("class")]
+    upright = [float(line.get("x1")) for line in whiskers if line.get("x1") == line.get("x2")]
+    assert sorted(upright) == sorted(3 * ticks)
+    assert sorted(float(e.get("cx")) for e in root.findall("circle")) == ticks
+    axis = float(root.find("line[@class='axis']").get("y1"))
+    values = [e for e in root.findall("text") if "value" in e.get("class")]
+    for x in {e.get("x") for e in values}:
+        lines = sorted(float(e.get("y")) for e in values if e.get("x") == x)
+        assert len(lines) == 3 and lines[-1] < axis
+        assert min(b - a for a, b in itertools.pairwise(lines)) >= 12
+
+
+def test_a_plot_without_variation_is_not_drawn():
+    assert charts.accuracy({"a": {"1": METRIC}, "b": {"1": METRIC, "5": NOTHING}}) is None
+    assert charts.recall_histogram({"a": [0.01, 0.05], "b": [0.0], "c": []}) is None
+    for points in ([], [(0.5, 0.5)], [(0, 0), (0, 1)], [(0, 1), (0.5, 1)]):
+        assert charts.recall_accuracy("a", 0, points) is None
+
+
+def test_intervals_of_all_models_stand_on_one_axis_each_in_its_lane():
+    other = {"value": 0.5, "low": 0.1, "high": 0.9}
+    root = ElementTree.fromstring(str(charts.intervals([METRIC, None, other])))
+    bars = [e for e in root.findall("line") if "wide" in e.get("class")]
+    (a, b), (c, d) = ([float(e.get(name)) for name in ("x1", "x2")] for e in bars)
+    assert a + b == pytest.approx(c + d) and (d - c) == pytest.approx(4 * (b - a))
+    assert len({e.get("y1") for e in bars}) == 2
 
 
 def test_the_histogram_counts_every_case_once_and_tenths_in_their_bin():
@@ -52,6 +88,16 @@ def test_the_histogram_counts_every_case_once_and_tenths_in_their_bin():
 def test_bubbles_count_the_cases_at_one_place():
     titles = _texts(charts.recall_accuracy("m", 0, [(0.5, 1), (0.5, 1), (0, 0)]), "title")
     assert [title.split(":")[0] for title in titles] == ["2 cases", "1 case"]
+
+
+def test_no_bubble_hides_another():
+    tenths = [i / 10 for i in range(11)]
+    points = [(x + 0.03, y) for x in tenths for y in tenths for _ in range(9)] + [(0, 0)]
+    circles = ElementTree.fromstring(str(charts.recall_accuracy("m", 0, points))).findall("circle")
+    places = [tuple(float(e.get(name)) for name in ("cx", "cy", "r")) for e in circles]
+    assert len(places) == 121
+    for (x, y, r), (u, v, s) in itertools.combinations(places, 2):
+        assert math.hypot(x - u, y - v) >= r + s - 0.5
 
 
 def test_a_step_trained_twice_after_a_restart_counts_once_and_nan_not_at_all():

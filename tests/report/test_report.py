@@ -149,6 +149,20 @@ def test_a_real_dataset_is_not_called_fictional(workdir, tmp_path):
     assert "no training log" in text
 
 
+def test_a_report_of_one_model_speaks_of_no_pair(workdir, tmp_path):
+    results, scores = (workdir.read_json(getattr(workdir, n)) for n in ("results", "scores"))
+    results["models"].pop("base")
+    scores["models"].pop("base")
+    alone = Workdir(tmp_path)
+    alone.ledger.write_bytes(workdir.ledger.read_bytes())
+    alone.write_json(alone.results, results | {"comparisons": []})
+    alone.write_json(alone.scores, scores)
+    text = page.report(alone, _config(), CASES).read_text(encoding="utf-8")
+    seen = re.sub(r"<(style|script).*?</\1>", "", text, flags=re.DOTALL)
+    seen = re.sub(r"<[^>]*>", " ", seen).replace("one pair of", "")
+    assert not re.search("pair|differen|p-value|base", seen, re.IGNORECASE)
+
+
 def test_missing_artifacts_and_broken_logs_are_errors_that_name_them(workdir, tmp_path):
     with pytest.raises(McrError, match=r"results\.json: not there"):
         page.report(Workdir(tmp_path), _config(), CASES)
@@ -205,11 +219,13 @@ def _at(tab, where):
 def test_the_reader_sees_table_and_charts(opened):
     assert opened.locator(".results tbody tr").count() == 3
     assert "33.3\xa0%" in opened.locator(".results").inner_text()
-    assert opened.locator("svg.plot").count() == 5
+    assert opened.locator("svg.plot").count() == 3
+    assert "base: recall is 0.0\xa0% and accuracy" not in opened.locator("main").inner_text()
+    assert "base: recall is 0.0\xa0% in every one" in opened.locator("main").inner_text()
     assert opened.locator("svg.plot >> text=loss, nats per token").count() == 1
-    ended, read = opened.locator(".outcomes").all_inner_texts()
+    (ended,) = opened.locator("figure:has(.outcomes)").all_inner_texts()
     assert ended.count("answered, right") == 1
-    assert "one pair of <answer> tags" in read and "100.0\xa0%" in read
+    assert "read by one rule: one pair of <answer> tags" in ended
     assert SCRIPT in opened.locator(".eyebrow").text_content()
 
 
@@ -256,6 +272,35 @@ def test_hostile_text_shows_as_text_everywhere(opened):
     assert SCRIPT in opened.locator("#case pre").first.text_content()
 
 
+def test_what_has_no_answer_is_folded_and_its_text_and_reason_are_said_once(opened):
+    opened.locator("#list button").nth(1).click()
+    _at(opened, "2 of 3")
+    failed = opened.locator(".candidate").first.locator("details").first
+    assert failed.get_attribute("open") is None
+    failed.locator("summary").click()
+    shown = failed.inner_text()
+    assert (shown.count(SCRIPT), shown.count("answer")) == (1, 1)
+    answered = opened.locator(".candidate").first.locator("details").nth(1)
+    assert answered.get_attribute("open") is not None
+
+
+def test_the_first_case_and_the_list_are_there_to_print_as_soon_as_the_page_has_loaded(
+    browser, workdir
+):
+    tab = browser.new_page()
+    tab.emulate_media(media="print")
+    tab.add_init_script("""addEventListener("load", () => {
+      const shown = (s) => document.querySelector(s).checkVisibility() &&
+        document.querySelector(s).innerText;
+      window.atLoad = [shown("#list"), shown("#case")];
+    })""")
+    tab.goto(workdir.report.as_uri())
+    listed, case = tab.evaluate("window.atLoad")
+    tab.close()
+    assert all(one.final_diagnosis in listed for one in CASES)
+    assert "Harrow fever" in case and "lamplighter" in case and "There is no frost" in case
+
+
 def test_statements_point_to_their_evidence(opened):
     cells = opened.locator(".statements tbody tr").first.locator("td")
     assert "not found" in cells.nth(0).inner_text()
@@ -282,7 +327,17 @@ def test_text_has_contrast_and_the_page_fits_a_phone(opened, scheme):
     opened.set_viewport_size({"width": 360, "height": 740})
     opened.emulate_media(color_scheme=scheme)
     assert opened.evaluate("document.documentElement.scrollWidth") <= 360
-    assert opened.evaluate("document.querySelector('#list').scrollTop") == 0
+    scrollers = "[...document.querySelectorAll('main *')].filter((e) => e.scrollHeight > " + (
+        "e.clientHeight + 1 && /auto|scroll/.test(getComputedStyle(e).overflowY)).length"
+    )
+    assert opened.evaluate(scrollers) == 0
+    assert not opened.locator("#list").is_visible()
+    opened.get_by_role("button", name="List the cases").click()
+    opened.locator("#list button").nth(1).click()
+    _at(opened, "2 of 3")
+    assert not opened.locator("#list").is_visible()
+    opened.get_by_label("Search").fill("quellan")
+    assert opened.locator("#list li:visible").count() == 1
     ratios = opened.evaluate(_CONTRAST)
     assert len(ratios) > 50
     assert [text for ratio, text in ratios if ratio < 4.5] == []

@@ -376,6 +376,16 @@ def test_the_table_of_two_models_fits_into_80_columns(workdir):
     assert "…" not in _printed(results, width=80)
 
 
+def test_the_table_of_one_model_keeps_its_title_on_a_line_and_speaks_of_no_pair(workdir):
+    results = run.score(workdir, _config())
+    results["models"].pop("base")
+    results["comparisons"] = []
+    results["config"]["name"] = "demo: a fictional clinic"
+    text = _printed(results)
+    assert "demo: a fictional clinic: mean over cases [95 % interval]" in text
+    assert "aired" not in text and "unadjusted" not in text
+
+
 def test_the_table_prints_names_that_look_like_markup(workdir):
     results = run.score(workdir, _config())
     results["config"]["name"] = "[bold]run[/bold]"

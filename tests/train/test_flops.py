@@ -85,4 +85,13 @@ def test_a_peak_is_found_by_the_longest_name():
     assert peak("NVIDIA H100 80GB HBM3") == 989e12
     assert peak("TPU v5 lite") == PEAKS["TPU v5e"] == 197e12
     assert peak("TPU v5p") == peak("TPU v5") == 459e12
+    assert peak("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak("NVIDIA GeForce RTX 4090") == 165.2e12
     assert peak("cpu") is None
+
+
+@pytest.mark.parametrize(
+    "kind", ["NVIDIA L40", "NVIDIA A10", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA GeForce RTX 4090 D"]
+)
+def test_a_device_is_not_taken_for_one_whose_name_it_begins_with(kind):
+    assert peak(kind) is None

@@ -34,7 +34,7 @@ def test_the_two_a100_are_told_apart(text):
     assert devices(text).bytes == 80 * 10**9
 
 
-@pytest.mark.parametrize("text", ["", "8", "v5e", "0 x v5e", "eight x v5e", "x v5e"])
+@pytest.mark.parametrize("text", ["", "8", "8x", "0 x v5e", "eight x v5e", "x v5e"])
 def test_what_is_no_count_of_devices_is_refused_in_a_line(text):
     with pytest.raises(UsageError, match="is not COUNT x KIND"):
         devices(text)
@@ -52,6 +52,17 @@ def test_what_is_no_count_of_devices_is_refused_in_a_line(text):
         ("8 x v5litepod", "8 x v5e"),
         ("8 x NVIDIA H200", "8 x H200"),
         ("8 x h100-80gb", "8 x H100"),
+        ("NVIDIA A100-SXM4-80GB x 8", "8 x A100-80GB"),
+        ("v5e", "1 x v5e"),
+        ("4 x 4090", "4 x RTX 4090"),
+        ("4x4090", "4 x RTX 4090"),
+        ("4090 x 4", "4 x RTX 4090"),
+        ("4090", "1 x RTX 4090"),
+        ("RTX 4090", "1 x RTX 4090"),
+        ("2 NVIDIA GeForce RTX 3090", "2 x RTX 3090"),
+        ("rtx5090 32GB", "1 x RTX 5090"),
+        ("8xB200", "8 x B200"),
+        ("Tesla T4", "1 x T4"),
     ],
 )
 def test_names_that_the_clouds_and_jax_use_are_understood(text, meant):
@@ -70,14 +81,19 @@ def test_more_devices_than_any_job_has_are_refused(text):
 
 
 def test_an_unknown_kind_is_refused_with_those_known():
-    with pytest.raises(UsageError, match=r"'H900' is none of v4, v5e, .*H200, B200, cpu"):
+    with pytest.raises(UsageError, match=r"'H900' is none of v4, v5e, .*RTX 4090, RTX 5090, cpu"):
         devices("8 x H900")
+    with pytest.raises(UsageError, match=r"'4090 Ti' is none of"):
+        devices("2 x 4090 Ti")
 
 
-def test_every_kind_has_memory_and_all_but_two_a_peak():
+def test_every_kind_has_memory_peak_bandwidth_and_link_but_the_cpu_and_only_the_t4_no_bfloat16():
     made = {kind: devices(f"2 x {kind}") for kind in KNOWN}
     assert all(one.bytes > 10**8 for one in made.values())
-    assert [kind for kind, one in made.items() if one.flops is None] == ["T4", "cpu"]
+    assert made.pop("cpu").flops is None
+    assert all(1e12 < one.flops < 1e16 for one in made.values())
+    assert all(one.bandwidth > one.link > 1e10 for one in made.values())
+    assert [kind for kind, one in made.items() if not one.bfloat16] == ["T4"]
 
 
 def test_a_plan_places_every_parameter_by_the_rules(config):
@@ -101,11 +117,49 @@ def test_the_config_decides_dtype_remat_and_adapters_not_the_shape(config):
 
 def test_hours_are_steps_times_operations_over_the_assumed_share_of_the_peak(config):
     config.train.steps = 1000
-    made = plan(config, SMALL, devices("8 x v5e"))
+    made = plan(config, SMALL, devices("1 x v5e"))
     low, high = made.hours
-    assert low == pytest.approx(1000 * made.flops / (8 * 197e12 * 0.55 * 3600))
-    assert high / low == pytest.approx(0.55 / 0.35)
-    assert plan(config, SMALL, devices("1 x T4")).hours is None
+    assert low == pytest.approx(1000 * made.flops / (197e12 * 0.55 * 3600))
+    moved = made.traffic.moved / (819e9 * 0.4)
+    assert high == pytest.approx(1000 * (made.flops / (197e12 * 0.35) + moved) / 3600)
+    assert made.traffic.exchanged == 0
+    assert plan(config, SMALL, devices("1 x cpu")).hours is None
+
+
+def test_slow_links_bound_the_time_and_one_more_device_never_makes_the_exchange_less(config):
+    config.train.steps = 1000
+    made = [plan(config, SMALL, devices(f"{n} x RTX 4090")) for n in (1, 2, 4, 8)]
+    exchanged = [one.traffic.exchanged for one in made]
+    assert exchanged == sorted(exchanged) and len(set(exchanged)) == 4
+    size = count(made[0].parameters)
+    assert exchanged[1] == pytest.approx(size * (2 * 2 + 4) / 2, rel=0.01)  # half is the other's
+    linked = exchanged[3] / (32e9 * 0.8)
+    assert made[3].hours[0] == pytest.approx(1000 * linked / 3600)
+    nvlink = plan(config, SMALL, devices("8 x H100"))
+    assert nvlink.traffic == made[3].traffic and nvlink.hours[0] < made[3].hours[0] / 5
+
+
+def test_tensor_parallelism_exchanges_activations_and_data_parallelism_only_gradients(config):
+    def exchanged(**mesh):
+        config.mesh.update(dict.fromkeys(("data", "fsdp", "tensor"), 1) | mesh)
+        return plan(config, SMALL, devices("2 x L40S")).traffic.exchanged
+
+    size = count(plan(config, SMALL, devices("1 x L40S")).parameters)
+    assert exchanged(data=2) == size * 4
+    tokens, hidden = config.train.rows * config.train.row_tokens, SMALL.width
+    assert exchanged(tensor=2) == SMALL.layers * 4 * tokens * hidden * 2
+
+
+def test_a_device_without_bfloat16_tensor_cores_is_said_to_compute_in_float32(config, capsys):
+    config.train.remat, config.train.steps, config.train.accumulate = "full", 100, 16
+    _plan.run(config, _plan.shape_of(config), "T4")
+    shown = capsys.readouterr().out
+    assert "T4 has no bfloat16 tensor cores" in shown and "float32, each 8.1 TFLOP/s" in shown
+    assert "not measured" in shown
+    config.train.accumulate = 1
+    _plan.run(config, _plan.shape_of(config), "16 x L4")
+    shown = capsys.readouterr().out
+    assert "tensor cores" not in shown and "network between machines is not counted" in shown
 
 
 def test_epochs_become_the_steps_that_pass_over_the_cases_so_often(config):

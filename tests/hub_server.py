@@ -22,6 +22,7 @@ class HubServer:
 
     Attributes:
       url: for HF_ENDPOINT.
+      commit: of `main`.
       refuse: (status, X-Error-Code) of every call, or None.
       cut: path of a file of which the next GET ends in the middle, or "".
       spoil: path of a file of which other bytes are sent, or "".
@@ -29,7 +30,7 @@ class HubServer:
     """
 
     def __init__(self, repository: str, files: dict[str, bytes]):
-        self.repository, self.files = repository, files
+        self.repository, self.files, self.commit = repository, files, COMMIT
         self.refuse: tuple[int, str] | None = None
         self.cut = self.spoil = ""
         self.ranges: list[str] = []
