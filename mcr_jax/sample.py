@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from mcr_jax import console, disk
+from mcr_jax import console
 from mcr_jax.cases import Case
 from mcr_jax.data.example import prompt_messages
-from mcr_jax.generate import driver
+from mcr_jax.generate import driver, room
 from mcr_jax.generate.api import Request
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope
 from mcr_jax.model.names import check_name
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from mcr_jax.model.config import DecoderConfig
 
 STAGE = "sample"
-_TOKEN_BYTES = 4  # of English text, about
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,18 +98,9 @@ def require_room(
       config: section sample is read.
       cases, names: as for `sample`.
     """
-    c, held = config.sample, 0
-    if workdir.ledger.exists():
-        with Ledger(workdir.ledger, readonly=True) as ledger:
-            answers = (ledger.answers(Scope(STAGE, name)).values() for name in names)
-            held = sum(attempt is not None for found in answers for attempt in found)
-    left = max(0, len(cases) * c.n * len(names) - held)
-    disk.require(
-        workdir.ledger,
-        left * c.max_tokens * _TOKEN_BYTES,
-        f"{left} completions of up to {c.max_tokens} tokens",
-        "use another --workdir, or fewer config.sample.n or max_tokens",
-    )
+    c, scopes = config.sample, [Scope(STAGE, name) for name in names]
+    remedy = "use another --workdir, or lower config.sample.n or config.sample.max_tokens"
+    room.require_room(workdir.ledger, scopes, len(cases) * c.n * len(names), c.max_tokens, remedy)
 
 
 def sample(

@@ -38,9 +38,10 @@ def ready(experiment: Experiment) -> None:
 def run(experiment: Experiment) -> None:
     """Makes traces.parquet and stitch.json, or says that they are there."""
     from mcr_jax.data import traces
-    from mcr_jax.generate.ledger import Ledger
+    from mcr_jax.generate.ledger import Ledger, Scope
+    from mcr_jax.generate.room import require_room
     from mcr_jax.score import statistics
-    from mcr_jax.stitch.run import stitch
+    from mcr_jax.stitch.run import STAGE, stitch
     from mcr_jax.stitch.summary import summarize
 
     e, workdir, prompt = experiment, experiment.workdir, _prompt(experiment.config)
@@ -52,6 +53,9 @@ def run(experiment: Experiment) -> None:
         return
     _refuse_to_replace(e, inputs)
     cases = e.training_cases()
+    scope = Scope(STAGE, model_name(e.config))
+    remedy = "use another --workdir, or lower config.stitch.max_tokens"
+    require_room(workdir.ledger, [scope], len(cases), e.config.stitch.max_tokens, remedy)
     generator, origin, status = _generator(e)
     workdir.note("stitch.model", {"identity": generator.identity, "weights": origin})
     stopped = "stopped by SIGTERM; every trace that came is kept, call again to go on"

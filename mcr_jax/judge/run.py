@@ -26,10 +26,12 @@ from mcr_jax.generate import driver, joined
 from mcr_jax.generate.api import Generator, Outcome, Remote
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.generate.questions import Reader, is_open
+from mcr_jax.generate.room import require_room
 from mcr_jax.judges import diagnosis, reasons
 from mcr_jax.workdir import Workdir
 
 _JUDGES = {"diagnosis": diagnosis, "reasons": reasons}  # by stage, in the order they are asked
+_VERDICT_TOKENS = 250  # of a verdict with its quotes, about
 _COUNTS = ("total", "asked", "settled", "unresolved")
 
 Told = tuple[Case, RowKey, Completion]  # a case and what a model said about it
@@ -104,6 +106,8 @@ def judge(
             for model, rows in told.items()
             for stage in _JUDGES
         }
+        remedy, count = "use another --workdir", sum(map(len, wanted.values()))
+        require_room(workdir.ledger, wanted, count, _VERDICT_TOKENS, remedy)
         for scope, jobs in wanted.items():
             driver.want(scope, jobs, generator, ledger)
         workdir.note("judge", _facts(name, generator, texts, config))

@@ -67,7 +67,7 @@ def test_what_is_missing_is_told_before_the_first_sample(
 
 def test_a_disk_without_room_for_the_completions_is_told_before_the_first(call, small_disk):
     status, (line,) = call("sample", workdir=small_disk / "w", **{"sample.max_tokens": 20_000})
-    assert status == 1 and "no space left for 4 completions" in line
+    assert status == 1 and "no space left for 4 answers" in line
     assert "--workdir" in line and "config.sample.n" in line
     assert not (small_disk / "w" / "ledger.sqlite").exists()
 
