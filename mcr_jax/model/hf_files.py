@@ -168,12 +168,8 @@ class Files:
         if not placed.stacked:
             return self._tensor(placed, placed.names[0], sharding, kept)
         of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-        stack = jax.jit(lambda: jnp.zeros(placed.shape, kept), out_shardings=sharding)()
-        put = jax.jit(
-            lambda stack, values, layer: stack.at[layer].set(values),
-            donate_argnums=0,
-            out_shardings=sharding,
-        )
+        empty, put = _stacking(placed.shape, kept, sharding)
+        stack = empty()
         for layer, name in enumerate(placed.names):
             stack = put(stack, self._tensor(placed, name, of_layer, kept), layer)
         return stack
@@ -212,6 +208,17 @@ def grouped(faults: Collection[tuple[str, str]]) -> str:
     ]
     more = [f"and {len(told) - _SHOWN} kinds more"] if len(told) > _SHOWN else []
     return "; ".join(told[:_SHOWN] + more)
+
+
+@functools.cache  # parameters of one shape, and models of one process, share what is compiled
+def _stacking(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> tuple[Any, Any]:
+    """Makes the empty parameter of all layers, and puts one layer's values into it."""
+
+    def put(stack: jax.Array, values: jax.Array, layer: jax.Array) -> jax.Array:
+        return stack.at[layer].set(values)
+
+    empty = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
+    return empty, jax.jit(put, donate_argnums=0, out_shardings=sharding)
 
 
 def _layers(names: Collection[str]) -> int:

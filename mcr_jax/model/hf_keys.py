@@ -32,6 +32,7 @@ _REQUIRED: Mapping[str, tuple] = {
     "mrope_section": (None, []),
     "rope_interleaved": (False, None),
     "partial_rotary_factor": (1, None),
+    "is_causal": (True, None),
     "is_encoder_decoder": (False, None),
     "add_cross_attention": (False, None),
     "pruned_heads": ({}, None),
