@@ -1,7 +1,7 @@
 """Measures a model you have, a Hugging Face folder, on MedCaseReasoning; nothing is trained.
 
     hf download Qwen/Qwen2.5-7B-Instruct --local-dir=DIR
-    mcr build --source=MedCaseReasoning
+    mcr build
     mcr eval --config=eval --config.model.folder=DIR --workdir=runs/mine
 
 DIR holds a Qwen 2, 2.5 or 3, a Llama 3 or a Gemma 3 of any size. Ten answers of up to 4,096 tokens

@@ -1,7 +1,7 @@
 """Fine-tunes Llama 3, 1B to 70B, on MedCaseReasoning; planned for 8B.
 
     hf download meta-llama/Llama-3.1-8B-Instruct --local-dir=DIR
-    mcr build --source=MedCaseReasoning
+    mcr build
     mcr train --config=sft_llama3_1_8b --config.model.folder=DIR --workdir=runs/l8b
     mcr eval --workdir=runs/l8b
 

@@ -1,7 +1,7 @@
 """Fine-tunes MedGemma 27B, the text-only variant, on MedCaseReasoning.
 
     hf download google/medgemma-27b-text-it --local-dir=DIR
-    mcr build --source=MedCaseReasoning
+    mcr build
     mcr train --config=sft_medgemma_27b --config.model.folder=DIR --workdir=runs/mg27b
     mcr eval --workdir=runs/mg27b
 

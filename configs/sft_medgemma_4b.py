@@ -1,7 +1,7 @@
 """Fine-tunes Gemma 3 and MedGemma, 270M to 27B, on MedCaseReasoning; planned for 4B.
 
     hf download google/medgemma-4b-it --local-dir=DIR
-    mcr build --source=MedCaseReasoning
+    mcr build
     mcr train --config=sft_medgemma_4b --config.model.folder=DIR --workdir=runs/mg4b
     mcr eval --workdir=runs/mg4b
 

@@ -1,7 +1,7 @@
 """Fine-tunes MedReason-8B, a Llama-3.1-8B trained on medical reasoning, on MedCaseReasoning.
 
     hf download UCSC-VLAA/MedReason-8B --local-dir=DIR
-    mcr build --source=MedCaseReasoning
+    mcr build
     mcr train --config=sft_medreason_8b --config.model.folder=DIR --workdir=runs/mr8b
     mcr eval --workdir=runs/mr8b
 

@@ -1,7 +1,7 @@
 """Fine-tunes Qwen2.5, 0.5B to 32B, on MedCaseReasoning; planned for 7B.
 
     hf download Qwen/Qwen2.5-7B-Instruct --local-dir=DIR
-    mcr build --source=MedCaseReasoning
+    mcr build
     mcr train --config=sft_qwen2_5_7b --config.model.folder=DIR --workdir=runs/q7b
     mcr eval --workdir=runs/q7b
 

@@ -49,9 +49,9 @@ def _draw(e: Experiment, names: Sequence[str]) -> None:
 
     rests = functools.partial(_sampled.rests, e)
     with stoppable("stopped by SIGTERM; every finished completion is kept, call again to go on"):
-        _require_checkpoint(e, names)
         e.refuse_other(e.origin())
         cases = e.eval_cases()
+        _require_checkpoint(e, names)
         require_room(e.workdir, e.config, cases, names)
         sampled = sample(e.workdir, e.config, e.shape, cases, e.tokenizer, e.prompt, names, rests)
     e.workdir.note("sample", {"prompt": e.prompt.digest, "seed": e.config.seed, **devices()})

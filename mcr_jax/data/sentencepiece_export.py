@@ -3,16 +3,15 @@
 import json
 from collections.abc import Iterator
 
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
+from mcr_jax.data import sentencepiece_proto as spm
 from mcr_jax.data.plain_chat import TEMPLATE
 from mcr_jax.data.sentencepiece_model import SentencePieceModel
 from mcr_jax.data.tokenizer_folder import CONFIG, JSON
 from mcr_jax.errors import McrError
 
 _SPACE = "\u2581"  # SentencePiece's mark of a space
-_Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
 def files(model: SentencePieceModel) -> dict[str, bytes]:
@@ -27,7 +26,7 @@ def files(model: SentencePieceModel) -> dict[str, bytes]:
     proto = model.proto()
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     if (
-        trainer.model_type != trainer.BPE
+        trainer.model_type != spm.BPE
         or not trainer.byte_fallback
         or trainer.treat_whitespace_as_suffix
         or normalizer.name != "identity"
@@ -49,12 +48,12 @@ def files(model: SentencePieceModel) -> dict[str, bytes]:
     made.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    control = (_Piece.CONTROL, _Piece.UNKNOWN)
+    control = (spm.CONTROL, spm.UNKNOWN)
     made.add_tokens(
         [
             AddedToken(piece.piece, special=piece.type in control, normalized=False)
             for piece in proto.pieces
-            if piece.type in (*control, _Piece.USER_DEFINED)
+            if piece.type in (*control, spm.USER_DEFINED)
         ]
     )
     config = {
@@ -70,9 +69,9 @@ def files(model: SentencePieceModel) -> dict[str, bytes]:
     }
 
 
-def _merges(proto: sentencepiece_model_pb2.ModelProto) -> Iterator[tuple[str, str]]:
+def _merges(proto: spm.ModelProto) -> Iterator[tuple[str, str]]:
     """Every pair that makes a piece, the pieces that SentencePiece merges first before others."""
-    normal = [piece for piece in proto.pieces if piece.type == _Piece.NORMAL]
+    normal = [piece for piece in proto.pieces if piece.type == spm.NORMAL]
     known = {piece.piece for piece in normal}
     for piece in sorted(normal, key=lambda piece: -piece.score):
         for cut in range(1, len(piece.piece)):

@@ -4,8 +4,8 @@ import io
 from collections.abc import Iterable, Sequence
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
+from mcr_jax.data import sentencepiece_proto
 from mcr_jax.errors import McrError
 
 
@@ -70,9 +70,9 @@ class SentencePieceModel:
             raise McrError(f"cannot train a tokenizer of {vocab_size} pieces: {error}") from error
         return cls(sink.getvalue(), "the trained tokenizer")
 
-    def proto(self) -> sentencepiece_model_pb2.ModelProto:
+    def proto(self) -> sentencepiece_proto.ModelProto:
         """The model as a protocol buffer: its pieces and how it was trained."""
-        return sentencepiece_model_pb2.ModelProto.FromString(self.serialized)
+        return sentencepiece_proto.ModelProto.FromString(self.serialized)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; control pieces written in it are text like any other."""

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_text import strings
 
+from mcr_jax.data import sentencepiece_proto as spm
 from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.errors import McrError
 
@@ -66,3 +67,25 @@ def test_a_model_that_changes_text_before_it_reads_it_is_refused(tmp_path):
     with pytest.raises(McrError, match="only a tokenizer that was trained here"):
         Tokenizer.load(REAL).save_hf(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_fields_of_a_model_are_those_that_the_library_reads(clinic_tokenizer):
+    generated = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
+    serialized = clinic_tokenizer.files["tokenizer.model"]
+    ours, theirs = (made.ModelProto.FromString(serialized) for made in (spm, generated))
+    for message in ("trainer_spec", "normalizer_spec"):
+        for field in getattr(ours, message).DESCRIPTOR.fields_by_name:
+            assert getattr(getattr(ours, message), field) == getattr(
+                getattr(theirs, message), field
+            )
+        empty = getattr(spm.ModelProto(), message), getattr(generated.ModelProto(), message)
+        for field in empty[0].DESCRIPTOR.fields_by_name:  # the defaults
+            assert getattr(empty[0], field) == getattr(empty[1], field)
+    told = [[(p.piece, p.score, p.type) for p in made.pieces] for made in (ours, theirs)]
+    assert told[0] == told[1]
+    assert ours.HasField("normalizer_spec") and not spm.ModelProto().HasField("normalizer_spec")
+
+
+def test_no_module_here_needs_the_protobuf_that_the_library_was_generated_with():
+    sources = pathlib.Path(spm.__file__).parents[1].rglob("*.py")
+    assert not [path for path in sources if "sentencepiece_model_pb2" in path.read_text()]

@@ -71,7 +71,7 @@ def test_where_no_clone_is_it_asks_for_the_repository_at_once(committed, mcr_env
         timeout=60,
         resources={"metadata": {"path": str(tmp_path)}},
     )
-    with pytest.raises(nbclient.exceptions.CellExecutionError, match=r"'\.\.' is no clone of mcr"):
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match=r"'' is no clone of mcr"):
         client.execute(env=mcr_env)
 
 
