@@ -6,7 +6,7 @@ One record covers Qwen 2 and 3, Llama 3 and Gemma 3: what tells the families apa
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -18,15 +18,19 @@ class Rope:
     Attributes:
       theta: base of the frequencies theta^(-2i/D).
       scaling: "none"; "linear" divides every frequency by `factor`; "llama3" only those whose
-        wavelength is long against `original_length`, with a smooth passage between.
+        wavelength is long against `original_length`, with a smooth passage between; `Yarn` is a
+        class of its own.
       factor: positive; above 1 it stretches.
       low_freq_factor, high_freq_factor: ends of llama3's passage, in wavelengths per
         `original_length`.
-      original_length: tokens of the pretraining context, for llama3.
+      original_length: tokens of the pretraining context, for llama3 and YaRN.
+      attention_factor: multiplies cosines and sines, and so the scores by its square.
     """
 
+    attention_factor: ClassVar[float] = 1.0
+
     theta: float = 10_000.0
-    scaling: Literal["none", "linear", "llama3"] = "none"
+    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -49,8 +53,7 @@ class Rope:
         In float32 throughout, in the order of operations of transformers' `modeling_rope_utils`:
         at position 100,000 another rounding would be an angle of a hundredth.
         """
-        exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        frequencies = np.float32(1) / np.float32(self.theta) ** exponents
+        frequencies = np.float32(1) / self._powers(head_dim)
         if self.scaling == "linear":
             frequencies = frequencies / np.float32(self.factor)
         if self.scaling == "llama3":
@@ -62,6 +65,53 @@ class Rope:
             between = (1 - smooth) * slow + smooth * frequencies
             frequencies = np.where(turns < low, slow, np.where(turns > high, frequencies, between))
         return frequencies.astype(np.float32)
+
+    def _powers(self, head_dim: int) -> np.ndarray:
+        exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+        return np.float32(self.theta) ** exponents
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Yarn(Rope):
+    """YaRN (Peng et al., 2023): divides low frequencies by `factor` and leaves high ones.
+
+    Attributes:
+      beta_fast: pairs that turn more often than this in `original_length` tokens are left.
+      beta_slow: pairs that turn less often are divided; in between it is a ramp over the pairs.
+      truncate: whether the ramp's ends are rounded outwards to whole pairs.
+    """
+
+    scaling: Literal["yarn"] = "yarn"
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.theta > 1:
+            raise ValueError(f"rope theta must be above 1 for yarn, not {self.theta}")
+        for name in ("beta_fast", "beta_slow", "original_length", "attention_factor"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"rope {name} must be positive, not {getattr(self, name)}")
+
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        """float32 [head_dim / 2], radians per position; see `Rope.frequencies`."""
+
+        def pair(turns: float) -> float:
+            wavelength = self.original_length / (turns * 2 * math.pi)
+            return head_dim * math.log(wavelength) / (2 * math.log(self.theta))
+
+        low, high = pair(self.beta_fast), pair(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, head_dim - 1)
+        high += 0.001 * (low == high)
+        pairs = np.arange(head_dim // 2, dtype=np.float32)
+        ramp = np.clip((pairs - np.float32(low)) / np.float32(high - low), 0, 1)
+        powers, kept = self._powers(head_dim), 1 - ramp
+        slow = np.float32(1) / (np.float32(self.factor) * powers)
+        return (slow * (1 - kept) + np.float32(1) / powers * kept).astype(np.float32)
 
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")

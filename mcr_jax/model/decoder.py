@@ -334,10 +334,13 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) ->
 
 
 def turn(c: DecoderConfig, positions: jax.Array, *, local: bool) -> Turn:
-    """The rotations of positions, int [...], in local or in global layers."""
+    """Cosines and sines of positions, int [...], in local or in global layers."""
     rotary = (local and c.local_rope) or c.rope
     angles = positions[..., None, None].astype(jnp.float32) * rotary.frequencies(c.head_dim)
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if rotary.attention_factor == 1:
+        return cos, sin
+    return cos * rotary.attention_factor, sin * rotary.attention_factor
 
 
 def rope(x: jax.Array, turned: Turn) -> jax.Array:

@@ -2,13 +2,14 @@
 
 Two dialects are read: transformers 4, in which the published weights are (`rope_theta`,
 `rope_scaling`, `rope_local_base_freq`, `sliding_window_pattern`), and transformers 5
-(`rope_parameters`, for Gemma 3 one per layer type, and `layer_types`). Every key is known here:
-read, required to have the one value that the decoder computes, or without bearing on the numbers.
-Any other key is an error, so that nothing which would change the numbers passes in silence.
+(`rope_parameters`, for Gemma 3 one per layer type, and `layer_types`). `hf_keys` refuses the keys
+that may change the numbers and are not read here.
 """
 
 import dataclasses
+import functools
 import json
+import logging
 import math
 import os
 from collections.abc import Collection, Mapping
@@ -16,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from mcr_jax.errors import McrError
-from mcr_jax.model.config import DecoderConfig, Rope
+from mcr_jax.model import hf_keys, hf_rope
+from mcr_jax.model.config import DecoderConfig
+from mcr_jax.model.hf_keys import flag, number
+from mcr_jax.model.hf_rope import GLOBAL, LOCAL
 
 FILE = "config.json"
-GLOBAL, LOCAL = "full_attention", "sliding_attention"
 DTYPES = ("float32", "bfloat16", "float16")
 _MOST_LAYERS = 10_000
-_LARGEST = 1e12  # of any number in a config; bounds what a broken file can make of this process
-_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_NULLS = ("num_key_value_heads", "sliding_window")  # null there is not the default: it means none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,55 +90,13 @@ FAMILIES: Mapping[str, Family] = {
 }
 MULTIMODAL = "gemma3"  # Gemma3ForConditionalGeneration: its text half is a gemma3_text
 
-# Keys that the decoder has one value for: another one is refused by name.
-_REQUIRED = {
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "attention_dropout": (0, None),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
-    "use_bidirectional_attention": (False, None),
-    "use_mrope": (False, None),
-    "mrope_section": (None,),
-    "partial_rotary_factor": (1, None),
-    "quantization_config": (None,),
-    "is_encoder_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "pruned_heads": ({}, None),
-}
-
-# Keys without bearing on the logits: who wrote the file, tokens, generation and training defaults.
-_HARMLESS_KEYS = """
-_name_or_path architectures auto_map dtype torch_dtype model_type name_or_path
-transformers_version unsloth_fixed unsloth_version use_cache initializer_range pretraining_tp
-max_position_embeddings cache_implementation _attn_implementation _attn_implementation_autoset
-_sliding_window_pattern tokenizer_class bos_token_id eos_token_id pad_token_id sep_token_id
-decoder_start_token_id boi_token_index eoi_token_index image_token_index image_token_id
-mm_tokens_per_image vision_config text_config bad_words_ids begin_suppress_tokens
-chunk_size_feed_forward cross_attention_hidden_size diversity_penalty do_sample early_stopping
-encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
-forced_bos_token_id forced_eos_token_id id2label is_decoder label2id length_penalty max_length
-min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
-output_hidden_states output_scores prefix problem_type remove_invalid_values repetition_penalty
-return_dict return_dict_in_generate suppress_tokens task_specific_params temperature
-tf_legacy_loss tie_encoder_decoder top_k top_p torchscript typical_p use_bfloat16
-"""
-_HARMLESS = frozenset(_HARMLESS_KEYS.split())
-_READ_KEYS = """
-vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
-num_key_value_heads head_dim hidden_act hidden_activation rms_norm_eps tie_word_embeddings
-rope_theta rope_scaling rope_local_base_freq rope_parameters sliding_window
-sliding_window_pattern use_sliding_window max_window_layers layer_types query_pre_attn_scalar
-"""
-_READ = frozenset(_READ_KEYS.split())
-
 
 def read(folder: str | Path, ignore: Collection[str] = ()) -> DecoderConfig:
-    """The decoder's shape from FOLDER/config.json.
+    """The decoder's shape from FOLDER/config.json; unknown keys that pass are one warning.
 
     Args:
       folder: in Hugging Face's format.
-      ignore: keys to pass over although they are unknown here.
+      ignore: keys to pass over in silence although they are unknown here.
 
     Raises:
       McrError: the file is missing or broken, or says something this decoder is not.
@@ -150,15 +111,24 @@ def read(folder: str | Path, ignore: Collection[str] = ()) -> DecoderConfig:
     if not isinstance(told, dict):
         raise McrError(f"{path}: not a JSON object")
     try:
-        return dataclasses.replace(from_json(told, ignore), folder=os.path.abspath(folder))
+        config = dataclasses.replace(from_json(told, ignore), folder=os.path.abspath(folder))
     except (ValueError, TypeError) as error:
         raise McrError(f"{path}: {' '.join(str(error).split())}") from error
+    text = told.get("text_config") if told["model_type"] == MULTIMODAL else None
+    if keys := hf_keys.passed_over({**(text or {}), **told}, ignore):
+        _warn(f"{path}: passed over the unknown keys {keys}")
+    return config
+
+
+@functools.cache  # a command reads a file more than once
+def _warn(message: str) -> None:
+    logging.getLogger("mcr_jax").warning(message)
 
 
 def from_json(told: Mapping[str, Any], ignore: Collection[str] = ()) -> DecoderConfig:
     """`DecoderConfig` of a parsed config.json. Raises ValueError naming the key that is wrong."""
     if told.get("model_type") == MULTIMODAL:
-        _refuse_unknown(told, ignore)
+        hf_keys.refuse(told, ignore)
         text = told.get("text_config")
         if not isinstance(text, Mapping):
             raise ValueError(f"model_type {MULTIMODAL!r} without a text_config")
@@ -175,43 +145,46 @@ def from_json(told: Mapping[str, Any], ignore: Collection[str] = ()) -> DecoderC
         known = ", ".join((*FAMILIES, MULTIMODAL))
         raise ValueError(f"model_type {kind!r} is none of {known}")
     family = FAMILIES[kind]
-    _refuse_unknown(told, ignore)
+    hf_keys.refuse(told, ignore)
     values = {**family.defaults, **{k: v for k, v in told.items() if v is not None}}
+    for key in _NULLS:
+        if key in told and told[key] is None:
+            values.pop(key, None)
 
-    heads = _number(values, "num_attention_heads", int)
-    width = _number(values, "hidden_size", int)
-    layers = _number(values, "num_hidden_layers", int)
+    heads = number(values, "num_attention_heads")
+    width = number(values, "hidden_size")
+    layers = number(values, "num_hidden_layers")
     if layers > _MOST_LAYERS:
         raise ValueError(f"num_hidden_layers {layers} is more than {_MOST_LAYERS}")
     if "head_dim" not in values and width % heads:
         raise ValueError(f"num_attention_heads {heads} does not divide hidden_size {width}")
-    head_dim = _number(values, "head_dim", int, width // heads)
+    head_dim = number(values, "head_dim", default=width // heads)
     activation = values.get(family.activation_key)
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ValueError(
             f"{family.activation_key} {activation!r} is none of {', '.join(_ACTIVATIONS)}"
         )
     window, local_layers = _windows(kind, values, layers)
-    rope, local_rope = _ropes(kind, values)
     gemma = kind == "gemma3_text"
-    scale = _number(values, "query_pre_attn_scalar", float) ** -0.5 if gemma else None
+    rope, local_rope = hf_rope.ropes(values, by_layer=gemma)
+    scale = number(values, "query_pre_attn_scalar", float) ** -0.5 if gemma else None
     return DecoderConfig(
-        vocab_size=_number(values, "vocab_size", int),
+        vocab_size=number(values, "vocab_size"),
         layers=layers,
         width=width,
         heads=heads,
-        kv_heads=_number(values, "num_key_value_heads", int, heads),
+        kv_heads=number(values, "num_key_value_heads", default=heads),
         head_dim=head_dim,
-        mlp_width=_number(values, "intermediate_size", int),
+        mlp_width=number(values, "intermediate_size"),
         activation=_ACTIVATIONS[activation],
         rope=rope,
         local_rope=local_rope,
         window=window,
         local_layers=local_layers,
-        norm_eps=_number(values, "rms_norm_eps", float, 1e-6, least=0),
+        norm_eps=number(values, "rms_norm_eps", float, 1e-6, least=0),
         embedding_scale=math.sqrt(width) if gemma else 1.0,
         attention_scale=scale,
-        tied=_flag(values, "tie_word_embeddings"),
+        tied=flag(values, "tie_word_embeddings"),
         dtype=_dtype(values),
         source=json.dumps(told, indent=2, ensure_ascii=False),
         **family.fixed,
@@ -253,7 +226,7 @@ def to_json(config: DecoderConfig, dtype: str) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope.theta,
+        **hf_rope.to_json(config.rope),
         "tie_word_embeddings": config.tied,
         "attention_bias": False,
         "torch_dtype": dtype,
@@ -269,19 +242,6 @@ def _family_of(config: DecoderConfig) -> str:
     return "qwen2" if config.qkv_bias else "llama"
 
 
-def _refuse_unknown(told: Mapping[str, Any], ignore: Collection[str]) -> None:
-    for key, value in told.items():
-        if key in ignore or key in _HARMLESS or key in _READ or value is None:
-            continue
-        if key not in _REQUIRED:
-            raise ValueError(
-                f"unknown key {key!r}: it may change the numbers; if it does not, name it in "
-                "config.model.ignore, or in hf.load's ignore"
-            )
-        if value not in _REQUIRED[key]:
-            raise ValueError(f"{key} = {value!r}: this decoder only has {_REQUIRED[key][0]!r}")
-
-
 def _windows(
     kind: str, values: Mapping[str, Any], layers: int
 ) -> tuple[int | None, tuple[bool, ...]]:
@@ -294,8 +254,8 @@ def _windows(
                 f"sliding_window = {values['sliding_window']!r}: a llama has no window"
             )
         return None, ()
-    windowed = kind == "gemma3_text" or _flag(values, "use_sliding_window")
-    window = _number(values, "sliding_window", int) if windowed else None
+    windowed = kind == "gemma3_text" or flag(values, "use_sliding_window")
+    window = number(values, "sliding_window") if windowed and "sliding_window" in values else None
     if "layer_types" in values:
         types = values["layer_types"]
         if not isinstance(types, list) or len(types) != layers:
@@ -306,69 +266,15 @@ def _windows(
                 f"layer_types {', '.join(unknown)}: this decoder has {GLOBAL}, {LOCAL}"
             )
         local = tuple(t == LOCAL for t in types)
-        if any(local) and window is None:
-            raise ValueError(f"layer_types has {LOCAL} but use_sliding_window is false")
     elif kind == "gemma3_text":
-        every = _number(values, "sliding_window_pattern", int)
+        every = number(values, "sliding_window_pattern")
         local = tuple((layer + 1) % every != 0 for layer in range(layers))
     else:
-        first = _number(values, "max_window_layers", int, least=0)
+        first = number(values, "max_window_layers", least=0)
         local = tuple(window is not None and layer >= first for layer in range(layers))
+    if any(local) and window is None:
+        raise ValueError(f"{LOCAL} without a sliding_window, or with use_sliding_window = False")
     return (window, local) if any(local) else (None, ())
-
-
-def _ropes(kind: str, values: Mapping[str, Any]) -> tuple[Rope, Rope | None]:
-    """The ropes of the global and of the local layers."""
-    gemma = kind == "gemma3_text"
-    theta = _number(values, "rope_theta", float, 10_000.0)
-    local_theta = _number(values, "rope_local_base_freq", float, 10_000.0)
-    if "rope_parameters" not in values:
-        scaling = values.get("rope_scaling", {})
-        return _rope(scaling, theta, "rope_scaling"), Rope(theta=local_theta) if gemma else None
-    if "rope_scaling" in values:
-        raise ValueError("rope_parameters and rope_scaling are both there: one dialect at a time")
-    told = values["rope_parameters"]
-    if not gemma:
-        return _rope(told, theta, "rope_parameters"), None
-    if not isinstance(told, Mapping) or not told.keys() <= {GLOBAL, LOCAL}:
-        raise ValueError(f"rope_parameters of a {kind} are by layer type: {GLOBAL}, {LOCAL}")
-    return (
-        _rope(told.get(GLOBAL) or {}, theta, f"rope_parameters.{GLOBAL}"),
-        _rope(told.get(LOCAL) or {}, local_theta, f"rope_parameters.{LOCAL}"),
-    )
-
-
-_ROPE_KEYS = {
-    "none": frozenset(),
-    "linear": frozenset({"factor"}),
-    "llama3": frozenset(
-        {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
-    ),
-}
-
-
-def _rope(told: Any, theta: float, where: str) -> Rope:
-    if not isinstance(told, Mapping):
-        raise ValueError(f"{where} is not an object")
-    told = {key: value for key, value in told.items() if value is not None}
-    kinds = {str(told.pop(key)) for key in ("rope_type", "type") if key in told} or {"default"}
-    theta = _number(told, "rope_theta", float, theta)
-    told.pop("rope_theta", None)
-    if told.get("partial_rotary_factor") == 1:
-        told.pop("partial_rotary_factor")
-    kind = "none" if kinds == {"default"} else "/".join(sorted(kinds))
-    if kind == "linear":
-        told.pop("original_max_position_embeddings", None)  # has no part in it
-    if kind not in _ROPE_KEYS:
-        raise ValueError(f"{where}: rope type {kind!r} is none of default, linear, llama3")
-    if told.keys() != _ROPE_KEYS[kind]:
-        odd = ", ".join(sorted(told.keys() ^ _ROPE_KEYS[kind]))
-        raise ValueError(f"{where}: a rope of type {kind!r} is missing, or has too many: {odd}")
-    names = {"original_max_position_embeddings": "original_length"}
-    numbers = {
-        names.get(key, key): _number(told, key, int if key in names else float) for key in told
-    }
-    return Rope(theta=theta, scaling=kind, **numbers)
 
 
 def _dtype(values: Mapping[str, Any]) -> str:
@@ -376,25 +282,3 @@ def _dtype(values: Mapping[str, Any]) -> str:
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     return dtype
-
-
-def _number(
-    values: Mapping[str, Any], key: str, kind: type, default: Any = None, least: float | None = None
-) -> Any:
-    """A whole number, at least 1, or any positive one, unless `least` says otherwise."""
-    value = values.get(key, default)
-    if value is None:
-        raise ValueError(f"{key} is missing")
-    known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not known or not abs(value) < _LARGEST or value != kind(value):
-        raise ValueError(f"{key} is not {'a whole' if kind is int else 'a'} number: {value!r}")
-    if value < least if least is not None else value <= 0:
-        raise ValueError(f"{key} is too small: {value!r}")
-    return kind(value)
-
-
-def _flag(values: Mapping[str, Any], key: str) -> bool:
-    value = values.get(key, False)
-    if not isinstance(value, bool):
-        raise ValueError(f"{key} is neither true nor false: {value!r}")
-    return value

@@ -37,6 +37,18 @@ def golden(name: str) -> tuple[dict, dict, np.ndarray]:
     return told, shapes, logits[:, tiny_hf.PLACES]
 
 
+def rope(told: dict) -> dict:
+    """Frequencies and the factor on cosines and sines that transformers 5 makes of rope keys."""
+    config = transformers.Qwen3Config(
+        head_dim=tiny_hf.HEAD_DIM,
+        max_position_embeddings=tiny_hf.MAX_LENGTH,
+        rope_parameters=dict(told),
+    )
+    made = transformers.models.qwen3.modeling_qwen3.Qwen3RotaryEmbedding(config)
+    frequencies = [float(x) for x in made.inv_freq.numpy()]
+    return {"frequencies": frequencies, "attention_factor": made.attention_scaling}
+
+
 def main() -> None:
     tiny_hf.GOLDEN.mkdir(exist_ok=True)
     configs, shapes, logits = {}, {}, {}
@@ -50,6 +62,9 @@ def main() -> None:
     told = {"version": transformers.__version__, "configs": configs}
     major = transformers.__version__.split(".")[0]
     (tiny_hf.GOLDEN / f"transformers{major}.json").write_text(json.dumps(told, indent=1) + "\n")
+    if major == "5":
+        ropes = [rope(told) for told in tiny_hf.ROPES]
+        (tiny_hf.GOLDEN / "ropes.json").write_text(json.dumps(ropes) + "\n")
     (tiny_hf.GOLDEN / "shapes.json").write_text(json.dumps(shapes) + "\n")
     np.savez(stored, **logits)
 

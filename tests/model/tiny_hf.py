@@ -25,13 +25,14 @@ _SIZES = {
     "max_position_embeddings": 4096,
     "torch_dtype": "float32",
 }
+_ENDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
+    **_ENDS,
     "original_max_position_embeddings": 256,  # well below the length of the input
 }
+_YARN = {"factor": 4.0, "original_max_position_embeddings": 128}  # LENGTH is past the longer one
 _LLAMA = {**_SIZES, "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5}
 _QWEN2 = {**_SIZES, "model_type": "qwen2", "hidden_act": "silu", "rope_theta": 1e6}
 _QWEN3 = {**_SIZES, "model_type": "qwen3", "hidden_act": "silu", "head_dim": 16, "rope_theta": 1e6}
@@ -76,10 +77,54 @@ VARIANTS = {
     "qwen2_windowed": {**_QWEN2, **_WINDOWED, "rms_norm_eps": 1e-5, "tie_word_embeddings": False},
     "qwen3": {**_QWEN3, "rms_norm_eps": 1e-6, "tie_word_embeddings": False},
     "qwen3_tied": {**_QWEN3, "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+    "qwen2_yarn": {
+        **_QWEN2,
+        "num_key_value_heads": None,
+        "max_position_embeddings": 512,
+        "rope_scaling": {**_YARN, "type": "yarn"},
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+    },
+    "qwen3_yarn": {
+        **_QWEN3,
+        "max_position_embeddings": 512,
+        "rope_scaling": {
+            **_YARN,
+            "rope_type": "yarn",
+            "attention_factor": 1.3,
+            "beta_fast": 8.0,
+            "beta_slow": 2.0,
+            "truncate": False,
+        },
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    },
     "gemma3": {**_GEMMA3, "rms_norm_eps": 1e-6},
     "gemma3_scaled": {**_GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
     "gemma3_untied": {**_GEMMA3, "tie_word_embeddings": False, "sliding_window_pattern": 3},
 }
+
+# Ropes alone, by the text of their keys: what transformers makes of each stands in a golden file.
+_LONG = {"factor": 4.0, "original_max_position_embeddings": 32768}
+ROPES = (
+    {"rope_type": "default", "rope_theta": 1e4},
+    {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+    {**_LLAMA3, "rope_theta": 5e5, "original_max_position_embeddings": 8192},
+    {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, **_ENDS},
+    {"rope_type": "yarn", "rope_theta": 1e6, **_LONG},
+    {"rope_type": "yarn", "rope_theta": 1e6, "factor": 2.5},
+    {"rope_type": "yarn", "rope_theta": 1e6, **_YARN, "factor": None},
+    {"rope_type": "yarn", "rope_theta": 1e4, "factor": 0.5},
+    {"rope_type": "yarn", "rope_theta": 1e4, **_LONG, "attention_factor": 0.75},
+    {"rope_type": "yarn", "rope_theta": 1e4, **_LONG, "mscale": 1.0, "mscale_all_dim": 0.8},
+    {"rope_type": "yarn", "rope_theta": 1e4, **_LONG, "mscale": 0.7},
+    {"rope_type": "yarn", "rope_theta": 1e4, **_LONG, "mscale": 0.7, "mscale_all_dim": 0.0},
+    {"rope_type": "yarn", "rope_theta": 1e4, **_LONG, "beta_fast": 16, "beta_slow": 4},
+    {"rope_type": "yarn", "rope_theta": 1e4, **_LONG, "beta_fast": None, "truncate": False},
+    {"rope_type": "yarn", "rope_theta": 1e4, **_YARN, "beta_fast": 1, "beta_slow": 1},
+    {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 4},
+)
+HEAD_DIM, MAX_LENGTH = 64, 4096  # of `ROPES`
 
 
 def tokens() -> np.ndarray:

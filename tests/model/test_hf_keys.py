@@ -1,0 +1,117 @@
+"""Keys of config.json: what may change the numbers is refused by name, anything else passes."""
+
+import json
+import logging
+
+import pytest
+import tiny_hf
+from published_keys import FOLDERS
+
+from mcr_jax.errors import McrError
+from mcr_jax.model import hf_config
+
+LLAMA = tiny_hf.VARIANTS["llama3"]
+
+
+def read(folder, **keys):
+    (folder / "config.json").write_text(json.dumps({**LLAMA, **keys}))
+    return hf_config.read(folder)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_key_sets_of_published_folders_pass_without_a_warning(name, tmp_path, caplog):
+    (tmp_path / "config.json").write_text(json.dumps(FOLDERS[name]))
+    config = hf_config.read(tmp_path)
+    text = FOLDERS[name].get("text_config", FOLDERS[name])
+    assert (config.width, config.layers) == (text["hidden_size"], text["num_hidden_layers"])
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("_model_name_or_path", "x"),
+        ("_quant_by", "x"),
+        ("unk_token_id", 3),
+        ("suppress_token_ids", [3]),
+        ("unsloth_template", "x"),
+        ("attn_implementation", "flash_attention_2"),
+        ("attention_dropout", 0.1),
+        ("some_bias", False),
+        ("expert_count", 0),
+        ("rope_notes", ""),
+        ("window_sizes", []),
+        ("norm_map", {}),
+        ("scale_at", None),
+        ("residual_gain", 0.0),
+    ],
+)
+def test_a_key_without_bearing_on_the_numbers_passes_in_silence(tmp_path, caplog, key, value):
+    assert read(tmp_path, **{key: value}) == hf_config.from_json(LLAMA)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "rope_interleaved",
+        "no_rope_layers",
+        "xRope",
+        "rotary_pct",
+        "attention_chunk_size",
+        "useAttnSink",
+        "use_qk_norm",
+        "layernorm_epsilon",
+        "logits_scaling",
+        "query_scalar",
+        "embedding_multiplier",
+        "residual_multiplier",
+        "window_size",
+        "n_routed_experts",
+        "moe_layers",
+        "capping",
+        "final_logit_softcap",
+        "logit_cap",
+        "parallel_residual",
+        "use_bias",
+        "quantization",
+        "quantization_config",
+        "position_embedding_type",
+    ],
+)
+@pytest.mark.promise(
+    "A `config.json` that says something this decoder does not compute is refused by the name "
+    "of the key."
+)
+def test_a_key_whose_name_speaks_of_what_a_decoder_computes_is_refused_by_name(tmp_path, key):
+    with pytest.raises(McrError) as refused:
+        read(tmp_path, **{key: 2})
+    assert key in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_quantized_weights_are_refused_with_their_method_and_what_to_take_instead(tmp_path):
+    with pytest.raises(McrError, match=r"quantization_config: .* by awq.* unquantized"):
+        read(tmp_path, quantization_config={"quant_method": "awq", "bits": 4})
+
+
+def test_other_unknown_keys_are_one_warning_however_often_the_file_is_read(tmp_path, caplog):
+    odd = {"colour": "blue", "extra_properties": {"a": 1}, "capabilities": ["chat"], "normal": None}
+    with caplog.at_level(logging.WARNING):
+        assert read(tmp_path, **odd) == read(tmp_path, **odd) == hf_config.from_json(LLAMA)
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert str(tmp_path) in message and "\n" not in message
+    assert "'colour', 'extra_properties', 'capabilities'" in message and "normal" not in message
+
+
+def test_a_warning_of_many_keys_stays_one_short_line(tmp_path, caplog):
+    read(tmp_path, **{f"key{n}\n": n + 1 for n in range(1000)})
+    (record,) = caplog.records
+    assert "and 992 more" in record.getMessage() and len(record.getMessage()) < 400
+    assert "\n" not in record.getMessage()
+
+
+def test_a_key_can_be_passed_over_by_name():
+    told = {**LLAMA, "residual_multiplier": 2, "quantization_config": {"bits": 4}}
+    ignore = ("residual_multiplier", "quantization_config")
+    assert hf_config.from_json(told, ignore) == hf_config.from_json(LLAMA)
