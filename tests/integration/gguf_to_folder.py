@@ -3,7 +3,8 @@
     PYTHON tests/integration/gguf_to_folder.py FILE.gguf OUT
 
 PYTHON has torch, transformers and gguf (`make reference`). The weights are the real ones but for
-what their quantization rounded off: good for checking loading, training and sampling, not for results.
+what their quantization rounded off: good for checking loading, training and sampling, not for
+results.
 """
 
 import pathlib
@@ -14,7 +15,7 @@ import transformers
 
 
 def main(gguf: pathlib.Path, out: pathlib.Path) -> None:
-    """Reads `gguf` and writes config.json, model.safetensors and the tokenizer's files into `out`."""
+    """Reads `gguf` and writes config, weights and the tokenizer's files into `out`."""
     given = {"gguf_file": gguf.name}
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **given)
     read = transformers.AutoModelForCausalLM.from_pretrained(
