@@ -50,8 +50,8 @@ class Rope:
     def frequencies(self, head_dim: int) -> np.ndarray:
         """float32 [head_dim / 2], radians per position.
 
-        In float32 throughout, in the order of operations of transformers' `modeling_rope_utils`:
-        at position 100,000 another rounding would be an angle of a hundredth.
+        In the order of operations of transformers' `modeling_rope_utils`: at position 100,000
+        another rounding would be an angle of a hundredth.
         """
         frequencies = np.float32(1) / self._powers(head_dim)
         if self.scaling == "linear":
@@ -67,8 +67,9 @@ class Rope:
         return frequencies.astype(np.float32)
 
     def _powers(self, head_dim: int) -> np.ndarray:
+        """theta^(2i/D), float32; rounded once, as torch's are: numpy's in float32 are 2 ulp off."""
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        return np.float32(self.theta) ** exponents
+        return (np.float64(self.theta) ** exponents.astype(np.float64)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,8 @@ from mcr_jax.model.blueprint import blueprint, initial_params, parts
 from mcr_jax.model.config import PROJECTIONS, DecoderConfig, LoraConfig
 from mcr_jax.model.decoder import Decoder
 from mcr_jax.model.folder import DTYPES, new_folder, opened, write
-from mcr_jax.model.hf import Placed
+from mcr_jax.model.hf_files import grouped
+from mcr_jax.model.hf_names import Placed
 from mcr_jax.model.sharding import make_mesh, shardings
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -169,7 +170,7 @@ def load(model: Decoder, folder: str | Path, *, dtype: str | None = None) -> Dec
     Raises:
       ValueError: `model` has adapters already.
       McrError: a file is missing or broken, adapter_config.json asks for something that the decoder
-        does not compute, or tensors are missing, too many or misshapen; all of them are listed.
+        does not compute, or tensors are missing, too many or misshapen.
     """
     _refuse_adapted(model)
     told, tensors = Path(folder) / CONFIG, Path(folder) / TENSORS
@@ -184,7 +185,7 @@ def load(model: Decoder, folder: str | Path, *, dtype: str | None = None) -> Dec
         raise McrError(f"{told}: {error}") from error
     table = _table(shape, prefix)
     if faults := _faults(table, found):
-        raise McrError(f"{tensors}: {len(faults)} tensors are wrong: {'; '.join(faults)}")
+        raise McrError(f"{tensors}: {len(faults)} tensors are wrong: {grouped(faults)}")
 
     def stack(placed: Placed, sharding: NamedSharding) -> jax.Array:
         layers = [placed.from_file(found[name], placed.shape[1:]) for name in placed.names]
@@ -249,19 +250,19 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
         return {name: file.get_tensor(name) for name in names}
 
 
-def _faults(table: Mapping[str, Placed], found: Mapping[str, np.ndarray]) -> list[str]:
+def _faults(table: Mapping[str, Placed], found: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
     """Every tensor that is missing, too many, misshapen or of another dtype than its like."""
     expected = {name: placed.in_file for placed in table.values() for name in placed.names}
-    faults = [f"{name} is missing" for name in expected if name not in found]
+    faults = [(name, "is missing") for name in expected if name not in found]
     for name, values in found.items():
         if name not in expected:
-            faults.append(f"{name} is not of these adapters")
+            faults.append((name, "is not of these adapters"))
         elif values.shape != expected[name]:
-            faults.append(f"{name} is {list(values.shape)}, not {list(expected[name])}")
+            faults.append((name, f"is {list(values.shape)}, not {list(expected[name])}"))
     for placed in table.values():
         dtypes = sorted({found[name].dtype.name for name in placed.names if name in found})
         if len(dtypes) > 1:
-            faults.append(f"{placed.names[0]} and its like are of {', '.join(dtypes)}")
+            faults.append((placed.names[0], f"and its like are of {', '.join(dtypes)}"))
     return faults
 
 
