@@ -4,6 +4,7 @@ SmolLM2-135M-Instruct and Gemma 3 270M come from PyPI (`registries`). `make refe
 and transformers, which turn them into folders and are what the numbers are compared with.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -42,7 +43,7 @@ def get_config():
     c.data.eval_split = "val"
     c.train.steps = 20
     c.train.rows = 1
-    c.train.row_tokens = 1024
+    c.train.row_tokens = 480  # longer examples are dropped: each step takes seconds here
     c.train.eval_every = c.train.checkpoint_every = 20
     c.optim.warmup_steps = 2
     c.sample.models = ("base",)
@@ -114,6 +115,12 @@ def built(tmp_path_factory, mcr_env) -> pathlib.Path:
 
 
 @pytest.fixture
+def mcr(mcr):
+    """Processes that may take long: these models are a thousand times the tests' own."""
+    return dataclasses.replace(mcr, seconds=1800)
+
+
+@pytest.fixture
 def run(mcr, built, folder_of):
     """A function that runs a command on the cases with a model, in a workdir."""
 
@@ -152,8 +159,7 @@ def test_sixteen_real_cases_are_sampled_and_stitched(mcr, run, model):
     stitched = rows(mcr.folder / "w", "stitch")
     assert len(stitched) == 16
     assert {row["outcome"] for row in stitched} <= {"OK", "TRUNCATED"}
-    traces = read(mcr.folder / "w" / "stitch.json")
-    assert sum(traces["sources"].values()) == 16
+    assert read(mcr.folder / "w" / "stitch.json")["cases"] == {"train": 12, "val": 4}
     run("sample", model, "w", **{"data.eval_split": "train"})
     sampled = rows(mcr.folder / "w", "sample")
     assert len(sampled) == 12
@@ -173,7 +179,8 @@ def test_training_lowers_the_loss_and_transformers_continues_the_export_as_sampl
     assert len(losses) == 20 and np.isfinite(losses).all()
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1, losses
 
-    run("sample", model, "w", **{"sample.models": "('sft',)", "sample.temperature": 0})
+    sampled = ("--config.sample.models=('sft',)", "--config.sample.temperature=0")
+    mcr.ok("sample", "--workdir=w", *sampled)
     drawn = {row["case_fingerprint"]: row["text"] for row in rows(mcr.folder / "w", "sample")}
     mcr.ok("export", "--workdir=w", "--out=out")
     cases = read_cases(str(CASES))[12:]
