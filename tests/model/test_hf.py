@@ -269,6 +269,13 @@ def test_another_number_of_layers_and_other_names_are_told_as_such(folder, tmp_p
     assert "none of the model's tensors, but transformer.wte" in refusal(lambda: hf.load(other))
 
 
+def test_names_from_a_file_cannot_break_the_line_or_the_terminal(folder):
+    odd = {f"lm_head.{'x' * 10_000}": np.zeros(2, "f4"), "a\n\x1b[31m": np.zeros(2, "f4")}
+    message = refusal(lambda: hf.load(folder(tensors=odd)))
+    assert "a??[31m is not of this model" in message
+    assert message.isprintable() and len(message) < 600
+
+
 def test_many_kinds_of_faults_are_one_short_line(folder):
     names = list(tensors("llama3"))
     message = refusal(lambda: hf.load(folder(tensors=dict.fromkeys(names[:-1]))))
