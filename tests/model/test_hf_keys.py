@@ -47,6 +47,7 @@ def test_the_key_sets_of_published_folders_pass_without_a_warning(name, tmp_path
         ("_quant_by", "x"),
         ("unk_token_id", 3),
         ("suppress_token_ids", [3]),
+        ("begin_suppress_tokens_ids", [3]),
         ("unsloth_template", "x"),
         ("attn_implementation", "flash_attention_2"),
         ("attention_dropout", 0.1),
@@ -118,10 +119,18 @@ def test_other_unknown_keys_are_one_warning_however_often_the_file_is_read(tmp_p
 
 
 def test_a_warning_of_many_keys_stays_one_short_line(tmp_path, caplog):
-    read(tmp_path, **{f"key{n}\n": n + 1 for n in range(1000)})
+    read(tmp_path, **{"y" * 100_000: 1}, **{f"key{n}\n": n + 1 for n in range(1000)})
     (record,) = caplog.records
-    assert "and 992 more" in record.getMessage() and len(record.getMessage()) < 400
+    assert "and 993 more" in record.getMessage() and len(record.getMessage()) < 500
     assert "\n" not in record.getMessage()
+
+
+@pytest.mark.parametrize("keys", [{"rope" + "_" * 100_000: 1}, {"mlp_bias": ["x"] * 100_000}])
+def test_a_refusal_stays_one_short_line(tmp_path, keys):
+    with pytest.raises(McrError) as refused:
+        read(tmp_path, **keys)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 500 + len(str(tmp_path))
 
 
 def test_a_key_can_be_passed_over_by_name():
