@@ -24,7 +24,15 @@ def test_every_shipped_prompt_has_its_fields():
 def test_prompt_for_candidates_asks_for_what_completions_are_read_by():
     text = prompts.load("diagnose").render(case_prompt="The ribs hum.")
     assert all(tag in text for tag in ("<think>", "</think>", "<answer>", "</answer>"))
-    assert text.endswith("\nThe ribs hum.")
+
+
+@pytest.mark.parametrize("name", ["diagnose", "stitch"])
+def test_what_is_to_be_done_stands_behind_what_is_shown(name):
+    """A small published model goes on with what it reads last: SmolLM2 retold its instructions."""
+    prompt = prompts.load(name)
+    (field,) = prompt.fields
+    before, _, behind = prompt.text.partition(f"{{{{{field}}}}}")
+    assert len(before) < 100 < len(behind)
 
 
 @pytest.mark.parametrize("name", ["judge_diagnosis", "judge_reasons"])

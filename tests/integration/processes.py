@@ -49,10 +49,15 @@ COMPLETIONS = len(MODELS) * TINY["synthetic.test"] * TINY["sample.n"]
 
 @dataclasses.dataclass(frozen=True)
 class Mcr:
-    """Runs `mcr` in processes of their own, in `folder`, with `env` as their whole environment."""
+    """Runs `mcr` in processes of their own, in `folder`, with `env` as their whole environment.
+
+    Attributes:
+      seconds: after which a process fails the test.
+    """
 
     folder: pathlib.Path
     env: Mapping[str, str]
+    seconds: float = 300
 
     def argv(self, *args: object) -> list[str]:
         return [sys.executable, "-m", "mcr_jax", *map(str, args)]
@@ -65,7 +70,7 @@ class Mcr:
             env={**self.env, **env},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=self.seconds,
         )
         assert "Traceback" not in done.stdout + done.stderr, done.stderr
         return done

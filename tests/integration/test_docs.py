@@ -16,6 +16,7 @@ import pytest
 from pyarrow import parquet
 
 from mcr_jax import prompts, synthetic
+from mcr_jax.build import build
 from mcr_jax.cases import write_jsonl
 from mcr_jax.data.example import training_texts
 from mcr_jax.data.hub import REPOSITORY
@@ -71,6 +72,7 @@ if any(a.startswith("--config=") for a in argv) and not any("--plan" in a for a 
 sys.exit(main(argv))
 """
 STAND_INS = {
+    "python": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
     "pip": '#!/bin/sh\n[ "$1" = install ]\n',
     "make": f'#!/bin/sh\nexec /usr/bin/make -n -C {ROOT} "$@"\n',
     "hf": '#!/bin/sh\n[ "$1" = download ] && [ "$3" = --local-dir=DIR ] && [ -d DIR ]\n',
@@ -92,7 +94,7 @@ def cases():
 def _write_model(folder: pathlib.Path, cases) -> None:
     """A tiny Qwen 2."""
     tokenizer = Tokenizer.train(training_texts(cases, prompts.load("diagnose")), 400)
-    sizes = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp_width": 48}
+    sizes = {"layers": 1, "width": 32, "heads": 2, "kv_heads": 2, "head_dim": 16, "mlp_width": 48}
     vocabulary = tokenizer.vocab_size
     shape = DecoderConfig(vocab_size=vocabulary, **sizes, qkv_bias=True, tied=False)
     hf.save(store.untrained(shape, 0), folder, tokenizer=tokenizer)
@@ -111,7 +113,7 @@ def user(tmp_path_factory, cases):
     for name, source in {"mcr": f"#!{sys.executable}\n{code}", **STAND_INS}.items():
         (folder / "bin" / name).write_text(source)
         (folder / "bin" / name).chmod(0o755)
-    (folder / "bin" / "python").symlink_to(sys.executable)
+    build(str(folder / "path" / "to" / "MedCaseReasoning"), folder / "tfds")
     return folder
 
 
