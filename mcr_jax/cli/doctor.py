@@ -35,7 +35,7 @@ def findings() -> list[tuple[bool | None, str, str]]:
         try:
             found.append((True, name, metadata.version(name)))
         except metadata.PackageNotFoundError:
-            found.append((False, name, "pip install -e ."))
+            found.append((False, name, f"pip install {name}"))
     found.append(_devices())
     if importlib.util.find_spec("tensorflow"):
         found.append((True, "tensorflow", "present: tfds.load works"))

@@ -4,7 +4,6 @@ The dependencies come from the package registry, for only so is one found that i
 declared: the environment of the tests has more than the package asks for.
 """
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -13,7 +12,9 @@ import subprocess
 import sys
 import tarfile
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from mcr_jax.cases import write_jsonl
 
@@ -195,10 +196,12 @@ def test_what_is_built_is_loaded_by_the_lines_that_readme_shows(installed, tmp_p
 
 
 def test_a_model_you_have_is_measured_in_four_commands(
-    clean, wheel, tmp_path, tiny_folder, clinic_cases, gemini
+    clean, wheel, tmp_path, tiny_folder, clinic_cases, gemini, hub_server
 ):
     """pip install, hf download, mcr build, mcr eval; a copy stands for the second one."""
-    with _hub(clinic_cases) as hub:
+    (tmp_path / "tables").mkdir()
+    files = _files(clinic_cases, tmp_path / "tables")
+    with hub_server("zou-lab/MedCaseReasoning", files) as hub:
         services = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
         services |= {"GOOGLE_GEMINI_BASE_URL": gemini.url, "GEMINI_API_KEY": gemini.key}
         services |= {"TFDS_DATA_DIR": str(tmp_path / "tfds"), "HF_HOME": str(tmp_path / "hf")}
@@ -214,21 +217,10 @@ def test_a_model_you_have_is_measured_in_four_commands(
     assert (tmp_path / "runs" / "mine" / "report.html").exists()
 
 
-def _hub(cases):
-    """The published dataset's repository on loopback, with fictional cases."""
-    import io
-
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    path = ROOT / "tests" / "data" / "hub_server.py"
-    spec = importlib.util.spec_from_file_location("hub_server", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def _files(cases, folder: pathlib.Path) -> dict[str, bytes]:
+    """The published dataset's files on the Hub, with fictional cases."""
     files = {}
     for split, members in cases.items():
-        rows = [{k: v for k, v in case.asdict().items() if k != "split"} for case in members]
-        table = io.BytesIO()
-        parquet.write_table(pa.Table.from_pylist(rows), table)
-        files[f"data/{split}-00000-of-00001.parquet"] = table.getvalue()
-    return module.HubServer("zou-lab/MedCaseReasoning", files)
+        parquet.write_table(pa.Table.from_pylist([c.asdict() for c in members]), folder / split)
+        files[f"data/{split}-00000-of-00001.parquet"] = (folder / split).read_bytes()
+    return files
