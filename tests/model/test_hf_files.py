@@ -118,6 +118,9 @@ def test_missing_extra_and_misshapen_tensors_are_one_error_that_lists_them_all(f
 Q = "model.layers.{}.self_attn.q_proj"
 
 
+@pytest.mark.promise(
+    "Quantized weights and unmerged adapters are refused with what to take instead."
+)
 @pytest.mark.parametrize(
     ("names", "cause"),
     [

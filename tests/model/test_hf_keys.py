@@ -133,6 +133,10 @@ def test_a_refusal_stays_one_short_line(tmp_path, keys):
     assert len(str(refused.value)) < 500 + len(str(tmp_path))
 
 
+@pytest.mark.promise(
+    "A key is refused only if it may change the numbers; other unknown keys are one warning, and "
+    "`--config.model.ignore=KEY` lets one pass."
+)
 def test_a_key_can_be_passed_over_by_name():
     told = {**LLAMA, "residual_multiplier": 2, "quantization_config": {"bits": 4}}
     ignore = ("residual_multiplier", "quantization_config")
