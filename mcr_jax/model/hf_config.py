@@ -19,12 +19,13 @@ from typing import Any
 from mcr_jax.errors import McrError
 from mcr_jax.model import hf_keys, hf_rope
 from mcr_jax.model.config import DecoderConfig
-from mcr_jax.model.hf_keys import flag, number
+from mcr_jax.model.hf_keys import flag, number, shown
 from mcr_jax.model.hf_rope import GLOBAL, LOCAL
 
 FILE = "config.json"
 DTYPES = ("float32", "bfloat16", "float16")
 _MOST_LAYERS = 10_000
+_LONGEST = 400  # characters of an error, which may quote the file
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _NULLS = ("num_key_value_heads", "sliding_window")  # null there is not the default: it means none
 
@@ -113,7 +114,7 @@ def read(folder: str | Path, ignore: Collection[str] = ()) -> DecoderConfig:
     try:
         config = dataclasses.replace(from_json(told, ignore), folder=os.path.abspath(folder))
     except (ValueError, TypeError) as error:
-        raise McrError(f"{path}: {' '.join(str(error).split())}") from error
+        raise McrError(f"{path}: {shown(' '.join(str(error).split()), _LONGEST)}") from error
     text = told.get("text_config") if told["model_type"] == MULTIMODAL else None
     if keys := hf_keys.passed_over({**(text or {}), **told}, ignore):
         _warn(f"{path}: passed over the unknown keys {keys}")

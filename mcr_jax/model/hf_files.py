@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mcr_jax.errors import McrError
 from mcr_jax.model.folder import DTYPES, opened
+from mcr_jax.model.hf_keys import shown
 from mcr_jax.model.hf_names import EMBEDDING, HEAD, Placed, standard
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -76,7 +77,8 @@ class Files:
             slot = places[0] if len(places) == 1 else self._indexed(name, places, index)
             before = self._found.setdefault(standard(name), slot)
             if before is not slot:
-                raise McrError(f"{folder}: {before.name} and {name} are the same parameter")
+                both = f"{shown(before.name)} and {shown(name)}"
+                raise McrError(f"{folder}: {both} are the same parameter")
         if tied and EMBEDDING not in self._found and HEAD in self._found:
             self._found[EMBEDDING] = self._found.pop(HEAD)
 
@@ -112,7 +114,8 @@ class Files:
             if slot.path.name == index.get(name):
                 return slot
         files = ", ".join(slot.path.name for slot in places)
-        raise McrError(f"{self._folder}: {name} stands in {files}, and {INDEX} names none of them")
+        told = f"{shown(name)} stands in {files}, and {INDEX} names none of them"
+        raise McrError(f"{self._folder}: {told}")
 
     def check(self, table: Mapping[Any, Placed]) -> None:
         """Raises McrError, one line, if tensors are missing, too many or misshapen."""
@@ -142,13 +145,13 @@ class Files:
         for pattern, cause in _CAUSES.items():
             for name in self._found:
                 if re.search(pattern, name):
-                    return f"{cause} ({name})"
+                    return f"{cause} ({shown(name)})"
         here, wanted = _layers(self._found), _layers(expected)
         if here and here != wanted:
             return f"the files hold {here} layers, and config.json says {wanted}"
         if not expected.keys() & self._found.keys():
             first = next(iter(self._found), "nothing")
-            return f"the files hold none of the model's tensors, but {first}"
+            return f"the files hold none of the model's tensors, but {shown(first)}"
         return ""
 
     def _same(self, one: str, other: str) -> bool:
@@ -168,12 +171,8 @@ class Files:
         if not placed.stacked:
             return self._tensor(placed, placed.names[0], sharding, kept)
         of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-        stack = jax.jit(lambda: jnp.zeros(placed.shape, kept), out_shardings=sharding)()
-        put = jax.jit(
-            lambda stack, values, layer: stack.at[layer].set(values),
-            donate_argnums=0,
-            out_shardings=sharding,
-        )
+        empty, put = _stacking(placed.shape, kept, sharding)
+        stack = empty()
         for layer, name in enumerate(placed.names):
             stack = put(stack, self._tensor(placed, name, of_layer, kept), layer)
         return stack
@@ -207,11 +206,23 @@ def grouped(faults: Collection[tuple[str, str]]) -> str:
     for name, text in faults:
         kinds.setdefault((re.sub(r"\.\d+\.", ".*.", name), text), []).append(name)
     told = [
-        f"{names[0]} {text}" if len(names) == 1 else f"{name} {text} ({len(names)} times)"
+        f"{shown(names[0] if len(names) == 1 else name)} {text}"
+        + f" ({len(names)} times)" * (len(names) > 1)
         for (name, text), names in kinds.items()
     ]
     more = [f"and {len(told) - _SHOWN} kinds more"] if len(told) > _SHOWN else []
     return "; ".join(told[:_SHOWN] + more)
+
+
+@functools.cache  # parameters of one shape, and models of one process, share what is compiled
+def _stacking(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> tuple[Any, Any]:
+    """Makes the empty parameter of all layers, and puts one layer's values into it."""
+
+    def put(stack: jax.Array, values: jax.Array, layer: jax.Array) -> jax.Array:
+        return stack.at[layer].set(values)
+
+    empty = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
+    return empty, jax.jit(put, donate_argnums=0, out_shardings=sharding)
 
 
 def _layers(names: Collection[str]) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 _SHOWN = 8  # keys in a warning
+_LONGEST = 120  # characters of a name in a message
 _LARGEST = 1e12  # of any number in a config; bounds what a broken file can make of this process
 
 # Keys that `hf_config` reads.
@@ -32,6 +33,7 @@ _REQUIRED: Mapping[str, tuple] = {
     "mrope_section": (None, []),
     "rope_interleaved": (False, None),
     "partial_rotary_factor": (1, None),
+    "is_causal": (True, None),
     "is_encoder_decoder": (False, None),
     "add_cross_attention": (False, None),
     "pruned_heads": ({}, None),
@@ -67,7 +69,7 @@ text_config transformers.js_config use_flash_attention use_flash_attention_2 use
 vision_config
 """
 _KNOWN = frozenset((_READ_KEYS + _TRANSFORMERS_KEYS + _OTHER_KEYS).split()) | _REQUIRED.keys()
-_HARMLESS = re.compile(r"_.*|(unsloth|vllm|trl|wandb)_.*|.*_token(_ids?|_index)?|.*_tokens_ids?")
+_HARMLESS = re.compile(r"_.*|(unsloth|vllm|trl|wandb)_.*|.*_token(s?_ids?|_index)?")
 
 # Parts of names that speak of what a decoder computes. Short ones stand at an end of a word:
 # `extra_properties` and `capabilities` do not speak of rope and caps.
@@ -98,8 +100,8 @@ def refuse(told: Mapping[str, Any], ignore: Collection[str] = ()) -> None:
     for key in _unknown(told, ignore):
         if _SPEAKS.search(_words(key)):
             raise ValueError(
-                f"unknown key {key!r}: it may change the numbers; if it does not, name it in "
-                "config.model.ignore, or in hf.load's ignore"
+                f"unknown key {shown(key)!r}: it may change the numbers; if it does not, name it "
+                "in config.model.ignore, or in hf.load's ignore"
             )
 
 
@@ -107,7 +109,7 @@ def passed_over(told: Mapping[str, Any], ignore: Collection[str] = ()) -> str:
     """The unknown keys of a config that `refuse` lets pass, as one line; "" if there are none."""
     keys = list(_unknown(told, ignore))
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return ", ".join(map(repr, keys[:_SHOWN])) + more
+    return ", ".join(repr(shown(key)) for key in keys[:_SHOWN]) + more
 
 
 def _unknown(told: Mapping[str, Any], ignore: Collection[str]) -> Iterator[str]:
@@ -120,6 +122,12 @@ def _words(key: str) -> str:
     """A key in small letters with its words apart: `useQKNorm.v2` is `use qknorm v2`."""
     apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", key)
     return re.sub(r"[\W_]+", " ", apart).lower()
+
+
+def shown(text: str, longest: int = _LONGEST) -> str:
+    """Text from a downloaded file as a message can hold it: short and without control codes."""
+    cut = text if len(text) <= longest else text[: longest - 1] + "…"
+    return "".join(c if c.isprintable() else "?" for c in cut)
 
 
 def number(

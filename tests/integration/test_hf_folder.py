@@ -14,13 +14,16 @@ from mcr_jax.cli.experiment import Experiment
 from mcr_jax.data.example import training_texts
 from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.model import hf, published, store
-from mcr_jax.model.config import DecoderConfig
+from mcr_jax.model.config import DecoderConfig, Yarn
 from mcr_jax.workdir import Workdir
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A tiny Qwen 3 in bfloat16 with a tokenizer.json and a chat template."""
+    """A tiny Qwen 3 in bfloat16 with a tokenizer.json and a chat template.
+
+    As people publish them: stretched by YaRN, with keys that say nothing, saved while compiled.
+    """
     folder = tmp_path_factory.mktemp("hub") / "tiny-qwen3"
     cases = synthetic.cases(0, {"train": 40, "val": 0, "test": 0})
     tokenizer = Tokenizer.train(training_texts(cases, prompts.load("diagnose_brief")), 400)
@@ -32,12 +35,18 @@ def base(tmp_path_factory):
         kv_heads=2,
         head_dim=8,
         mlp_width=48,
+        rope=Yarn(factor=4.0, original_length=32, attention_factor=1.2),
         qk_norm=True,
         tied=False,
         dtype="bfloat16",
     )
     hf.save(store.untrained(shape, 0), folder, tokenizer=tokenizer)
     (folder / "tokenizer.model").unlink()
+    told = json.loads((folder / "config.json").read_text())
+    odd = {"_model_name_or_path": "x", "unk_token_id": 0, "use_flash_attention": True}
+    (folder / "config.json").write_text(json.dumps(told | odd))
+    named = {f"_orig_mod.{name}": tensor for name, tensor in tensors(folder).items()}
+    safetensors.numpy.save_file(named, folder / hf.SINGLE, {"format": "pt"})
     return folder
 
 
@@ -60,7 +69,8 @@ def test_a_folder_is_fine_tuned_sampled_and_exported(mcr, finished, tiny_config,
 
     mcr.ok("export", "--workdir=w", "--out=untouched", "--model=base")
     mcr.ok("export", "--workdir=w", "--out=tuned")
-    before, after = tensors(base), tensors(mcr.folder / "tuned")
+    compiled, after = tensors(base), tensors(mcr.folder / "tuned")
+    before = {name.removeprefix("_orig_mod."): tensor for name, tensor in compiled.items()}
     untouched = tensors(mcr.folder / "untouched")
     assert before.keys() == after.keys() == untouched.keys()
     for name, tensor in before.items():
@@ -68,6 +78,7 @@ def test_a_folder_is_fine_tuned_sampled_and_exported(mcr, finished, tiny_config,
     assert any((after[name] != before[name].astype("f4")).any() for name in before)
     told = json.loads((mcr.folder / "tuned" / "config.json").read_text())
     assert (told["model_type"], told["torch_dtype"]) == ("qwen3", "float32")
+    assert told["rope_scaling"]["rope_type"] == "yarn"
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (mcr.folder / "tuned" / name).read_bytes() == (base / name).read_bytes()
 

@@ -133,7 +133,9 @@ FOLDERS = {
         "num_hidden_layers": 28,
         "num_key_value_heads": 2,
         "sliding_window": 4096,
+        "tie_word_embeddings": True,
         "use_mrope": False,
+        "vocab_size": 151936,
     },
     "Qwen3-8B, fine-tuned with Unsloth": {
         **_QWEN,
@@ -153,6 +155,7 @@ FOLDERS = {
         "sliding_window": None,
         "unsloth_fixed": True,
         "unsloth_version": "2025.9.1",
+        "vocab_size": 151936,
     },
     "Llama-3.2-1B-Instruct": {
         **_LLAMA,

@@ -1,68 +1,24 @@
-"""Hugging Face folders: the logits of transformers, every bit there and back, faults named."""
+"""Hugging Face folders: the logits of transformers, and every bit there and back."""
 
 import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 import tiny_hf
 from flax import nnx
+from model_folders import BFLOAT16, in_files, refusal, same, tensors
 
-from mcr_jax.errors import McrError
 from mcr_jax.model import hf, lora, store
 from mcr_jax.model.sharding import make_mesh
 
 VARIANTS = tuple(tiny_hf.VARIANTS)
-SHAPES = json.loads((tiny_hf.GOLDEN / "shapes.json").read_text())
-BFLOAT16 = ml_dtypes.bfloat16
-
-
-def tensors(variant: str, dtype=np.float32) -> dict[str, np.ndarray]:
-    return {k: v.astype(dtype) for k, v in tiny_hf.weights(variant, SHAPES[variant]).items()}
-
-
-def in_files(folder) -> dict[str, np.ndarray]:
-    """Every tensor of a folder, read without this project."""
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        found |= safetensors.numpy.load_file(path)
-    return found
-
-
-def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    return a.keys() == b.keys() and all(
-        a[k].dtype == b[k].dtype and a[k].tobytes() == b[k].tobytes() for k in a
-    )
-
-
-def refusal(act) -> str:
-    with pytest.raises(McrError) as refused:
-        act()
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Makes the folder of a variant."""
-
-    def make(variant="llama3", dtype=np.float32, name="model", **changes):
-        made = tensors(variant, dtype)
-        for tensor, value in changes.pop("tensors", {}).items():
-            made.pop(tensor, None)
-            if value is not None:
-                made[tensor] = value
-        return tiny_hf.write(tmp_path / name, {**tiny_hf.VARIANTS[variant], **changes}, made)
-
-    return make
 
 
 @pytest.fixture(params=["one device", "2x2x2"])
@@ -139,201 +95,6 @@ def test_a_model_is_bfloat16_throughout_and_its_logits_float32(folder):
     assert np.corrcoef(np.ravel(logits), np.ravel(exact))[0, 1] > 0.999
 
 
-@pytest.mark.parametrize(
-    "prefix", ["language_model.model.", "model.language_model.", "language_model."]
-)
-def test_the_text_half_of_a_multimodal_gemma_is_taken_whatever_its_prefix(tmp_path, prefix):
-    text = {**tiny_hf.VARIANTS["gemma3"]}
-    config = {"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 8}}
-    plain = tensors("gemma3")
-    named = {prefix + name.removeprefix("model."): value for name, value in plain.items()}
-    eye = "model." * prefix.startswith("model.")
-    for name in ("vision_tower.embeddings.weight", "multi_modal_projector.norm.weight"):
-        named[eye + name] = np.ones((2, 2), np.float32)
-    model = hf.load(tiny_hf.write(tmp_path / "in", config, named))
-    hf.save(model, tmp_path / "out")
-    assert same(in_files(tmp_path / "out"), plain)
-    told = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert told["model_type"] == "gemma3_text"
-    assert told["architectures"] == ["Gemma3ForCausalLM"]
-    assert hf.load(tmp_path / "out").config == model.config
-
-
-def test_a_tied_model_may_hold_its_head_once_more_but_not_another_one(folder):
-    table = tensors("qwen2_tied")["model.embed_tokens.weight"]
-    hf.load(folder("qwen2_tied", tensors={"lm_head.weight": table.copy()}))
-    other = folder("qwen2_tied", name="other", tensors={"lm_head.weight": table + 1})
-    message = refusal(lambda: hf.load(other))
-    assert "lm_head.weight differs from model.embed_tokens.weight" in message and "tied" in message
-
-
-def only_the_head(name):
-    return name.replace("model.embed_tokens", "lm_head")
-
-
-NAMINGS = {
-    "only the head": only_the_head,
-    "without the head's class": lambda name: name.removeprefix("model."),
-    "both": lambda name: only_the_head(name).removeprefix("model."),
-    "compiled": lambda name: f"_orig_mod.{name}",
-    "layers compiled": lambda name: re.sub(r"(layers.\d+)", r"\1._orig_mod", name),
-    "in parallel": lambda name: f"module.{name}",
-    "in shards": lambda name: "_fsdp_wrapped_module." + name.replace("mlp.", "mlp._orig_mod."),
-}
-
-
-@pytest.mark.parametrize("naming", NAMINGS)
-def test_the_names_that_saving_leaves_behind_are_read_and_exported_as_transformers_has_them(
-    tmp_path, naming
-):
-    want = tensors("qwen2_tied")
-    named = {NAMINGS[naming](name): value for name, value in want.items()}
-    assert named.keys() != want.keys()
-    hf.save(
-        hf.load(tiny_hf.write(tmp_path / "in", tiny_hf.VARIANTS["qwen2_tied"], named)),
-        tmp_path / "out",
-    )
-    assert same(in_files(tmp_path / "out"), want)
-
-
-def test_two_names_of_one_parameter_are_refused(folder):
-    norm = "model.norm.weight"
-    twice = folder(tensors={f"_orig_mod.{norm}": tensors("llama3")[norm] + 1})
-    message = refusal(lambda: hf.load(twice))
-    assert f"{norm} and _orig_mod.{norm}" in message or f"_orig_mod.{norm} and {norm}" in message
-
-
-def test_of_a_tensor_in_two_shards_the_one_counts_that_the_index_names(folder):
-    made, norm = folder(), "model.norm.weight"
-    whole = tensors("llama3")
-    (made / hf.SINGLE).unlink()
-    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    safetensors.numpy.save_file(whole, made / files[0])
-    safetensors.numpy.save_file({norm: whole[norm] + 1}, made / files[1])
-
-    def index(**where):
-        weights = {**dict.fromkeys(whole, files[0]), "spare": files[1], norm: None, **where}
-        told = {name: file for name, file in weights.items() if file}
-        (made / hf.INDEX).write_text(json.dumps({"weight_map": told}))
-        return made
-
-    for file, more in ((files[0], 0), (files[1], 1)):
-        norms = hf.load(index(**{norm: file})).final_norm[...]
-        np.testing.assert_array_equal(norms, whole[norm] + more)
-    message = refusal(lambda: hf.load(index()))
-    assert f"{norm} stands in {files[0]}, {files[1]}" in message and hf.INDEX in message
-
-
-def test_missing_extra_and_misshapen_tensors_are_one_error_that_lists_them_all(folder):
-    q, k = "model.layers.1.self_attn.q_proj.weight", "model.layers.2.self_attn.k_proj.weight"
-    o = "model.layers.0.self_attn.o_proj"
-    broken = folder(
-        tensors={
-            q: None,
-            k: np.zeros((3, 48), np.float32),
-            f"{o}.bias": np.zeros(48, np.float32),
-            f"{o}.weight": np.zeros((48, 48), np.int8),
-        }
-    )
-    message = refusal(lambda: hf.load(broken))
-    assert str(broken) in message and "4 tensors" in message
-    for told in (f"{q} is missing", f"{k} is [3, 48]", f"{o}.bias is not", f"{o}.weight is of dty"):
-        assert told in message
-
-
-Q = "model.layers.{}.self_attn.q_proj"
-
-
-@pytest.mark.parametrize(
-    ("names", "cause"),
-    [
-        ([Q + ".qweight", Q + ".qzeros"], "the weights are quantized"),
-        ([Q + ".lora_A.default.weight"], "adapters stand beside the weights"),
-        (["model.layers.{}.mlp.experts.0.up_proj.weight"], "mixture of experts"),
-        ([Q + ".bias"], "model.layers.*.self_attn.q_proj.bias is not of this model (3 times)"),
-    ],
-)
-def test_what_is_wrong_in_every_layer_is_told_once_with_its_cause(folder, names, cause):
-    extra = [name.format(layer) for name in names for layer in range(3)]
-    broken = folder(tensors=dict.fromkeys(extra, np.zeros(2, np.float32)))
-    message = refusal(lambda: hf.load(broken))
-    assert cause in message and str(broken) in message
-    assert message.count("q_proj") <= 1
-
-
-def test_another_number_of_layers_and_other_names_are_told_as_such(folder, tmp_path):
-    message = refusal(lambda: hf.load(folder(num_hidden_layers=5)))
-    assert "the files hold 3 layers, and config.json says 5" in message
-    gpt = {"transformer.wte.weight": np.zeros((2, 2), np.float32)}
-    other = tiny_hf.write(tmp_path / "gpt", tiny_hf.VARIANTS["llama3"], gpt)
-    assert "none of the model's tensors, but transformer.wte" in refusal(lambda: hf.load(other))
-
-
-def test_many_kinds_of_faults_are_one_short_line(folder):
-    names = list(tensors("llama3"))
-    message = refusal(lambda: hf.load(folder(tensors=dict.fromkeys(names[:-1]))))
-    assert "kinds more" in message and len(message) < 600
-
-
-def test_layers_of_several_dtypes_take_the_widest_of_them(folder):
-    name, exact = "model.layers.1.mlp.up_proj.weight", tensors("llama3")
-    narrow = {name: exact[name].astype(BFLOAT16)}
-    up = hf.load(folder(tensors=narrow)).layers.up[...]
-    assert up.dtype == jnp.float32
-    np.testing.assert_array_equal(up[0], exact[name.replace("1", "0")].T)
-    np.testing.assert_array_equal(up[1], narrow[name].T.astype(np.float32))
-
-
-@pytest.mark.parametrize("cut", [0, 4, 100, -1])
-def test_a_truncated_file_is_named(folder, cut):
-    path = folder() / hf.SINGLE
-    path.write_bytes(path.read_bytes()[:cut])
-    assert str(path) in refusal(lambda: hf.load(path.parent))
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        (b'"shape":[96,48]', b'"shape":[96,47]'),
-        (b'"dtype":"F32"', b'"dtype":"F64"'),
-        (b'"data_offsets":[0,', b'"data_offsets":[4,'),
-        (b'{"', b'"{'),
-    ],
-)
-def test_a_tampered_header_is_named(folder, old, new):
-    path = folder() / hf.SINGLE
-    whole = path.read_bytes()
-    assert old in whole
-    path.write_bytes(whole.replace(old, new, 1))
-    assert str(path) in refusal(lambda: hf.load(path.parent))
-
-
-@pytest.mark.parametrize(
-    "index",
-    [
-        "",
-        "[]",
-        "{}",
-        '{"weight_map": []}',
-        '{"weight_map": {"a": 1}}',
-        '{"weight_map": {"a": "absent.safetensors"}}',
-        '{"weight_map": {"a": "../model/model.safetensors"}}',
-    ],
-)
-def test_a_broken_index_is_named(folder, index):
-    path = folder() / hf.INDEX
-    path.with_name(hf.SINGLE).rename(path.with_name("weights.safetensors"))
-    path.write_text(index.replace("model/model.", "model/weights."))
-    assert str(path) in refusal(lambda: hf.load(path.parent))
-
-
-def test_one_file_counts_before_an_index_that_an_older_model_left(folder):
-    made = folder()
-    before = hf.load(made).embedding[...]
-    (made / hf.INDEX).write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
-    np.testing.assert_array_equal(hf.load(made).embedding[...], before)
-
-
 def test_a_file_of_mixed_dtypes_computes_about_what_the_exact_one_does(folder):
     made = tensors("qwen2", BFLOAT16)
     exact = tensors("qwen2")
@@ -375,24 +136,6 @@ def test_an_empty_folder_is_filled_whatever_it_is(folder, tmp_path, monkeypatch,
     hf.save(model, {".": ".", "link": tmp_path / "link", "mounted": out}[place])
     assert same(in_files(out), tensors("llama3"))
     assert {path.name for path in out.iterdir()} == {"config.json", hf.SINGLE}
-
-
-@pytest.mark.parametrize(
-    ("file", "advice"),
-    [
-        (None, "neither"),
-        ("adapter_model.safetensors", "merge them into their base model"),
-        ("model-00001-of-00002.safetensors", f"without {hf.INDEX}"),
-        ("consolidated.safetensors", "not in transformers' layout"),
-        ("pytorch_model-00001-of-00002.bin", "is pickled"),
-        ("model-Q4.gguf", "is GGUF"),
-    ],
-)
-def test_a_folder_without_weights_is_named_with_what_is_there_instead(folder, file, advice):
-    made = folder()
-    (made / hf.SINGLE).rename(made / (file or "notes.txt"))
-    message = refusal(lambda: hf.load(made))
-    assert str(made) in message and advice in message and (file or "") in message
 
 
 def test_a_folder_that_is_taken_is_left_alone(folder, tmp_path):

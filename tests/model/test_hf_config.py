@@ -100,6 +100,7 @@ def test_a_qwen_whose_window_is_not_used_has_none():
         ("llama3", {"rope_scaling": {"rope_type": ["linear"], "factor": 2}}, "rope_scaling"),
         ("llama3", {"attention_bias": True}, "attention_bias"),
         ("llama3", {"mlp_bias": True}, "mlp_bias"),
+        ("llama3", {"is_causal": False}, "is_causal"),
         ("llama3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("llama3", {"sliding_window": 128}, "sliding_window"),
         ("llama3", {"hidden_size": ...}, "hidden_size"),

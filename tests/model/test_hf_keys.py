@@ -2,14 +2,28 @@
 
 import json
 import logging
+import math
 
+import jax
 import pytest
 import tiny_hf
 from published_keys import FOLDERS
 
 from mcr_jax.errors import McrError
 from mcr_jax.model import hf_config
+from mcr_jax.model.blueprint import blueprint
 
+PARAMETERS = {  # as the model cards count them, medgemma without its eye
+    "SmolLM2-135M-Instruct": 134_515_008,
+    "SmolLM2-135M-Instruct from GGUF": 134_515_008,
+    "gemma-3-270m-it": 268_098_176,
+    "gemma-3-270m-it from GGUF": 268_098_176,
+    "Qwen2.5-7B-Instruct": 7_615_616_512,
+    "Qwen2.5-Math-1.5B": 1_543_714_304,
+    "Qwen3-8B, fine-tuned with Unsloth": 8_190_735_360,
+    "Llama-3.2-1B-Instruct": 1_235_814_400,
+    "medgemma-4b-it": 3_880_263_168,
+}
 LLAMA = tiny_hf.VARIANTS["llama3"]
 
 
@@ -21,9 +35,8 @@ def read(folder, **keys):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_key_sets_of_published_folders_pass_without_a_warning(name, tmp_path, caplog):
     (tmp_path / "config.json").write_text(json.dumps(FOLDERS[name]))
-    config = hf_config.read(tmp_path)
-    text = FOLDERS[name].get("text_config", FOLDERS[name])
-    assert (config.width, config.layers) == (text["hidden_size"], text["num_hidden_layers"])
+    shapes = blueprint(hf_config.read(tmp_path))[1]
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == PARAMETERS[name]
     assert not caplog.records
 
 
@@ -34,6 +47,7 @@ def test_the_key_sets_of_published_folders_pass_without_a_warning(name, tmp_path
         ("_quant_by", "x"),
         ("unk_token_id", 3),
         ("suppress_token_ids", [3]),
+        ("begin_suppress_tokens_ids", [3]),
         ("unsloth_template", "x"),
         ("attn_implementation", "flash_attention_2"),
         ("attention_dropout", 0.1),
@@ -105,10 +119,18 @@ def test_other_unknown_keys_are_one_warning_however_often_the_file_is_read(tmp_p
 
 
 def test_a_warning_of_many_keys_stays_one_short_line(tmp_path, caplog):
-    read(tmp_path, **{f"key{n}\n": n + 1 for n in range(1000)})
+    read(tmp_path, **{"y" * 100_000: 1}, **{f"key{n}\n": n + 1 for n in range(1000)})
     (record,) = caplog.records
-    assert "and 992 more" in record.getMessage() and len(record.getMessage()) < 400
+    assert "and 993 more" in record.getMessage() and len(record.getMessage()) < 500
     assert "\n" not in record.getMessage()
+
+
+@pytest.mark.parametrize("keys", [{"rope" + "_" * 100_000: 1}, {"mlp_bias": ["x"] * 100_000}])
+def test_a_refusal_stays_one_short_line(tmp_path, keys):
+    with pytest.raises(McrError) as refused:
+        read(tmp_path, **keys)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 500 + len(str(tmp_path))
 
 
 def test_a_key_can_be_passed_over_by_name():

@@ -91,6 +91,15 @@ def test_a_plan_places_every_parameter_by_the_rules(config):
     assert made.mesh == {"data": 1, "fsdp": 8, "tensor": 1}
 
 
+def test_a_folder_beyond_its_length_is_planned_like_the_published_one(config, tmp_path):
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+    told = {**published.CONFIGS["qwen2_5_0_5b"], "rope_scaling": yarn, "_model_name_or_path": "x"}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    config.model.shape, config.model.folder = "", str(tmp_path)
+    made = plan(config, _plan.shape_of(config), devices("8 x v5e"))
+    assert made.parameters == plan(config, SMALL, devices("8 x v5e")).parameters
+
+
 def test_the_config_decides_dtype_remat_and_adapters_not_the_shape(config):
     config.model.dtype, config.lora.rank, config.train.remat = "bfloat16", 8, "full"
     made = plan(config, SMALL, devices("1 x L4"))

@@ -15,7 +15,7 @@ from mcr_jax.generate.engine.state import Shape, blueprint, bytes_per_device
 from mcr_jax.generate.engine.weights import take
 from mcr_jax.generate.engine.work import Prompt
 from mcr_jax.model import lora, store
-from mcr_jax.model.config import DecoderConfig, LoraConfig, Rope
+from mcr_jax.model.config import DecoderConfig, LoraConfig, Rope, Yarn
 from mcr_jax.model.sharding import make_mesh, one_device, shardings
 
 SHAPE = Shape(slots=8, share=3, prompt_tokens=12, max_tokens=8, chunk=3)
@@ -39,9 +39,10 @@ GEMMA = {
     "sandwich_norm": True,
     "attention_scale": 0.25,
 }
+YARN = Yarn(factor=4.0, original_length=8, attention_factor=1.3)
 FAMILIES = {
     "qwen2": {"qkv_bias": True, "tied": False},
-    "qwen3": {"qk_norm": True, "tied": False},
+    "qwen3": {"qk_norm": True, "tied": False, "rope": YARN},
     "llama": {"rope": Rope(scaling="llama3", factor=8.0, original_length=16), "tied": False},
     "gemma": GEMMA,
 }
