@@ -17,7 +17,6 @@ import jax
 import torch
 import transformers
 
-from bench import alternate, line
 from mcr_jax import config, prompts
 from mcr_jax.cases import read_cases
 from mcr_jax.data.example import prompt_messages
@@ -27,6 +26,8 @@ from mcr_jax.generate.engine.state import Shape
 from mcr_jax.generate.local import LocalModel
 from mcr_jax.model import hf
 from mcr_jax.model.sharding import one_device
+
+from . import alternate, line
 
 
 def main() -> None:
