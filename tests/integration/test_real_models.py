@@ -117,7 +117,8 @@ def built(tmp_path_factory, mcr_env) -> pathlib.Path:
 @pytest.fixture
 def mcr(mcr):
     """Processes that may take long: these models are a thousand times the tests' own."""
-    return dataclasses.replace(mcr, seconds=1800)
+    fast = {**mcr.env, "XLA_FLAGS": ""}  # programs that run for long are to be optimized
+    return dataclasses.replace(mcr, seconds=1800, env=fast)
 
 
 @pytest.fixture
@@ -144,7 +145,10 @@ def test_logits_of_600_tokens_are_those_of_transformers(folder_of, model, tmp_pa
     assert len(tokens) == TOKENS
     theirs = np.load(asked(folder, {"tokens": tokens}, tmp_path).with_suffix(".npy"))
     graph, params = nnx.split(hf.load(folder))
-    forward = jax.jit(lambda params, tokens: nnx.merge(graph, params)(tokens))
+    forward = jax.jit(
+        lambda params, tokens: nnx.merge(graph, params)(tokens),
+        compiler_options={"xla_backend_optimization_level": 3},
+    )
     ours = np.asarray(forward(params, jnp.asarray([tokens])))[0]
     largest = np.abs(theirs).max()
     worst = np.abs(ours - theirs).max()

@@ -46,7 +46,8 @@ def test_a_prompt_without_room_is_an_outcome_that_is_told_scored_and_shown(mcr, 
 
 def test_another_number_of_devices_draws_the_same(mcr, workdir, finished, tiny):
     unfinished(workdir, "sample")
-    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = f"{mcr.env['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    two = {"XLA_FLAGS": flags}  # compiled as the one device's programs were: the same rounding
     out = mcr.ok("sample", f"--workdir={workdir}", "--config.sample.models=('base',)", **two)
     assert "2 x cpu: 2 copies of the model (mesh: data 2, tensor 1)" in out
     assert "8 slots for each copy, 16 in all" in out
