@@ -26,9 +26,12 @@ def test_prompt_for_candidates_asks_for_what_completions_are_read_by():
     assert all(tag in text for tag in ("<think>", "</think>", "<answer>", "</answer>"))
 
 
-def test_the_question_stands_behind_the_case():
+@pytest.mark.parametrize("name", ["diagnose", "stitch"])
+def test_what_is_to_be_done_stands_behind_what_is_shown(name):
     """A small published model goes on with what it reads last: SmolLM2 retold its instructions."""
-    before, _, behind = prompts.load("diagnose").text.partition("{{case_prompt}}")
+    prompt = prompts.load(name)
+    (field,) = prompt.fields
+    before, _, behind = prompt.text.partition(f"{{{{{field}}}}}")
     assert len(before) < 100 < len(behind)
 
 
