@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from mcr_jax import config
+from mcr_jax.configs._benchmark import measure
 from mcr_jax.errors import UsageError
 
 ARGS = ("full", "lora")
@@ -49,9 +50,5 @@ def sft(arg: str, *, name: str, shape: str, rate: float, lora_rate: float) -> Co
     c.train.keep_best = 1
 
     c.sample.checkpoint = "best"
-    c.sample.n = 10
-    c.sample.prompt_tokens = 2048
-    c.sample.max_tokens = 1536
-    c.sample.slots = 64
-    c.judge.name = "gemini"
+    measure(c, max_tokens=1536)
     return c

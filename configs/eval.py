@@ -15,6 +15,7 @@ are drawn for each of the 897 test cases. The judge is Gemini and needs GEMINI_A
 from ml_collections import ConfigDict
 
 from mcr_jax import config
+from mcr_jax.configs._benchmark import measure
 
 
 def get_config() -> ConfigDict:
@@ -25,9 +26,5 @@ def get_config() -> ConfigDict:
     c.model.dtype = "bfloat16"
 
     c.sample.models = ("base",)
-    c.sample.n = 10
-    c.sample.prompt_tokens = 2048
-    c.sample.max_tokens = 4096
-    c.sample.slots = 64
-    c.judge.name = "gemini"
+    measure(c, max_tokens=4096)
     return c

@@ -95,12 +95,9 @@ def source_fingerprint(cases: Iterable[Case]) -> str:
     changes whenever the dataset built from the cases would. A license that is not known is left
     out, so the value is that of before there was such a field.
     """
-    rows = (case.asdict() for case in cases)
-    return _sha256(sorted(_sha256(row if row["license"] else _unlicensed(row)) for row in rows))
-
-
-def _unlicensed(row: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in row.items() if name != "license"}
+    rows = (case.asdict().items() for case in cases)
+    known = ({name: text for name, text in row if text or name != "license"} for row in rows)
+    return _sha256(sorted(map(_sha256, known)))
 
 
 def _sha256(value: Any) -> str:

@@ -7,6 +7,12 @@ shows its traceback.
 """
 
 
+def one_line(text: str, longest: int) -> str:
+    """`text` without line breaks and runs of white space, cut to `longest` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
 class McrError(Exception):
     """The work failed; the message is the line a person reads. Exit status 1."""
 

@@ -60,8 +60,9 @@ class Flags:
           UsageError: a flag is unknown or its value wrong, or the config file is.
         """
         self._argv = argv = [_listed(argument) for argument in argv]
-        if given := self._given("config"):
-            self._argv = argv = _replaced(argv, given, _shipped.config_file(given))
+        if place := _place(argv, "config"):
+            position, before, given = place
+            argv[position] = before + _shipped.config_file(given)
         for argument in argv:
             if field := re.match(r"--?config\.([\w.]+)", argument):
                 configs.check_field(field[1])
@@ -146,11 +147,8 @@ class Flags:
 
     def _given(self, name: str) -> str | None:
         """The value of a flag as `argv` spells it, before anything is parsed."""
-        for position, argument in enumerate(self._argv):
-            if match := re.fullmatch(rf"--?{name}(?:=(.*))?", argument, re.DOTALL):
-                following = next(iter(self._argv[position + 1 :]), None)
-                return following if match[1] is None else match[1]
-        return None
+        place = _place(self._argv, name)
+        return place and place[2]
 
     def _fault(self, error: BaseException) -> str:
         """What is wrong with a config file: the last line that ml_collections makes of it."""
@@ -168,17 +166,15 @@ class Flags:
         return f"unknown flag --{error.flagname}; {hint}"
 
 
-def _replaced(argv: Sequence[str], given: str, file: str) -> list[str]:
-    """`argv` with the value of --config, `given`, replaced by `file`."""
-    arguments = list(argv)
-    for position, argument in enumerate(arguments):
-        if match := re.fullmatch(r"(--?config)(=.*)?", argument, re.DOTALL):
-            if match[2] is None:
-                arguments[position + 1 : position + 2] = [file]
-            else:
-                arguments[position] = f"{match[1]}={file}"
-            break
-    return arguments
+def _place(argv: Sequence[str], name: str) -> tuple[int, str, str] | None:
+    """Where the value of a flag stands: the argument, what is before it there, and the value."""
+    for position, argument in enumerate(argv):
+        if match := re.fullmatch(rf"(--?{name}=)(.*)", argument, re.DOTALL):
+            return position, match[1], match[2]
+        if re.fullmatch(rf"--?{name}", argument):
+            value = next(iter(argv[position + 1 :]), None)
+            return None if value is None else (position + 1, "", value)
+    return None
 
 
 def _listed(argument: str) -> str:

@@ -5,15 +5,14 @@ interrupted download goes on where it was.
 """
 
 import hashlib
-import importlib
-import importlib.util
 import io
 import pathlib
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mcr_jax.errors import McrError, UsageError
+from mcr_jax import http_modules
+from mcr_jax.errors import McrError, UsageError, one_line
 
 REPOSITORY = "zou-lab/MedCaseReasoning"
 _ADDRESS = f"https://huggingface.co/datasets/{REPOSITORY}"
@@ -71,7 +70,7 @@ def download(revision: str, progress: Callable[[int, int], None] | None = None) 
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise McrError(f"{_unreachable(error)}, {_LOCAL}") from error
-    except (errors.HfHubHTTPError, *_http_errors()) as error:
+    except (errors.HfHubHTTPError, *http_modules.errors()) as error:
         status = getattr(getattr(error, "response", None), "status_code", 0)
         if status in (401, 403):
             raise McrError(
@@ -97,12 +96,6 @@ def _unreachable(error: Exception) -> str:
         return "HF_HUB_OFFLINE is set and the cache does not hold the cases: unset it"
     cause = error.__cause__ or error
     return f"the Hub cannot be reached ({_line(cause)}): check the network and HF_ENDPOINT"
-
-
-def _http_errors() -> list[type[Exception]]:
-    """Errors of a connection, in httpx2 or in httpx as the version of huggingface_hub wants."""
-    names = (name for name in ("httpx2", "httpx") if importlib.util.find_spec(name))
-    return [importlib.import_module(name).HTTPError for name in names]
 
 
 def _check(snapshot: Snapshot) -> None:
@@ -149,5 +142,4 @@ def _bar(progress: Callable[[int, int], None]) -> type:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "…"
+    return one_line(str(error), 200) or type(error).__name__

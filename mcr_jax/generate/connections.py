@@ -1,16 +1,10 @@
 """HTTP connections of google-genai, in httpx2 or in httpx as its version wants."""
 
-import importlib
-import importlib.util
 from typing import Any
 
+from mcr_jax import http_modules
+
 _A_POOL = 8  # connections
-
-
-def _modules() -> list[Any]:
-    # Versions of the client use one or the other.
-    names = [name for name in ("httpx2", "httpx") if importlib.util.find_spec(name)]
-    return [importlib.import_module(name) for name in names]
 
 
 def client(most: int) -> Any:
@@ -20,7 +14,7 @@ def client(most: int) -> Any:
     64 of them, that is a tenth of all work. Given one, google-genai uses it where it would else
     prefer aiohttp, whose endings are others.
     """
-    module = _modules()[0]
+    module = http_modules.installed()[0]
     options = {"follow_redirects": True, "verify": module.create_ssl_context()}
     pools = [_pool(module, **options) for _ in range(-(-most // _A_POOL))]
     free = [pools[i // _A_POOL] for i in range(most)]
@@ -50,8 +44,8 @@ def _pool(module: Any, **options: Any) -> Any:
 
 def errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
     """Errors of a connection, and of these the ones that say that none could be opened."""
-    modules = _modules()
+    modules = http_modules.installed()
     unopened = (
         error for module in modules for error in (module.ConnectError, module.ConnectTimeout)
     )
-    return tuple(module.HTTPError for module in modules), tuple(unopened)
+    return http_modules.errors(), tuple(unopened)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from mcr_jax.errors import McrError
 from mcr_jax.generate import remote
 from mcr_jax.generate.api import Generator, Outcome, Remote, Reply, Request, Usage
-from mcr_jax.generate.ledger import Ledger, RowKey, Scope
+from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.generate.questions import (
     Known,
     Question,
@@ -117,10 +117,12 @@ def declare(
     digests = want(scope, jobs, generator, ledger)
     known = newest = ledger.answers(scope, newest=True)
     if reader is not None and any(newest.values()):
-        requests = {job.row_of(i): job.request for job in jobs for i in job.request.wanted}
-        _read_again(scope, requests, ledger, reader)
-        newest = ledger.answers(scope, newest=True)
         known = ledger.answers(scope, reader.version)
+        requests = {job.row_of(i): job.request for job in jobs for i in job.request.wanted}
+        if changed := _read_again(known, requests, reader):
+            ledger.reread(changed)
+            newest = ledger.answers(scope, newest=True)
+            known = ledger.answers(scope, reader.version)
     open_rows = [
         (Row(key=key, request=job.request, digest=digests[key]), index)
         for job in jobs
@@ -215,18 +217,16 @@ def _check_unique(jobs: Sequence[Job]) -> None:
         raise McrError("two jobs share a ledger row or a key: is a case in the data twice?")
 
 
-def _read_again(
-    scope: Scope, requests: Mapping[RowKey, Request], ledger: Ledger, reader: Reader
-) -> None:
-    """Parses stored texts that were read under another name."""
-    stored = (attempt for attempt in ledger.answers(scope, reader.version).values() if attempt)
-    ledger.reread(
+def _read_again(known: Known, requests: Mapping[RowKey, Request], reader: Reader) -> list[Attempt]:
+    """The attempts whose texts were read under another name, parsed by `reader`."""
+    return [
         read(attempt, requests[attempt.row], reader)
-        for attempt in stored
-        if attempt.outcome in (Outcome.OK, Outcome.MALFORMED)
+        for attempt in known.values()
+        if attempt is not None
+        and attempt.outcome in (Outcome.OK, Outcome.MALFORMED)
         and attempt.text
         and attempt.reading != reader.name
-    )
+    ]
 
 
 def _questions(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mcr_jax.errors import McrError, Stopped, UsageError
+from mcr_jax.errors import McrError, Stopped, UsageError, one_line
 from mcr_jax.generate import connections, quota
 from mcr_jax.generate.api import Message, Outcome, Reply, Request, Usage
 from mcr_jax.generate.pace import Fault, Pacer
@@ -211,8 +211,7 @@ class Gemini:
 
     def _line(self, text: str) -> str:
         """One short line in which the key does not stand, whoever repeated it."""
-        line = " ".join(text.replace(self._key, "[key]").split())
-        return line if len(line) <= 300 else line[:299] + "…"
+        return one_line(text.replace(self._key, "[key]"), 300)
 
 
 def _generation(model: str) -> int | None:

@@ -236,6 +236,17 @@ class Ledger:
             for values in rows
         }
 
+    def held(self, scope: Scope) -> int:
+        """The number of wanted rows of `scope` at which there was an attempt, good or bad."""
+        query = """
+          SELECT count(*) FROM wanted w
+          WHERE w.stage = ? AND w.model = ? AND w.judge = ? AND EXISTS (
+            SELECT 1 FROM attempts b
+            WHERE b.stage = w.stage AND b.case_fingerprint = w.case_fingerprint
+              AND b.model = w.model AND b.sample = w.sample AND b.judge = w.judge
+              AND b.repeat = w.repeat AND b.digest = w.digest)"""
+        return self._fetch(query, scope)[0][0]
+
     def equal(self, questions: Iterable[str], version: str = "") -> dict[str, Attempt]:
         """The newest OK attempt at each of these `questions` that has one, of any row.
 

@@ -139,8 +139,6 @@ class Settler:
                 left.append(row)
                 self._errors[row.key] = attempt.error or self._why(attempt)
         self._recorder.put(made, len(made) - len(left))
-        if not left:
-            return None
         again = [row for row in left if self._again(self._latest[row.key], question)]
         if not again:
             return None

@@ -24,8 +24,7 @@ def require_room(
     held = 0
     if ledger.exists():
         with Ledger(ledger, readonly=True) as opened:
-            answers = (opened.answers(scope).values() for scope in scopes)
-            held = sum(attempt is not None for found in answers for attempt in found)
+            held = sum(map(opened.held, scopes))
     left = max(0, wanted - held)
     what = f"{left} answers of up to {tokens} tokens"
     disk.require(ledger, left * tokens * _TOKEN_BYTES, what, remedy)
