@@ -7,7 +7,7 @@ Installed from a wheel they are `python -m mcr_jax.bench.NAME`. They need the pe
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 def line(*, bench: str, ours: float, peer: float, unit: str, shape: str, device: str, **more):
@@ -26,6 +26,16 @@ def alternate(ours: Callable, theirs: Callable, runs: int) -> tuple[float, float
             call()
             into.append(time.perf_counter() - start)
     return statistics.median(times[0]), statistics.median(times[1])
+
+
+def fastest(sizes: Sequence[int], make: Callable[[int], Callable[[], int]]) -> int:
+    """The size with the most tokens/s; `make(size)` gives a call that returns its tokens."""
+
+    def rate(size: int) -> float:
+        call, start = make(size), time.perf_counter()
+        return call() / (time.perf_counter() - start)
+
+    return sizes[0] if len(sizes) == 1 else max(sizes, key=rate)
 
 
 def timed(call: Callable[[], object], runs: int) -> list[float]:

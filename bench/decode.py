@@ -16,7 +16,6 @@ rate is measured on the first 16 prompts; `--peer-part=96` gives it all.
 import argparse
 import dataclasses
 import tempfile
-import time
 
 import jax
 import numpy as np
@@ -30,7 +29,7 @@ from mcr_jax.generate.engine.work import Prompt
 from mcr_jax.model import hf
 from mcr_jax.model.sharding import one_device
 
-from . import alternate, line
+from . import alternate, fastest, line
 from .forward import SHAPES
 
 EOS = 2
@@ -91,7 +90,8 @@ def _compare(what, config, weights, peer, lengths, slots, batches, part, runs) -
         drawn = sum(len(sample.tokens) for sample in engine.run(prompts))
         assert drawn == lengths.sum(), drawn
 
-    theirs = _fastest(peer, tokens[:part], lengths[:part], batches)
+    size = fastest(batches, lambda n: Transformers(peer, tokens[:part][:n], lengths[:part][:n], n))
+    theirs = Transformers(peer, tokens[:part], lengths[:part], size)
     list(engine.run([dataclasses.replace(prompts[0], samples=(0,), limits=(8,))]))  # compiles
     mine, other = alternate(ours, theirs, runs)
     line(
@@ -120,7 +120,7 @@ class Transformers:
             for part in (order[first : first + size] for first in range(0, len(order), size))
         ]
 
-    def __call__(self) -> None:
+    def __call__(self) -> int:
         device = self._peer.device
         for tokens, lengths in self._batches:
             tokens = tokens.to(device)
@@ -136,6 +136,7 @@ class Transformers:
                     logits_processor=[_Ends(tokens.shape[1], lengths, device)],
                 )
             assert out.shape == (len(lengths), tokens.shape[1] + lengths.max())
+        return sum(int(lengths.sum()) for _, lengths in self._batches)
 
 
 class _Ends(transformers.LogitsProcessor):
@@ -150,18 +151,6 @@ class _Ends(transformers.LogitsProcessor):
         scores[at_end] = -torch.inf
         scores[at_end, EOS] = 0.0
         return scores
-
-
-def _fastest(peer, tokens, lengths, sizes: tuple[int, ...]) -> Transformers:
-    """In batches of the size that makes the most tokens per second of one batch."""
-
-    def rate(size: int) -> float:
-        one = Transformers(peer, tokens[:size], lengths[:size], size)
-        start = time.perf_counter()
-        one()
-        return lengths[:size].sum() / (time.perf_counter() - start)
-
-    return Transformers(peer, tokens, lengths, max(sizes, key=rate))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ measured on the first `--peer-part` prompts; 16 gives it all. Runs alternate, th
 """
 
 import argparse
-import time
 
 import jax
 import torch
@@ -27,7 +26,7 @@ from mcr_jax.generate.local import LocalModel
 from mcr_jax.model import hf
 from mcr_jax.model.sharding import one_device
 
-from . import alternate, line
+from . import alternate, fastest, line
 
 
 def main() -> None:
@@ -72,7 +71,14 @@ def main() -> None:
         drawn.append(sum(reply.usage.output for reply in model.generate(requests)))
 
     part = ids[: flags.peer_part]
-    theirs = _fastest(flags, part, tokenizer.eos_ids, c.sample.temperature)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(flags.model, dtype=torch.float32)
+
+    def batches(prompts: list, size: int) -> Transformers:
+        eos, temperature = tokenizer.eos_ids, c.sample.temperature
+        return Transformers(flags, peer.eval(), prompts, eos, temperature, size)
+
+    sizes = [int(size) for size in flags.peer_prompts.split(",")]
+    theirs = batches(part, fastest(sizes, lambda size: batches(part[:size], size)))
     ours()  # compiles, for every length of prompts
     drawn.clear()
     mine, other = alternate(ours, theirs, flags.runs)
@@ -105,8 +111,9 @@ class Transformers:
         self._batches = [ids[first : first + size] for first in range(0, len(ids), size)]
         self.drawn: list[int] = []
 
-    def __call__(self) -> None:
+    def __call__(self) -> int:
         self.drawn.append(sum(map(self._batch, self._batches)))
+        return self.drawn[-1]
 
     def _batch(self, ids) -> int:
         longest = max(map(len, ids))
@@ -129,21 +136,6 @@ class Transformers:
         ended = torch.isin(new, torch.tensor(self._eos)).int().cumsum(dim=1)
         behind = (ended.roll(1, dims=1) > 0) & (torch.arange(new.shape[1]) > 0)
         return int((~behind).sum())
-
-
-def _fastest(flags, ids, eos: tuple[int, ...], temperature: float) -> Transformers:
-    """In batches of the size that makes the most tokens per second of one batch."""
-    peer = transformers.AutoModelForCausalLM.from_pretrained(flags.model, dtype=torch.float32)
-    sizes = [int(size) for size in flags.peer_prompts.split(",")]
-
-    def rate(size: int) -> float:
-        one = Transformers(flags, peer.eval(), ids[:size], eos, temperature, size)
-        start = time.perf_counter()
-        one()
-        return one.drawn[0] / (time.perf_counter() - start)
-
-    size = sizes[0] if len(sizes) == 1 else max(sizes, key=rate)
-    return Transformers(flags, peer.eval(), ids, eos, temperature, size)
 
 
 if __name__ == "__main__":

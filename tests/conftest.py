@@ -62,6 +62,23 @@ def hub_server():
 
 
 @pytest.fixture
+def hub(hub_server, clinic_cases, tmp_path):
+    """A local Hub whose published dataset is `clinic_cases`."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from mcr_jax.data.hub import REPOSITORY
+
+    files, table = {}, tmp_path / "table.parquet"
+    for split, cases in clinic_cases.items():
+        parquet.write_table(pa.Table.from_pylist([case.asdict() for case in cases]), table)
+        files[f"data/{split}-00000-of-00001.parquet"] = table.read_bytes()
+    table.unlink()
+    with hub_server(REPOSITORY, files) as server:
+        yield server
+
+
+@pytest.fixture
 def clock_of(monkeypatch):
     """Gives a module a clock that is moved by hand, and returns it."""
 
@@ -112,18 +129,25 @@ def clinic_tokenizer(clinic_cases, clinic_prompt):
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory, clinic_tokenizer):
-    """A Hugging Face folder of a tiny random Qwen 3, with a tokenizer.json; for reading only."""
+def write_model(clinic_tokenizer):
+    """Writes a Hugging Face folder of a tiny random decoder with `clinic_tokenizer`."""
     from mcr_jax.model import hf, store
     from mcr_jax.model.config import DecoderConfig
 
-    folder = tmp_path_factory.mktemp("hub") / "tiny-qwen3"
+    def write(folder: pathlib.Path, **shape: object) -> pathlib.Path:
+        config = DecoderConfig(vocab_size=clinic_tokenizer.vocab_size, tied=False, **shape)
+        hf.save(store.untrained(config, 0), folder, tokenizer=clinic_tokenizer)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, write_model):
+    """A Hugging Face folder of a tiny random Qwen 3, with a tokenizer.json; for reading only."""
     sizes = {"layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp_width": 32}
-    shape = DecoderConfig(
-        vocab_size=clinic_tokenizer.vocab_size, qk_norm=True, tied=False, dtype="bfloat16", **sizes
-    )
-    hf.save(store.untrained(shape, 0), folder, tokenizer=clinic_tokenizer)
-    return folder
+    folder = tmp_path_factory.mktemp("hub") / "tiny-qwen3"
+    return write_model(folder, qk_norm=True, dtype="bfloat16", **sizes)
 
 
 @pytest.fixture(scope="session")

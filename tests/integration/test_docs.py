@@ -11,18 +11,10 @@ import re
 import subprocess
 import sys
 
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
-from mcr_jax import prompts, synthetic
 from mcr_jax.build import build
 from mcr_jax.cases import write_jsonl
-from mcr_jax.data.example import training_texts
-from mcr_jax.data.hub import REPOSITORY
-from mcr_jax.data.tokenizer import Tokenizer
-from mcr_jax.model import hf, store
-from mcr_jax.model.config import DecoderConfig
 
 pytestmark = pytest.mark.slow
 
@@ -86,27 +78,13 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def cases():
-    made = synthetic.cases(0, {"train": 24, "val": 4, "test": 4})
-    return {split: [c for c in made if c.split == split] for split in ("train", "val", "test")}
-
-
-def _write_model(folder: pathlib.Path, cases) -> None:
-    """A tiny Qwen 2."""
-    tokenizer = Tokenizer.train(training_texts(cases, prompts.load("diagnose")), 400)
-    sizes = {"layers": 1, "width": 32, "heads": 2, "kv_heads": 2, "head_dim": 16, "mlp_width": 48}
-    vocabulary = tokenizer.vocab_size
-    shape = DecoderConfig(vocab_size=vocabulary, **sizes, qkv_bias=True, tied=False)
-    hf.save(store.untrained(shape, 0), folder, tokenizer=tokenizer)
-
-
-@pytest.fixture(scope="module")
-def user(tmp_path_factory, cases):
+def user(tmp_path_factory, clinic_cases, write_model):
     """A folder with what the commands name, and `bin` with the stand-ins."""
     folder = tmp_path_factory.mktemp("user")
-    for split, members in cases.items():
+    for split, members in clinic_cases.items():
         write_jsonl(members, folder / "path" / "to" / "MedCaseReasoning" / f"{split}.jsonl")
-    _write_model(folder / "DIR", cases["train"])
+    sizes = {"layers": 1, "width": 32, "heads": 2, "kv_heads": 2, "head_dim": 16, "mlp_width": 48}
+    write_model(folder / "DIR", qkv_bias=True, **sizes)  # a Qwen 2
     (folder / "path" / "to" / "folder").symlink_to(folder / "DIR")
     (folder / "bin").mkdir()
     code = MCR.format(small=SMALL, demo=DEMO)
@@ -115,18 +93,6 @@ def user(tmp_path_factory, cases):
         (folder / "bin" / name).chmod(0o755)
     build(str(folder / "path" / "to" / "MedCaseReasoning"), folder / "tfds")
     return folder
-
-
-@pytest.fixture(scope="module")
-def hub(hub_server, cases, tmp_path_factory):
-    """The same cases on a local Hub."""
-    files = {}
-    for split, members in cases.items():
-        file = tmp_path_factory.mktemp("hub") / f"{split}.parquet"
-        parquet.write_table(pa.Table.from_pylist([c.asdict() for c in members]), file)
-        files[f"data/{split}-00000-of-00001.parquet"] = file.read_bytes()
-    with hub_server(REPOSITORY, files) as server:
-        yield server
 
 
 @pytest.mark.parametrize("page", PAGES)

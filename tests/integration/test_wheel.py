@@ -12,9 +12,7 @@ import subprocess
 import sys
 import tarfile
 
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 from mcr_jax.cases import write_jsonl
 
@@ -196,31 +194,19 @@ def test_what_is_built_is_loaded_by_the_lines_that_readme_shows(installed, tmp_p
 
 
 def test_a_model_you_have_is_measured_in_four_commands(
-    clean, wheel, tmp_path, tiny_folder, clinic_cases, gemini, hub_server
+    clean, wheel, tmp_path, tiny_folder, gemini, hub
 ):
     """pip install, hf download, mcr build, mcr eval; a copy stands for the second one."""
-    (tmp_path / "tables").mkdir()
-    files = _files(clinic_cases, tmp_path / "tables")
-    with hub_server("zou-lab/MedCaseReasoning", files) as hub:
-        services = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
-        services |= {"GOOGLE_GEMINI_BASE_URL": gemini.url, "GEMINI_API_KEY": gemini.key}
-        services |= {"TFDS_DATA_DIR": str(tmp_path / "tfds"), "HF_HOME": str(tmp_path / "hf")}
-        clean.install("-c", ROOT / "constraints.txt", wheel)
-        clean.run(tmp_path, "cp", "-r", tiny_folder, "model")
-        assert "to load it in Python" in clean.run(tmp_path, "mcr", "build", **services)
-        quick = ("--config.sample.n=2", "--config.sample.max_tokens=8", "--config.sample.slots=8")
-        call = ("--config=eval", "--config.model.folder=model", "--workdir=runs/mine", *quick)
-        said = clean.run(tmp_path, "mcr", "eval", *call, **services)
+    services = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+    services |= {"GOOGLE_GEMINI_BASE_URL": gemini.url, "GEMINI_API_KEY": gemini.key}
+    services |= {"TFDS_DATA_DIR": str(tmp_path / "tfds"), "HF_HOME": str(tmp_path / "hf")}
+    clean.install("-c", ROOT / "constraints.txt", wheel)
+    clean.run(tmp_path, "cp", "-r", tiny_folder, "model")
+    assert "to load it in Python" in clean.run(tmp_path, "mcr", "build", **services)
+    quick = ("--config.sample.n=2", "--config.sample.max_tokens=8", "--config.sample.slots=8")
+    call = ("--config=eval", "--config.model.folder=model", "--workdir=runs/mine", *quick)
+    said = clean.run(tmp_path, "mcr", "eval", *call, **services)
     assert "accuracy@1" in said
     results = json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())
     assert list(results["models"]) == ["base"] and results["judge"]["name"].startswith("gemini:")
     assert (tmp_path / "runs" / "mine" / "report.html").exists()
-
-
-def _files(cases, folder: pathlib.Path) -> dict[str, bytes]:
-    """The published dataset's files on the Hub, with fictional cases."""
-    files = {}
-    for split, members in cases.items():
-        parquet.write_table(pa.Table.from_pylist([c.asdict() for c in members]), folder / split)
-        files[f"data/{split}-00000-of-00001.parquet"] = (folder / split).read_bytes()
-    return files

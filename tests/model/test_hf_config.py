@@ -9,6 +9,7 @@ import pytest
 import tiny_hf
 from hypothesis import given
 from hypothesis import strategies as st
+from published_keys import FOLDERS
 
 from mcr_jax.errors import McrError
 from mcr_jax.model import hf_config
@@ -48,21 +49,7 @@ def test_a_multimodal_gemma_3_of_few_words_takes_the_family_s_defaults():
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
         "sliding_window": 1024,
     }
-    told = {
-        "architectures": ["Gemma3ForConditionalGeneration"],
-        "boi_token_index": 255999,
-        "eoi_token_index": 256000,
-        "eos_token_id": [1, 106],
-        "image_token_index": 262144,
-        "initializer_range": 0.02,
-        "mm_tokens_per_image": 256,
-        "model_type": "gemma3",
-        "text_config": text,
-        "torch_dtype": "bfloat16",
-        "transformers_version": "4.50.0.dev0",
-        "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
-    }
-    c = hf_config.from_json(told)
+    c = hf_config.from_json({**FOLDERS["medgemma-4b-it"], "text_config": text})
     assert (c.vocab_size, c.heads, c.kv_heads, c.head_dim) == (262_208, 8, 4, 256)
     assert c.rope == Rope(theta=1e6, scaling="linear", factor=8.0)
     assert c.local_rope == Rope(theta=1e4)
