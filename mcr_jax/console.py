@@ -61,9 +61,10 @@ class Track:
         """Adds `count` finished units and shows `note` beside them."""
         self.update(self.done + count, note)
 
-    def update(self, done: int, note: str = "") -> None:
-        """Sets the finished units to `done`."""
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Sets the finished units to `done`, and the units in all where they are known only now."""
         with self._lock:
+            self.total = self.total if total is None else total
             if self._steady is None and done > self.done:
                 self._steady = (done, time.monotonic())
             self.done = done
@@ -79,7 +80,7 @@ class Track:
         if self._status is not None:
             note = self._status()
         if self._live is not None:
-            self._live.update(self._task, completed=done, note=note)
+            self._live.update(self._task, completed=done, total=self.total, note=note)
         elif not self._over:
             self._log(done, now, note)
 

@@ -130,3 +130,13 @@ def test_a_narrow_terminal_cuts_the_note_and_no_count_or_time(width, monkeypatch
     (line,) = {line.rstrip() for line in re.split(r"[\r\n]+", shown) if "1200/13092" in line}
     assert len(line) <= width and " -:--:-- " in line
     assert line.endswith(note) if width == 120 else line.endswith("…")
+
+
+def test_on_a_terminal_a_total_that_is_known_only_later_is_shown(monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with console.track("download", 0) as progress:
+        progress.update(3, "MB", 7)
+    assert "3/7" in screen.getvalue()

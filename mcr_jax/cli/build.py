@@ -81,12 +81,9 @@ def _downloaded(revision: str) -> tuple[str, str]:
     from mcr_jax.data import hub
 
     with console.track("download", 0) as progress:
-
-        def show(done: int, total: int) -> None:
-            progress.total = total >> 20
-            progress.update(done >> 20, "MB")
-
-        snapshot = hub.download(revision, show)
+        snapshot = hub.download(
+            revision, lambda done, total: progress.update(done >> 20, "MB", total >> 20)
+        )
     console.say(f"build: cases of {snapshot.origin}")
     if snapshot.commit != revision:
         console.say(f"build: the same ones another time: --revision={snapshot.commit}")
@@ -113,8 +110,7 @@ def _prepare(
     with console.track("build", 0) as progress:
 
         def show(done: int, total: int) -> None:
-            progress.total = total
-            progress.update(done)
+            progress.update(done, total=total)
 
         report = build(source, data_dir, overwrite, show, traces, origin)
     counts = ", ".join(f"{split} {count}" for split, count in report.counts.items())
