@@ -108,6 +108,7 @@ def test_what_the_weights_follow_from_cannot_change_in_a_workdir(mcr, workdir, t
     assert _state(workdir) == before
 
 
+@pytest.mark.slow
 def test_settings_of_sampling_and_judging_may_change_in_a_workdir(mcr, workdir, tiny):
     old = {row["digest"] for row in rows(workdir, "sample")}
     more = ("--config.sample.temperature=0.3", "--config.judge.recall_samples=1")
@@ -122,6 +123,7 @@ def test_settings_of_sampling_and_judging_may_change_in_a_workdir(mcr, workdir, 
     assert "agrees" in mcr.ok("verify", f"--workdir={workdir}")
 
 
+@pytest.mark.slow
 def test_a_second_run_gives_the_same_bytes_and_the_same_ledger(mcr, finished, tiny):
     mcr.ok("demo", "--workdir=elsewhere", *tiny)
     elsewhere = mcr.folder / "elsewhere"
@@ -130,6 +132,7 @@ def test_a_second_run_gives_the_same_bytes_and_the_same_ledger(mcr, finished, ti
     assert said(elsewhere) == said(finished.path)
 
 
+@pytest.mark.slow
 @pytest.mark.promise("Exit status: 0 done;")
 def test_the_stages_one_by_one_give_what_the_demo_gives(mcr, finished, tiny, tiny_config):
     sizes = {split: TINY[f"synthetic.{split}"] for split in ("train", "val", "test")}
