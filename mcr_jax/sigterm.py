@@ -31,17 +31,20 @@ def stoppable(told: str, asked: threading.Event | None = None) -> Iterator[None]
     if not hears():
         yield
         return
-    asked = asked or threading.Event()
+    asked, ignored = asked or threading.Event(), threading.Event()
     asked.clear()
 
     def stop(*_: object) -> None:
         asked.set()
+        ignored.clear()
         raise Stopped(told)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        with _again_where_ignored():
+        with _again_where_ignored(ignored):
             yield
+        if ignored.is_set():  # the block ended before the signal was raised again
+            raise Stopped(told)
     except Exception as error:
         if asked.is_set() and not isinstance(error, Stopped):
             raise Stopped(told) from error
@@ -51,10 +54,11 @@ def stoppable(told: str, asked: threading.Event | None = None) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def _again_where_ignored() -> Iterator[None]:
+def _again_where_ignored(pending: threading.Event) -> Iterator[None]:
     """Raises the signal again where it came in a callback whose exceptions Python ignores.
 
-    Such are finalizers and callbacks of the garbage collector, jax's among them.
+    Such are finalizers and callbacks of the garbage collector, jax's among them. `pending` is set
+    until then.
     """
     before, over = sys.unraisablehook, threading.Event()
 
@@ -64,6 +68,7 @@ def _again_where_ignored() -> Iterator[None]:
 
     def hook(ignored: "sys.UnraisableHookArgs") -> None:
         if isinstance(ignored.exc_value, Stopped):
+            pending.set()
             threading.Thread(target=again, daemon=True).start()
         else:
             before(ignored)

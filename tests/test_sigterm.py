@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from mcr_jax.cli import main as cli
 from mcr_jax.errors import McrError, Stopped
 from mcr_jax.sigterm import stoppable
 
@@ -60,6 +61,25 @@ def test_a_signal_in_a_callback_whose_exceptions_are_ignored_ends_the_block_all_
         Callback()
         threading.Event().wait(timeout=30)
     assert sys.unraisablehook is before
+
+
+def test_a_signal_that_was_ignored_just_before_the_end_of_the_block_is_not_lost():
+    class Callback:
+        def __del__(self):
+            terminate()
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="kept"), stoppable("kept"):
+        Callback()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_between_two_stages_of_a_command_it_has_the_same_status(monkeypatch, capsys):
+    monkeypatch.setattr("mcr_jax.cli.configs.main", lambda argv: terminate())
+    assert cli.main(["configs"]) == 75
+    assert capsys.readouterr().err == (
+        "mcr configs: stopped by SIGTERM; the same command goes on from here\n"
+    )
 
 
 def test_in_another_thread_the_signal_is_left_alone():

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from mcr_jax import __version__
 from mcr_jax.errors import McrError, Stopped, UsageError
+from mcr_jax.sigterm import stoppable
 
 _STOPPED = 75  # the status of work that was stopped and is to be called again
 _KEEPING = ("score", "report", "verify")  # hold every row: looking for garbage there is in vain
@@ -69,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
         if name in _KEEPING:
             gc.set_threshold(100_000)  # new objects before a search; a tenth of the time was search
         command = importlib.import_module(f"mcr_jax.cli.{name}")
-        return command.main(rest) or 0
+        with stoppable("stopped by SIGTERM; the same command goes on from here"):
+            return command.main(rest) or 0
     except UsageError as error:
         print(f"mcr {name}: {error}", file=sys.stderr)
         return 2

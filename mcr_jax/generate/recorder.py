@@ -3,7 +3,6 @@
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 from mcr_jax.generate.ledger import Attempt, Ledger
 from mcr_jax.sigterm import held
@@ -21,8 +20,10 @@ class Recorder:
         """Rows go to `ledger`; `progress` is told of settled rows once they are durable."""
         self._ledger, self._progress = ledger, progress
         self._rows: queue.SimpleQueue[tuple[Sequence[Attempt], int] | None] = queue.SimpleQueue()
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="recorder")
-        self._work_done: Future[None] = Future()
+        # A daemon: a signal between its start and the block would leave it waiting for rows, and
+        # Python waits for every other thread when it exits.
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._problem: Exception | None = None
         self._closing = threading.Event()
 
     def put(self, rows: Sequence[Attempt], settled: int) -> None:
@@ -32,20 +33,26 @@ class Recorder:
 
     def check(self) -> None:
         """Raises what ended the writing, if anything has."""
-        if self._work_done.done():
-            self._work_done.result()
+        if self._problem is not None:
+            raise self._problem
 
     def __enter__(self) -> "Recorder":
-        self._work_done = self._threads.submit(self._work)
+        self._thread.start()
         return self
 
     def __exit__(self, kind: object, *unused: object) -> None:
         with held():  # the ledger is not to be closed before the last rows are in it
             self._rows.put(None)
             self._closing.set()
-            self._threads.shutdown()
+            self._thread.join()
         if kind is None:  # or it would hide what ended the block
             self.check()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except Exception as problem:  # noqa: BLE001 - raised again by `check`, in the caller's thread
+            self._problem = problem
 
     def _work(self) -> None:
         going = True

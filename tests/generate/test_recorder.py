@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -30,6 +32,18 @@ class Interrupted(Ledger):
     def close(self):
         super().close()
         self.closed.set()
+
+
+def test_a_signal_while_it_starts_keeps_no_process_from_ending(tmp_path):
+    """Between the start of its thread and the block there is nothing that could end it."""
+    code = (
+        "import sys\nfrom mcr_jax.generate.ledger import Ledger\n"
+        "from mcr_jax.generate.recorder import Recorder\n"
+        "with Ledger(sys.argv[1]) as ledger:\n"
+        "    Recorder(ledger, print).__enter__()\n    sys.exit(75)"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "l.sqlite"]
+    assert subprocess.run(command, timeout=60).returncode == 75
 
 
 @pytest.mark.promise("records their answers and exits with 75")
