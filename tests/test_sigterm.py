@@ -95,10 +95,11 @@ def test_in_another_thread_the_signal_is_left_alone():
     assert found == [before]
 
 
-def test_a_second_sigterm_while_the_process_ends_changes_no_status():
+@pytest.mark.parametrize("status", [0, 75])
+def test_a_sigterm_while_the_process_ends_changes_no_status(status):
     code = (
         "import atexit, os, signal\nfrom mcr_jax.cli import main as cli\n"
-        "cli.main = lambda argv: 75\n"
+        f"cli.main = lambda argv: {status}\n"
         "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\ncli.entry()"
     )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 75
+    assert subprocess.run([sys.executable, "-c", code]).returncode == status

@@ -93,6 +93,5 @@ def entry() -> None:
     """The console script."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     status = main(sys.argv[1:])
-    if status == _STOPPED:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would change the status
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # while Python exits it would change the status
     sys.exit(status)
