@@ -23,9 +23,9 @@ import torch
 import transformers
 
 from mcr_jax.generate.engine.engine import Engine
+from mcr_jax.generate.engine.scheduling import Prompt
 from mcr_jax.generate.engine.state import Shape
 from mcr_jax.generate.engine.weights import take
-from mcr_jax.generate.engine.work import Prompt
 from mcr_jax.model import hf
 from mcr_jax.model.sharding import one_device
 

@@ -24,7 +24,7 @@ from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.gemini import Gemini
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
-from mcr_jax.judge.run import judge
+from mcr_jax.judge.ask import judge
 from mcr_jax.workdir import Workdir
 
 from .loopback import Loopback

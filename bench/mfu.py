@@ -8,7 +8,7 @@ answers are trained. Each side runs in a process of its own, and so has the whol
 transformers takes the same segments in one row, told apart by their positions, with gradient
 checkpointing, fused AdamW in bfloat16 and whichever of its attentions is fastest.
 
-`mfu` counts what `mcr_jax.train.flops` counts, the same for both sides, over the best matrix
+`mfu` counts what `mcr_jax.model.flops` counts, the same for both sides, over the best matrix
 product measured in the same process. Bytes are what XLA planned for the step and the most that the
 allocator held. Needs jax, flax, optax, numpy, torch and transformers only.
 """
@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mcr_jax.model.config import DecoderConfig, Rope
-from mcr_jax.train import flops
+from mcr_jax.model import flops
+from mcr_jax.model.shape import DecoderConfig, Rope
 
 from . import matmul_size, timed
 

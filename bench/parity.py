@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.model import hf
 from mcr_jax.model.sharding import make_mesh
+from mcr_jax.text.tokenizer import Tokenizer
 
 
 def main() -> None:

@@ -19,12 +19,12 @@ import transformers
 from mcr_jax import config, prompts
 from mcr_jax.cases import read_cases
 from mcr_jax.data.example import prompt_messages
-from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.generate.api import Request
 from mcr_jax.generate.engine.state import Shape
 from mcr_jax.generate.local import LocalModel
 from mcr_jax.model import hf
 from mcr_jax.model.sharding import one_device
+from mcr_jax.text.tokenizer import Tokenizer
 
 from . import alternate, fastest, line
 

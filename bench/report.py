@@ -25,7 +25,7 @@ from pathlib import Path
 from mcr_jax import completion, prompts, synthetic
 from mcr_jax import config as configs
 from mcr_jax.cases import Case
-from mcr_jax.cli.experiment import Experiment
+from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate.api import Outcome, Request
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.judges import diagnosis, reasons

@@ -25,8 +25,8 @@ import time
 
 import numpy as np
 
-from mcr_jax.model import published
-from mcr_jax.model.config import DecoderConfig
+from mcr_jax.model.hf import published
+from mcr_jax.model.shape import DecoderConfig
 
 from . import matmul_size, timed
 
@@ -73,9 +73,9 @@ def _ours(config: DecoderConfig, tokens, lengths, flags):
     from flax import nnx
 
     from mcr_jax.generate.engine.engine import Engine
+    from mcr_jax.generate.engine.scheduling import Prompt
     from mcr_jax.generate.engine.state import Shape
     from mcr_jax.generate.engine.weights import take
-    from mcr_jax.generate.engine.work import Prompt
     from mcr_jax.model.blueprint import blueprint, initial_params
     from mcr_jax.model.sharding import one_device, shardings
 

@@ -16,8 +16,8 @@ def sft(arg: str, *, name: str, shape: str, rate: float, lora_rate: float) -> Co
       arg: "full" trains all weights, kept in float32; "lora" trains adapters beside weights kept in
         bfloat16. Both compute in bfloat16.
       name: of the experiment, without a size: folders of every size are taken.
-      shape: one of `mcr_jax.model.published`, for --plan before a folder is here; folders must be
-        of its family.
+      shape: one of `mcr_jax.model.hf.published`, for --plan before a folder is here; folders must
+        be of its family.
       rate, lora_rate: the peak of the learning rate.
 
     Raises:

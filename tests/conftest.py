@@ -123,7 +123,7 @@ def clinic_prompt():
 def clinic_tokenizer(clinic_cases, clinic_prompt):
     """A small tokenizer trained on `clinic_cases`."""
     from mcr_jax.data.example import training_texts
-    from mcr_jax.data.tokenizer import Tokenizer
+    from mcr_jax.text.tokenizer import Tokenizer
 
     return Tokenizer.train(training_texts(clinic_cases["train"], clinic_prompt), 500)
 
@@ -132,7 +132,7 @@ def clinic_tokenizer(clinic_cases, clinic_prompt):
 def write_model(clinic_tokenizer):
     """Writes a Hugging Face folder of a tiny random decoder with `clinic_tokenizer`."""
     from mcr_jax.model import hf, store
-    from mcr_jax.model.config import DecoderConfig
+    from mcr_jax.model.shape import DecoderConfig
 
     def write(folder: pathlib.Path, **shape: object) -> pathlib.Path:
         config = DecoderConfig(vocab_size=clinic_tokenizer.vocab_size, tied=False, **shape)
@@ -189,7 +189,7 @@ def small_disk(mount_disk):
 @pytest.fixture(scope="session")
 def tiny_shape():
     """A decoder that compiles in a moment and that meshes of eight devices divide."""
-    from mcr_jax.model.config import DecoderConfig
+    from mcr_jax.model.shape import DecoderConfig
 
     sizes = {"vocab_size": 48, "layers": 2, "width": 16, "heads": 4, "kv_heads": 2}
     return DecoderConfig(**sizes, head_dim=8, mlp_width=32, embedding_scale=4.0)

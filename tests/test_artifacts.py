@@ -9,12 +9,12 @@ from mcr_jax import artifacts, completion, config
 from mcr_jax.cases import Case
 from mcr_jax.cli import score as score_command
 from mcr_jax.cli import stitch as stitch_command
-from mcr_jax.cli.experiment import Experiment
 from mcr_jax.errors import McrError, UsageError
+from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.report import page
-from mcr_jax.score.run import score
+from mcr_jax.score.results import score
 from mcr_jax.score.verify import verify
 from mcr_jax.workdir import Workdir
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mcr_jax import errors
-from mcr_jax.build import BuildReport, build
+from mcr_jax.build.prepare import BuildReport, build
 from mcr_jax.cases import Case, read_cases, source_fingerprint, write_jsonl
 from mcr_jax.data import dataset
 
@@ -142,7 +142,7 @@ def test_building_and_loading_need_no_tensorflow_and_print_nothing(source, built
     for prelude in ("", NO_TENSORFLOW):
         done = python(
             f"{prelude}import sys\n"
-            "from mcr_jax.build import build\n"
+            "from mcr_jax.build.prepare import build\n"
             "from mcr_jax.data import dataset\n"
             "build(sys.argv[1], sys.argv[2], overwrite=True)\n"
             "assert len(dataset.load_cases(sys.argv[2], 'train')) == 230\n"
@@ -155,7 +155,7 @@ def test_building_and_loading_need_no_tensorflow_and_print_nothing(source, built
 
 
 def test_the_default_folder_is_that_of_tfds(source, tmp_path):
-    code = "import sys; from mcr_jax.build import build; print(build(sys.argv[1]).data_dir)"
+    code = "import sys; from mcr_jax.build.prepare import build; print(build(sys.argv[1]).data_dir)"
     for environment in ({"TFDS_DATA_DIR": str(tmp_path / "named")}, {"HOME": str(tmp_path)}):
         done = python(code, source, **environment)
         folder = environment.get("TFDS_DATA_DIR") or str(tmp_path / "tensorflow_datasets")
@@ -235,7 +235,7 @@ def test_a_dataset_that_lost_a_file_is_built_again(built, source, tmp_path):
 
 _KILLED = """
 import os, signal, sys
-from mcr_jax.build import build
+from mcr_jax.build.prepare import build
 kill = lambda done, total: done == 100 and os.kill(os.getpid(), signal.SIGKILL)
 build(sys.argv[1], sys.argv[2], overwrite=True, progress=kill)
 """
@@ -243,7 +243,7 @@ build(sys.argv[1], sys.argv[2], overwrite=True, progress=kill)
 _DISK_FULL = """
 import resource, sys
 from mcr_jax import errors
-from mcr_jax.build import build
+from mcr_jax.build.prepare import build
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))  # no file may grow beyond 8 KiB
 try:
     build(sys.argv[1], sys.argv[2], overwrite=True)

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from trace_rows import row
 
 from mcr_jax import errors, synthetic
-from mcr_jax.build import build
+from mcr_jax.build.prepare import build
 from mcr_jax.cases import FIELDS, write_jsonl
 from mcr_jax.data import dataset, traces
 
@@ -130,7 +130,7 @@ def test_traces_that_miss_a_case_of_train_or_val_prepare_nothing(source, tmp_pat
 
 def test_building_stitched_needs_no_tensorflow(source, traces_path, tmp_path):
     code = (
-        "import sys\nfrom mcr_jax.build import build\n"
+        "import sys\nfrom mcr_jax.build.prepare import build\n"
         "build(sys.argv[1], sys.argv[2], traces_path=sys.argv[3])\n"
         "assert 'tensorflow' not in sys.modules"
     )

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from mcr_jax import config as configs
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.model.config import PROJECTIONS
+from mcr_jax.model.shape import PROJECTIONS
 
 FIELDS = dict(configs.fields(configs.default()))
 SHIPPED = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("[!_]*.py"))

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from mcr_jax import config as configs
-from mcr_jax.cli import _plan
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import UsageError
-from mcr_jax.train.devices import devices
-from mcr_jax.train.plan import plan
+from mcr_jax.model.devices import devices
+from mcr_jax.plan import tables
+from mcr_jax.plan.training import plan
 
 FOLDER = Path(configs.__file__).parents[1] / "configs"
 SFT = sorted(path.stem for path in FOLDER.glob("sft_*.py"))
@@ -51,7 +51,7 @@ def test_a_variant_fits_the_hardware_that_its_docstring_names(
     c = get_config(name, arg)
     if field:
         c.update_from_flattened_dict({field: int(value)})
-    made = plan(c, _plan.shape_of(c), devices(hardware))
+    made = plan(c, tables.shape_of(c), devices(hardware))
     assert made.problem == ""
     # What the docstring says may round, and lag behind the estimate a little.
     assert made.memory.total / 1e9 == pytest.approx(float(needed), rel=0.05)

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from mcr_jax import cases, completion, prompts, quotes, statements
-from mcr_jax.data import plain_chat, traces
+from mcr_jax.data import traces
 from mcr_jax.generate.api import Request
 from mcr_jax.generate.stops import StopFinder, cut
 from mcr_jax.judges import _words, diagnosis, offline, reasons
 from mcr_jax.report import evidence
 from mcr_jax.stitch import audit, form, match, names, text
+from mcr_jax.text import plain_chat
 
 CASE = cases.Case(
     case_prompt="A fictional patient had fever.",

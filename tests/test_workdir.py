@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.model.folder import refuse_taken
+from mcr_jax.model.hf.safetensors_files import refuse_taken
 from mcr_jax.paths import local_folder
 from mcr_jax.workdir import Workdir, digest, read_json, storage_path
 

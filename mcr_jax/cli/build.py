@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mcr_jax import console
-from mcr_jax.cli.experiment import SYNTHETIC, Experiment
 from mcr_jax.cli.flags import Flags
+from mcr_jax.cli.stage_main import opened
 from mcr_jax.errors import McrError, UsageError
+from mcr_jax.experiment.experiment import SYNTHETIC, Experiment
 from mcr_jax.paths import local_folder
 
 if TYPE_CHECKING:
-    from mcr_jax.build import BuildReport
+    from mcr_jax.build.prepare import BuildReport
 
 _REVISION = "main"
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     if values["source"] and values["revision"]:
         raise UsageError("--revision is one of the Hub: give it or --source, not both")
     if values["workdir"] and not values["source"]:
-        experiment = Experiment.open(flags)
+        experiment = opened(flags)
         with experiment.working():
             report = run(experiment, traces, values["revision"])
     else:
@@ -104,7 +105,7 @@ def _checked(path: str) -> str:
 def _prepare(
     source: str, data_dir: object, overwrite: bool, traces: str, origin: str
 ) -> "BuildReport":
-    from mcr_jax.build import build
+    from mcr_jax.build.prepare import build
     from mcr_jax.data.statement_counts import describe
 
     with console.track("build", 0) as progress:

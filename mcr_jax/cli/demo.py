@@ -10,8 +10,9 @@ from importlib import resources
 from mcr_jax import artifacts, console
 from mcr_jax.cli import build, judge, sample, score, stitch, train
 from mcr_jax.cli import eval as evaluation
-from mcr_jax.cli.experiment import Experiment, newest_step
 from mcr_jax.cli.flags import Flags
+from mcr_jax.cli.stage_main import opened
+from mcr_jax.experiment.experiment import Experiment, newest_step
 
 
 def main(argv: Sequence[str]) -> None:
@@ -22,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
         flags.string("judge", "", "offline or gemini; default: as the config says")
         if not flags.parse(argv):
             return
-        experiment = Experiment.open(flags, judge=flags.values["judge"].value)
+        experiment = opened(flags, judge=flags.values["judge"].value)
     with experiment.working():
         run(experiment)
 

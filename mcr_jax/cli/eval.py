@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 from mcr_jax import artifacts, console
 from mcr_jax.cli import judge, report, sample, score
-from mcr_jax.cli.experiment import Experiment, run_stage
+from mcr_jax.cli.stage_main import stage_main
 from mcr_jax.errors import McrError
+from mcr_jax.experiment.experiment import Experiment
 
 
 def main(argv: Sequence[str]) -> None:
     """`mcr eval --config=FILE.py --workdir=DIR`."""
-    run_stage("eval", __doc__, argv, run)
+    stage_main("eval", __doc__, argv, run)
 
 
 def run(experiment: Experiment) -> None:

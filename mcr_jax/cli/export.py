@@ -7,9 +7,10 @@ from typing import Any
 
 from mcr_jax import config as configs
 from mcr_jax import console, disk
-from mcr_jax.cli.experiment import Experiment, newest_step
 from mcr_jax.cli.flags import Flags
+from mcr_jax.cli.stage_main import opened
 from mcr_jax.errors import UsageError
+from mcr_jax.experiment.experiment import Experiment, newest_step
 from mcr_jax.paths import local_folder
 from mcr_jax.workdir import digest, write_text
 
@@ -35,19 +36,19 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError(f"--dtype={dtype}: there are float32 and bfloat16")
     out = local_folder(out)
     if not flags.values["adapters"].value:
-        run(Experiment.open(flags), out, name, dtype)
+        run(opened(flags), out, name, dtype)
         return
     if name == "base":
         raise UsageError("--adapters --model=base: the base model has no adapters")
     if dtype:
         raise UsageError("--adapters --dtype: adapters are written as trained")
-    export_adapters(Experiment.open(flags), out)
+    export_adapters(opened(flags), out)
 
 
 def run(experiment: Experiment, out: Path, name: str, dtype: str = "") -> None:
     """Writes the model, spread over all devices while it is in memory."""
     from mcr_jax.model import hf, store
-    from mcr_jax.model.folder import refuse_taken
+    from mcr_jax.model.hf.safetensors_files import refuse_taken
     from mcr_jax.model.sharding import make_mesh
 
     e, mesh = experiment, make_mesh(1, -1, 1)
@@ -73,7 +74,7 @@ def run(experiment: Experiment, out: Path, name: str, dtype: str = "") -> None:
 def export_adapters(experiment: Experiment, out: Path) -> None:
     """Writes the adapters of a run that trained some."""
     from mcr_jax.model import lora, store
-    from mcr_jax.model.folder import refuse_taken
+    from mcr_jax.model.hf.safetensors_files import refuse_taken
     from mcr_jax.model.sharding import make_mesh
 
     e = experiment

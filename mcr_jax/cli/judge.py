@@ -8,19 +8,20 @@ config.judge.unresolved_limit allows.
 from collections.abc import Sequence
 
 from mcr_jax import console
-from mcr_jax.cli.experiment import Experiment, run_stage
+from mcr_jax.cli.stage_main import stage_main
 from mcr_jax.errors import McrError
+from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.sigterm import stoppable
 
 
 def main(argv: Sequence[str]) -> None:
     """`mcr judge --config=FILE.py --workdir=DIR`."""
-    run_stage("judge", __doc__, argv, run_alone)
+    stage_main("judge", __doc__, argv, run_alone)
 
 
 def ready(experiment: Experiment) -> None:
     """Raises UsageError if the judge cannot be called: better before hours of work than after."""
-    from mcr_jax.judge.run import check
+    from mcr_jax.judge.ask import check
 
     check(experiment.workdir, experiment.config)
 
@@ -41,7 +42,7 @@ def run(experiment: Experiment) -> tuple[bool, str]:
     Raises:
       Stopped: SIGTERM came; every verdict that came is in the ledger.
     """
-    from mcr_jax.judge.run import judge, too_few
+    from mcr_jax.judge.ask import judge, too_few
 
     with stoppable("stopped by SIGTERM; every verdict that came is kept, call again to go on"):
         counts = judge(experiment.workdir, experiment.config, experiment.eval_cases())

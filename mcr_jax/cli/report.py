@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from mcr_jax import console
-from mcr_jax.cli.experiment import Experiment, run_stage
+from mcr_jax.cli.stage_main import stage_main
+from mcr_jax.experiment.experiment import Experiment
 
 
 def main(argv: Sequence[str]) -> None:
     """`mcr report --config=FILE.py --workdir=DIR`."""
-    run_stage("report", __doc__, argv, run)
+    stage_main("report", __doc__, argv, run)
 
 
 def run(experiment: Experiment) -> None:

@@ -4,20 +4,21 @@ import functools
 from collections.abc import Sequence
 
 from mcr_jax import console
-from mcr_jax.cli.experiment import Experiment, devices, newest_step, run_stage
+from mcr_jax.cli.stage_main import stage_main
 from mcr_jax.errors import McrError
-from mcr_jax.model.names import TRAINED
+from mcr_jax.experiment.experiment import Experiment, devices, newest_step
+from mcr_jax.model.model_names import TRAINED
 from mcr_jax.sigterm import stoppable
 
 
 def main(argv: Sequence[str]) -> None:
     """`mcr sample --config=FILE.py --workdir=DIR`."""
-    run_stage("sample", __doc__, argv, run)
+    stage_main("sample", __doc__, argv, run)
 
 
 def ready(experiment: Experiment) -> None:
     """Raises UsageError if a model to sample is none: better before hours of work than after."""
-    from mcr_jax.sample import check
+    from mcr_jax.sample.draw import check
 
     check(experiment.config)
 
@@ -28,13 +29,13 @@ def run(experiment: Experiment) -> None:
     Raises:
       Stopped: SIGTERM came; every completion that was finished is in the ledger.
     """
-    from mcr_jax.cli import _sampled
+    from mcr_jax.sample import finished
 
     e = experiment
     ready(e)
     left = []
     for name in e.config.sample.models:
-        count = _sampled.complete(e, name)
+        count = finished.complete(e, name)
         if count is None:
             left.append(name)
         else:
@@ -44,10 +45,9 @@ def run(experiment: Experiment) -> None:
 
 
 def _draw(e: Experiment, names: Sequence[str]) -> None:
-    from mcr_jax.cli import _sampled
-    from mcr_jax.sample import require_room, sample
+    from mcr_jax.sample import finished, require_room, sample
 
-    rests = functools.partial(_sampled.rests, e)
+    rests = functools.partial(finished.rests, e)
     with stoppable("stopped by SIGTERM; every finished completion is kept, call again to go on"):
         e.refuse_other(e.origin())
         cases = e.eval_cases()

@@ -4,18 +4,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from mcr_jax import console
-from mcr_jax.cli.experiment import Experiment, run_stage
+from mcr_jax.cli.stage_main import stage_main
+from mcr_jax.experiment.experiment import Experiment
 
 
 def main(argv: Sequence[str]) -> None:
     """`mcr score --config=FILE.py --workdir=DIR`."""
-    run_stage("score", __doc__, argv, lambda experiment: show(run(experiment)))
+    stage_main("score", __doc__, argv, lambda experiment: show(run(experiment)))
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
     """Scores; returns the contents of results.json."""
-    from mcr_jax.judge.run import readings
-    from mcr_jax.score.run import score
+    from mcr_jax.judge.ask import readings
+    from mcr_jax.score.results import score
 
     results = score(experiment.workdir, experiment.config)
     console.say(f"score: {experiment.workdir.results}")

@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from mcr_jax import artifacts, console, prompts
 from mcr_jax import config as configs
-from mcr_jax.cli.experiment import Experiment, devices, newest_step, run_stage
+from mcr_jax.cli.stage_main import stage_main
 from mcr_jax.errors import McrError
+from mcr_jax.experiment.experiment import Experiment, devices, newest_step
 from mcr_jax.sigterm import stoppable
 from mcr_jax.workdir import digest
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     """`mcr stitch --config=FILE.py --workdir=DIR`."""
-    run_stage("stitch", __doc__, argv, run)
+    stage_main("stitch", __doc__, argv, run)
 
 
 def ready(experiment: Experiment) -> None:
@@ -37,12 +38,12 @@ def ready(experiment: Experiment) -> None:
 
 def run(experiment: Experiment) -> None:
     """Makes traces.parquet and stitch.json, or says that they are there."""
+    from mcr_jax import statistics
     from mcr_jax.data import traces
     from mcr_jax.generate.ledger import Ledger, Scope
     from mcr_jax.generate.room import require_room
-    from mcr_jax.score import statistics
-    from mcr_jax.stitch.run import STAGE, stitch
     from mcr_jax.stitch.summary import summarize
+    from mcr_jax.stitch.write import STAGE, stitch
 
     e, workdir, prompt = experiment, experiment.workdir, _prompt(experiment.config)
     e.refuse_other(e.origin())
@@ -120,7 +121,7 @@ def _generator(e: Experiment) -> "tuple[Generator | Remote, str, Callable[[], st
 
 def _prompt(config: ConfigDict) -> prompts.Prompt:
     """Raises UsageError if it cannot be used."""
-    from mcr_jax.stitch.run import PROMPT, check
+    from mcr_jax.stitch.write import PROMPT, check
 
     prompt = prompts.load(PROMPT, config.prompts)
     check(config, prompt)

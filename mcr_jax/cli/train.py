@@ -5,8 +5,9 @@ from typing import Any
 
 from mcr_jax import config as configs
 from mcr_jax import console
-from mcr_jax.cli.experiment import Experiment, devices
 from mcr_jax.cli.flags import Flags
+from mcr_jax.cli.stage_main import opened
+from mcr_jax.experiment.experiment import Experiment, devices
 
 
 def main(argv: Sequence[str]) -> None:
@@ -21,10 +22,10 @@ def main(argv: Sequence[str]) -> None:
         return
     plan, profile = flags.values["plan"].value, flags.values["profile"].value
     if plan is not None:
-        from mcr_jax.cli import _plan
+        from mcr_jax.plan import tables
 
         config = flags.config()
-        _plan.run(config, _plan.shape_of(config), plan)
+        tables.run(config, tables.shape_of(config), plan)
         return
     from mcr_jax.train import hosts
     from mcr_jax.train.profile import steps
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     traced = range(0) if profile is None else steps(profile)
     with hosts.together():
         console.silence(not hosts.writes())
-        experiment = Experiment.open(flags, writes=hosts.writes())
+        experiment = opened(flags, writes=hosts.writes())
         with experiment.working():
             run(experiment, traced)
 
@@ -71,7 +72,7 @@ def run(experiment: Experiment, profile: range = range(0)) -> None:
 
 
 def _told(rates: dict[str, float]) -> str:
-    from mcr_jax.train.flops import CONVENTION
+    from mcr_jax.model.flops import CONVENTION
 
     told = [f"{rates['tokens_per_second']:,.0f} tokens/s"]
     if "mfu" in rates:

@@ -6,9 +6,10 @@ Where the dataset is not at hand, the verdicts on reasons are taken as they are,
 from collections.abc import Sequence
 
 from mcr_jax import console
-from mcr_jax.cli.experiment import Experiment
 from mcr_jax.cli.flags import Flags
+from mcr_jax.cli.stage_main import opened
 from mcr_jax.errors import McrError
+from mcr_jax.experiment.experiment import Experiment
 
 
 def main(argv: Sequence[str]) -> None:
@@ -16,7 +17,7 @@ def main(argv: Sequence[str]) -> None:
     flags = Flags("verify", __doc__)
     flags.experiment()
     if flags.parse(argv):
-        run(Experiment.open(flags))
+        run(opened(flags))
 
 
 def run(experiment: Experiment) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 
 from mcr_jax import completion
 from mcr_jax.cases import Case
-from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.prompts import Prompt
+from mcr_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,9 @@ from mcr_jax import console
 from mcr_jax.cases import Case
 from mcr_jax.data.cache import cached
 from mcr_jax.data.example import Example, conversation, example
-from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.errors import McrError
 from mcr_jax.prompts import Prompt
+from mcr_jax.text.tokenizer import Tokenizer
 from mcr_jax.workdir import digest
 
 _READING = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)

@@ -18,21 +18,21 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mcr_jax.config import sampling_dtype
-from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.errors import McrError
-from mcr_jax.generate import memory
+from mcr_jax.generate import slots
 from mcr_jax.generate.api import Outcome, Reply, Request, Usage
 from mcr_jax.generate.engine import kernels
 from mcr_jax.generate.engine.engine import Engine, Pulse
+from mcr_jax.generate.engine.scheduling import Prompt, Sample
 from mcr_jax.generate.engine.state import Shape
 from mcr_jax.generate.engine.weights import take
-from mcr_jax.generate.engine.work import Prompt, Sample
-from mcr_jax.generate.memory import Plan
+from mcr_jax.generate.slots import Plan
 from mcr_jax.generate.stops import StopFinder, cut
 from mcr_jax.model import store
-from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.decoder import Decoder
 from mcr_jax.model.fingerprint import fingerprint
+from mcr_jax.model.shape import DecoderConfig
+from mcr_jax.text.tokenizer import Tokenizer
 from mcr_jax.workdir import Workdir
 
 _FULL = ("RESOURCE_EXHAUSTED", "Out of memory")  # how XLA says that a device's memory is
@@ -192,11 +192,11 @@ def prepare(
       section: of the config that the sizes come from, for errors.
 
     Raises:
-      UsageError, McrError: as `memory.plan`.
+      UsageError, McrError: as `slots.plan`.
     """
     decoder = dataclasses.replace(decoder, dtype=sampling_dtype(config), lora=None)
     kernel = kernels.choose(decoder, wanted)
-    return memory.plan(decoder, wanted, memory.machine(), kernel, tensor=tensor, section=section)
+    return slots.plan(decoder, wanted, slots.machine(), kernel, tensor=tensor, section=section)
 
 
 def load(

@@ -12,7 +12,7 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from mcr_jax.model import _blockwise, _splash
+from mcr_jax.model import blockwise_attention, splash_attention
 
 
 class BackendError(ValueError):
@@ -74,10 +74,10 @@ def attention(
     elif reason := _refusal(backend, q, k, v, segment_ids):
         raise BackendError(f"attention backend {backend!r} cannot do this: {reason}")
     if backend == "splash":
-        return _splash.attention(q, k, v, segment_ids, window, scale)
+        return splash_attention.attention(q, k, v, segment_ids, window, scale)
     if backend == "cudnn":
         return _library(q, k, v, segment_ids, window, scale, "cudnn")
-    return _blockwise.attention(window, scale, q, k, v, segment_ids)
+    return blockwise_attention.attention(window, scale, q, k, v, segment_ids)
 
 
 def _choose(q, k, v, segment_ids) -> str:
@@ -100,7 +100,7 @@ def _log_once(choice: str) -> None:
 def _refusal(backend: str, q, k, v, segment_ids) -> str | None:
     """Why the backend cannot do this, or None if it can."""
     if backend == "splash":
-        return _splash.refusal(q, k, v)
+        return splash_attention.refusal(q, k, v)
     if backend == "cudnn":
         return _cudnn_refusal(q, k, v, segment_ids)
     return None
@@ -139,7 +139,9 @@ def _library(q, k, v, segment_ids, window, scale, implementation: str) -> jax.Ar
     mask, local = None, None
     if segment_ids is not None:
         places = jnp.arange(q.shape[1])
-        mask = _blockwise.visible(places, places, window, segment_ids, segment_ids)[:, None]
+        mask = blockwise_attention.visible(places, places, window, segment_ids, segment_ids)[
+            :, None
+        ]
     elif window is not None:
         local = (window - 1, 0)  # keys to the left of the query's own, and to its right
     return jax.nn.dot_product_attention(

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.decoder import Decoder
+from mcr_jax.model.shape import DecoderConfig
 
 ADAPTERS = ("_lora_a", "_lora_b")  # what the names of adapters end with
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mcr_jax.model.attention import attention
-from mcr_jax.model.config import PROJECTIONS, DecoderConfig
+from mcr_jax.model.shape import PROJECTIONS, DecoderConfig
 
 # (q, k, v) -> (attention output [..., H, D], what the layer leaves behind)
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]

@@ -26,11 +26,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from mcr_jax.errors import McrError
 from mcr_jax.model.blueprint import blueprint, initial_params, parts
-from mcr_jax.model.config import PROJECTIONS, DecoderConfig, LoraConfig
 from mcr_jax.model.decoder import Decoder
-from mcr_jax.model.folder import DTYPES, new_folder, opened, write
-from mcr_jax.model.hf_files import grouped
-from mcr_jax.model.hf_names import Placed
+from mcr_jax.model.hf.safetensors_files import DTYPES, new_folder, opened, write
+from mcr_jax.model.hf.tensor_names import Placed
+from mcr_jax.model.hf.weight_files import grouped
+from mcr_jax.model.shape import PROJECTIONS, DecoderConfig, LoraConfig
 from mcr_jax.model.sharding import make_mesh, shardings
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"

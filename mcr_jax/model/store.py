@@ -21,9 +21,9 @@ from mcr_jax import console
 from mcr_jax.errors import McrError, Stopped
 from mcr_jax.model import hf, lora
 from mcr_jax.model.blueprint import blueprint, initial_params, parts
-from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.decoder import Decoder
-from mcr_jax.model.names import UNTRAINED, check_name
+from mcr_jax.model.model_names import UNTRAINED, check_name
+from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.model.sharding import abstract, one_device, shardings
 from mcr_jax.workdir import storage_path
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mcr_jax.score import statistics
+from mcr_jax import statistics
 from mcr_jax.score.accuracy import Estimate
 
 Estimates = Mapping[str, Mapping[str, Estimate]]  # metric -> case fingerprint -> estimate

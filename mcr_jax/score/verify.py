@@ -19,7 +19,7 @@ from mcr_jax.generate.api import Outcome, Request
 from mcr_jax.generate.joined import Sample, counting, read_all, uncollected
 from mcr_jax.generate.ledger import Attempt, Ledger
 from mcr_jax.judges import diagnosis, reasons
-from mcr_jax.score.run import tabulate
+from mcr_jax.score.results import tabulate
 from mcr_jax.workdir import Workdir
 
 _SHOWN = 160  # characters of a value in a line

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mcr_jax.data.traces import JOINED, STITCHED, Trace
-from mcr_jax.stitch.run import REASONS
+from mcr_jax.stitch.write import REASONS
 
 SCHEMA = 1
 NOTICE = "Research use, not for patient care"

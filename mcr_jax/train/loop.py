@@ -19,18 +19,18 @@ from ml_collections import ConfigDict
 from mcr_jax import console
 from mcr_jax.cases import Case
 from mcr_jax.data.loader import Batch, Batches, fixed_batches
-from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.data.tokens import Tokens, fit, tokenize
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.model.attention import BackendError
-from mcr_jax.model.config import DecoderConfig
+from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.prompts import Prompt
+from mcr_jax.text.tokenizer import Tokenizer
 from mcr_jax.train import hosts
 from mcr_jax.train.checkpoint import Checkpoints
 from mcr_jax.train.faults import Watch
 from mcr_jax.train.mesh import put, training_mesh
 from mcr_jax.train.meter import Meter
-from mcr_jax.train.metrics import MetricsLog
+from mcr_jax.train.metrics_log import MetricsLog
 from mcr_jax.train.profile import Profiler
 from mcr_jax.train.step import Metrics, State
 from mcr_jax.train.trainer import Trainer

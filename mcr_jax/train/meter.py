@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from mcr_jax.model.config import DecoderConfig
-from mcr_jax.train import flops
+from mcr_jax.model import flops
+from mcr_jax.model.shape import DecoderConfig
 
 WINDOW = 20  # steps that a rate is taken over
 

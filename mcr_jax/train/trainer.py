@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from mcr_jax.data.loader import Batch
 from mcr_jax.model import lora
 from mcr_jax.model.blueprint import blueprint, parts
-from mcr_jax.model.config import DecoderConfig
+from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.model.sharding import abstract, shardings
 from mcr_jax.model.store import starting_params
 from mcr_jax.train.mesh import batch_sharding, put, training_mesh

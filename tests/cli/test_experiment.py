@@ -7,9 +7,9 @@ import shutil
 import pytest
 
 from mcr_jax import config as configs
-from mcr_jax.cli.experiment import Experiment
 from mcr_jax.cli.main import main
 from mcr_jax.errors import McrError, Stopped, UsageError
+from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.workdir import Workdir

@@ -7,9 +7,9 @@ import pathlib
 import pytest
 from chat_cases import CONFIGS, CONVERSATIONS, TEMPLATE_OPTIONS, TODAY, tokenizer_json
 
-from mcr_jax.data.chat_template import ChatTemplate
-from mcr_jax.data.tokenizer_json import TokenizerJson
 from mcr_jax.errors import McrError
+from mcr_jax.text.chat_template import ChatTemplate
+from mcr_jax.text.tokenizer_json import TokenizerJson
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden/chat.json").read_text("utf-8"))
 NOW = datetime.datetime(*TODAY)

@@ -14,8 +14,8 @@ import pytest
 import reference_tokens
 import registries
 
-from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.errors import McrError
+from mcr_jax.text.tokenizer import Tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
 PYTHON = pathlib.Path(

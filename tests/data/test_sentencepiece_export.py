@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_text import strings
 
-from mcr_jax.data import sentencepiece_proto as spm
-from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.errors import McrError
+from mcr_jax.text import sentencepiece_proto as spm
+from mcr_jax.text.tokenizer import Tokenizer
 
 REAL = pathlib.Path(__file__).parents[3] / "shared/data/tokenizers/spm_32k"
 MARKERS = ("<|system|>", "<|user|>", "<|assistant|>")

@@ -13,9 +13,9 @@ from chat_cases import CONFIGS, CONVERSATIONS, TEMPLATE_OPTIONS, TODAY, write_fo
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from mcr_jax.data.conversation import TAGS
-from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.errors import McrError
+from mcr_jax.text.conversation import TAGS
+from mcr_jax.text.tokenizer import Tokenizer
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden/chat.json").read_text("utf-8"))
 DEEPSEEK = pathlib.Path(__file__).parents[3] / "shared/data/tokenizers/deepseek_r1"

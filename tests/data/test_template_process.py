@@ -14,9 +14,9 @@ import threading
 
 import pytest
 
-from mcr_jax.data.chat_template import LONGEST_SOURCE, ChatTemplate
-from mcr_jax.data.template_process import Limits, TemplateProcess
 from mcr_jax.errors import McrError
+from mcr_jax.text.chat_template import LONGEST_SOURCE, ChatTemplate
+from mcr_jax.text.template_process import Limits, TemplateProcess
 
 NOW = datetime.datetime(2031, 7, 4)
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -206,7 +206,7 @@ RUN = f"""
 import os, sys
 sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
 from test_template_process import echo, said
-from mcr_jax.data.template_process import SHARED
+from mcr_jax.text.template_process import SHARED
 said(echo(SHARED))
 assert "jinja2" not in sys.modules  # what reads templates is in the other process alone
 print(SHARED.pid, os.getsid(SHARED.pid), flush=True)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from random_text import strings
 
 from mcr_jax.data.example import training_texts
-from mcr_jax.data.sentencepiece_model import SentencePieceModel
-from mcr_jax.data.tokenizer import FILE, Tokenizer
 from mcr_jax.errors import McrError
+from mcr_jax.text.sentencepiece_model import SentencePieceModel
+from mcr_jax.text.tokenizer import FILE, Tokenizer
 
 REAL = pathlib.Path(__file__).parents[3] / "shared/data/tokenizers/spm_32k"
 MARKERS = ("<|system|>", "<|user|>", "<|assistant|>")

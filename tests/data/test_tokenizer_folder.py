@@ -6,8 +6,8 @@ import json
 import pytest
 from chat_cases import CHATML, CUT, HEADERS, write_folder
 
-from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.errors import McrError
+from mcr_jax.text.tokenizer import Tokenizer
 
 ASKED = [{"role": "user", "content": "Violet nails?"}]
 JINJA = "chat_template.jinja"

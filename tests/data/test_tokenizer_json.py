@@ -9,8 +9,8 @@ from chat_cases import ADDED, SPECIAL, tokenizer_json
 from random_text import strings
 from tokenizers import AddedToken, Tokenizer, processors
 
-from mcr_jax.data.tokenizer_json import TokenizerJson
 from mcr_jax.errors import McrError
+from mcr_jax.text.tokenizer_json import TokenizerJson
 
 DEEPSEEK = pathlib.Path(__file__).parents[3] / "shared/data/tokenizers/deepseek_r1"
 

@@ -12,12 +12,12 @@ from chat_cases import CHATML, tokenizer_json
 from mcr_jax import completion
 from mcr_jax.cases import Case
 from mcr_jax.data import example as example_lib
-from mcr_jax.data import plain_chat
 from mcr_jax.data.example import example, training_texts
-from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.data.tokens import Tokens, fit, tokenize
 from mcr_jax.errors import McrError
 from mcr_jax.prompts import Prompt
+from mcr_jax.text import plain_chat
+from mcr_jax.text.tokenizer import Tokenizer
 
 PROMPT = Prompt("short", "{{case_prompt}}")
 

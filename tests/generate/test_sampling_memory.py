@@ -10,15 +10,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from quick import quick
 
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.generate import memory
+from mcr_jax.generate import slots
 from mcr_jax.generate.engine import programs, state
 from mcr_jax.generate.engine.programs import Feed, Program
 from mcr_jax.generate.engine.state import Shape
 from mcr_jax.generate.engine.weights import Weights
-from mcr_jax.generate.memory import USABLE, Machine, plan
-from mcr_jax.model import published
+from mcr_jax.generate.slots import USABLE, Machine, plan
 from mcr_jax.model.blueprint import blueprint
-from mcr_jax.model.config import DecoderConfig, LoraConfig
+from mcr_jax.model.hf import published
+from mcr_jax.model.shape import DecoderConfig, LoraConfig
 from mcr_jax.model.sharding import abstract, make_mesh, shardings
 
 # Large enough that what a step computes outweighs what the compiler adds to any program.
@@ -82,7 +82,7 @@ def compiled(config: DecoderConfig, shape: Shape, tensor: int):
 )
 def test_what_stays_is_told_to_the_byte_and_what_passes_within_bounds(tensor, change):
     shape = dataclasses.replace(SHAPE, **change)
-    told = memory.memory(CONFIG, shape, tensor, "xla")
+    told = slots.memory(CONFIG, shape, tensor, "xla")
     decode, prefill = compiled(CONFIG, shape, tensor)
     output = 2 * 2 * 4 * shape.rows * (shape.max_tokens + 1)  # the copies that the host reads
     stays = told.weights + told.prompts + told.answers + told.output - output
@@ -93,7 +93,7 @@ def test_what_stays_is_told_to_the_byte_and_what_passes_within_bounds(tensor, ch
     assert told.work / 4 < passes < told.work
 
 
-def fits(made: memory.Plan) -> bool:
+def fits(made: slots.Plan) -> bool:
     return made.memory.total <= USABLE * made.machine.bytes
 
 
@@ -107,7 +107,7 @@ def test_no_eight_more_would_fit():
     made = plan(BIG, dataclasses.replace(ROOMY, slots=512), machine(1, 40), "xla")
     assert 8 < made.shape.slots < 512 and made.shape.slots % 8 == 0 and fits(made)
     more = dataclasses.replace(made.shape, slots=made.shape.slots + 8)
-    assert memory.memory(made.config, more, 1, "xla").total > USABLE * made.machine.bytes
+    assert slots.memory(made.config, more, 1, "xla").total > USABLE * made.machine.bytes
 
 
 def test_a_copy_lies_on_as_few_devices_as_the_slots_fit_on():
@@ -173,6 +173,6 @@ def test_the_plan_names_the_mesh_the_dtypes_and_the_bytes():
 
 
 def test_this_machine_has_memory():
-    here = memory.machine()
+    here = slots.machine()
     assert here.count == len(jax.devices()) and here.bytes > 1e8
     assert plan(CONFIG, SHAPE, here, "xla").mesh().shape == {"data": 8, "fsdp": 1, "tensor": 1}

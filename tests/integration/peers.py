@@ -15,7 +15,7 @@ import numpy as np
 
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.model.blueprint import blueprint, initial_params
-from mcr_jax.model.config import DecoderConfig
+from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.model.sharding import abstract, shardings
 from mcr_jax.train import hosts
 from mcr_jax.train.checkpoint import Checkpoints

@@ -11,7 +11,7 @@ from processes import COMPLETIONS, MODELS, TINY, is_schema_1, read, rows, said
 from mcr_jax import config as configs
 from mcr_jax import synthetic
 from mcr_jax.cases import write_jsonl
-from mcr_jax.cli.experiment import Experiment
+from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate.ledger import Ledger, Scope
 from mcr_jax.workdir import Workdir
 

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from mcr_jax.build import build
+from mcr_jax.build.prepare import build
 from mcr_jax.cases import write_jsonl
 
 pytestmark = pytest.mark.slow

@@ -10,9 +10,9 @@ from processes import TINY, rows
 
 from mcr_jax import prompts, synthetic
 from mcr_jax.data.example import training_texts
-from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.model import hf, store
-from mcr_jax.model.config import DecoderConfig, Yarn
+from mcr_jax.model.shape import DecoderConfig, Yarn
+from mcr_jax.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 

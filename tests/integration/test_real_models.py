@@ -22,8 +22,8 @@ from processes import Mcr, read, rows
 from mcr_jax import prompts, synthetic
 from mcr_jax.cases import read_cases
 from mcr_jax.data.example import prompt_messages, training_texts
-from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.model import hf
+from mcr_jax.text.tokenizer import Tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PYTHON = pathlib.Path(

@@ -13,10 +13,10 @@ from processes import Mcr, read, rows, until
 from mcr_jax.completion import parse
 from mcr_jax.data import traces
 from mcr_jax.data.dataset import load_cases
-from mcr_jax.data.tokenizer import Tokenizer
 from mcr_jax.data.tokens import tokenize
 from mcr_jax.prompts import load
 from mcr_jax.stitch.audit import joined
+from mcr_jax.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -10,13 +10,13 @@ import pytest
 from mcr_jax import config as configs
 from mcr_jax import synthetic
 from mcr_jax.cli import score as score_command
-from mcr_jax.cli.experiment import Experiment
 from mcr_jax.completion import render
 from mcr_jax.errors import McrError, Stopped, UsageError
+from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
-from mcr_jax.judge.run import judge, too_few
-from mcr_jax.score.run import score
+from mcr_jax.judge.ask import judge, too_few
+from mcr_jax.score.results import score
 from mcr_jax.workdir import Workdir
 
 CASES = synthetic.cases(5, {"test": 3})

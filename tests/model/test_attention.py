@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from quick import quick
 
-from mcr_jax.model import _blockwise, _splash
 from mcr_jax.model import attention as module
+from mcr_jax.model import blockwise_attention, splash_attention
 from mcr_jax.model.attention import BACKENDS, attention
 from mcr_jax.model.sharding import make_mesh
 
@@ -23,7 +23,7 @@ xla = compiled(functools.partial(attention, backend="xla"))
 def splash(q, k, v, *, segment_ids=None, window=None, scale=None):
     """The TPU kernel, interpreted."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _splash.attention(q, k, v, segment_ids, window, scale, interpret=True)
+    return splash_attention.attention(q, k, v, segment_ids, window, scale, interpret=True)
 
 
 @compiled
@@ -75,7 +75,7 @@ def assert_alike(got, expected, atol=2e-5):
 @pytest.mark.parametrize("window", [None, 5, 70])
 @pytest.mark.parametrize("segmented", [False, True])
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
-@pytest.mark.parametrize("T", [7, 2 * _blockwise.BLOCK + 3])
+@pytest.mark.parametrize("T", [7, 2 * blockwise_attention.BLOCK + 3])
 def test_xla_is_the_softmax_over_what_a_token_may_see(T, heads, segmented, window):
     q, k, v = inputs(2, T, *heads, 6)
     asked = {"segment_ids": packed(2, T) if segmented else None, "window": window, "scale": 0.3}
@@ -111,7 +111,7 @@ def test_splash_and_its_gradients_are_those_of_xla(shape, segmented, window):
 @pytest.mark.parametrize("window", [None, 5, 70])
 @pytest.mark.parametrize("segmented", [False, True])
 def test_gradients_are_those_of_a_plain_softmax(segmented, window):
-    T = 2 * _blockwise.BLOCK + 3
+    T = 2 * blockwise_attention.BLOCK + 3
     q, k, v = inputs(1, T, 4, 2, 6)
     asked = {"segment_ids": packed(1, T) if segmented else None, "window": window}
     got = gradients(functools.partial(xla, **asked), q, k, v)
@@ -120,7 +120,7 @@ def test_gradients_are_those_of_a_plain_softmax(segmented, window):
 
 @pytest.mark.parametrize("attend", [xla, splash, library])
 def test_no_output_depends_on_a_later_token(attend):
-    T = _blockwise.BLOCK + 6
+    T = blockwise_attention.BLOCK + 6
     q, k, v = inputs(1, T, 2, 1, 4)
     for at in (0, 3, T - 2):
         _, dk, dv = jax.jit(jax.grad(lambda *x, at=at: attend(*x)[:, at].sum(), (0, 1, 2)))(q, k, v)
@@ -154,17 +154,19 @@ def test_a_window_as_long_as_the_row_is_no_window(window):
 
 
 def test_keys_before_every_window_of_a_block_are_not_read():
-    S, window = _blockwise.BLOCK, 10
-    firsts = _blockwise.first_blocks(8 * S, window, None)
+    S, window = blockwise_attention.BLOCK, 10
+    firsts = blockwise_attention.first_blocks(8 * S, window, None)
     np.testing.assert_array_equal(firsts, [0, 0, 1, 2, 3, 4, 5, 6])
 
 
 def test_keys_before_the_segments_of_a_block_in_every_row_are_not_read():
-    S = _blockwise.BLOCK
+    S = blockwise_attention.BLOCK
     rows = np.stack([np.repeat([5, 2, 0], n) for n in ([2 * S, S, S], [3 * S + 1, S - 2, 1])])
-    np.testing.assert_array_equal(_blockwise.first_blocks(4 * S, None, rows[:1]), [0, 0, 2, 3])
-    np.testing.assert_array_equal(_blockwise.first_blocks(4 * S, None, rows), [0, 0, 0, 0])
-    np.testing.assert_array_equal(_blockwise.first_blocks(4 * S, S, rows), [0, 0, 1, 2])
+    np.testing.assert_array_equal(
+        blockwise_attention.first_blocks(4 * S, None, rows[:1]), [0, 0, 2, 3]
+    )
+    np.testing.assert_array_equal(blockwise_attention.first_blocks(4 * S, None, rows), [0, 0, 0, 0])
+    np.testing.assert_array_equal(blockwise_attention.first_blocks(4 * S, S, rows), [0, 0, 1, 2])
 
 
 @pytest.mark.parametrize("attend", [xla, splash])
@@ -237,7 +239,7 @@ def test_splash_lowers_for_a_tpu_forwards_and_backwards():
     q, k = (jax.ShapeDtypeStruct((1, 200, heads, 64), jnp.bfloat16) for heads in (4, 2))
 
     def total(q, k, v):
-        return _splash.attention(q, k, v, None, 100, 0.125).astype(jnp.float32).sum()
+        return splash_attention.attention(q, k, v, None, 100, 0.125).astype(jnp.float32).sum()
 
     traced = jax.jit(jax.grad(total, (0, 1, 2))).trace(q, k, k)
     assert traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call") == 3
@@ -298,8 +300,8 @@ def test_auto_says_its_choice_once(monkeypatch, caplog, platform, capability, dt
     monkeypatch.setattr(module, "_cuda_capability", lambda: capability)
     used = []
     for name, owner, function in [
-        ("xla", _blockwise, "attention"),
-        ("splash", _splash, "attention"),
+        ("xla", blockwise_attention, "attention"),
+        ("splash", splash_attention, "attention"),
         ("cudnn", module, "_library"),
     ]:
         monkeypatch.setattr(owner, function, lambda *_, name=name: used.append(name))

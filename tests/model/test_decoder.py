@@ -12,7 +12,7 @@ from flax import nnx
 
 from mcr_jax.model import store
 from mcr_jax.model.blueprint import blueprint, initial_params
-from mcr_jax.model.config import DecoderConfig, Rope
+from mcr_jax.model.shape import DecoderConfig, Rope
 
 TOKENS = np.array([[5, 9, 2, 7, 11, 3, 8, 1]])  # no token twice
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 0]])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from published_keys import FOLDERS
 
 from mcr_jax.errors import McrError
-from mcr_jax.model import hf_config
-from mcr_jax.model.config import DecoderConfig, Rope, Yarn
+from mcr_jax.model.hf import config_json
+from mcr_jax.model.shape import DecoderConfig, Rope, Yarn
 
 VARIANTS = tuple(tiny_hf.VARIANTS)
 DIALECTS = {
@@ -29,15 +29,15 @@ def changed(variant: str, **keys) -> dict:
 
 def refusal(told) -> str:
     with pytest.raises(ValueError) as refused:
-        hf_config.from_json(told)
+        config_json.from_json(told)
     return str(refused.value)
 
 
 @pytest.mark.parametrize("major", DIALECTS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_both_dialects_of_transformers_mean_the_same(variant, major):
-    published = hf_config.from_json(tiny_hf.VARIANTS[variant])
-    assert hf_config.from_json(DIALECTS[major][variant]) == published
+    published = config_json.from_json(tiny_hf.VARIANTS[variant])
+    assert config_json.from_json(DIALECTS[major][variant]) == published
 
 
 def test_a_multimodal_gemma_3_of_few_words_takes_the_family_s_defaults():
@@ -49,7 +49,7 @@ def test_a_multimodal_gemma_3_of_few_words_takes_the_family_s_defaults():
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
         "sliding_window": 1024,
     }
-    c = hf_config.from_json({**FOLDERS["medgemma-4b-it"], "text_config": text})
+    c = config_json.from_json({**FOLDERS["medgemma-4b-it"], "text_config": text})
     assert (c.vocab_size, c.heads, c.kv_heads, c.head_dim) == (262_208, 8, 4, 256)
     assert c.rope == Rope(theta=1e6, scaling="linear", factor=8.0)
     assert c.local_rope == Rope(theta=1e4)
@@ -63,7 +63,7 @@ def test_a_multimodal_gemma_3_of_few_words_takes_the_family_s_defaults():
 
 def test_a_qwen_whose_window_is_not_used_has_none():
     told = changed("qwen2", use_sliding_window=False, sliding_window=131072, max_window_layers=28)
-    assert hf_config.from_json(told) == hf_config.from_json(tiny_hf.VARIANTS["qwen2"])
+    assert config_json.from_json(told) == config_json.from_json(tiny_hf.VARIANTS["qwen2"])
 
 
 @pytest.mark.promise(
@@ -133,7 +133,7 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path, text):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(McrError) as refused:
-        hf_config.read(tmp_path)
+        config_json.read(tmp_path)
     assert str(tmp_path / "config.json") in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -141,17 +141,17 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path, text):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_is_written_again_is_what_was_read_but_for_the_dtype(variant):
     told = tiny_hf.VARIANTS[variant]
-    again = hf_config.to_json(hf_config.from_json(told), "bfloat16")
+    again = config_json.to_json(config_json.from_json(told), "bfloat16")
     assert again.pop("architectures")[0].endswith("ForCausalLM")
     assert again == told | {"torch_dtype": "bfloat16"}
 
 
 def test_a_decoder_that_is_no_longer_what_its_file_says_is_not_written():
-    read = hf_config.from_json(tiny_hf.VARIANTS["gemma3"])
+    read = config_json.from_json(tiny_hf.VARIANTS["gemma3"])
     for change in ({"window": 8}, {"norm_eps": 1e-2}, {"rope": Rope(theta=77.0)}):
         with pytest.raises(ValueError, match=r"no longer what its config\.json says"):
-            hf_config.to_json(dataclasses.replace(read, **change), "float32")
-    hf_config.to_json(dataclasses.replace(read, attention="xla"), "bfloat16")
+            config_json.to_json(dataclasses.replace(read, **change), "float32")
+    config_json.to_json(dataclasses.replace(read, attention="xla"), "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -166,16 +166,16 @@ def test_a_decoder_made_here_is_written_as_the_family_that_computes_it(kind, rop
     sizes = {"vocab_size": 11, "layers": 2, "width": 8, "heads": 2, "kv_heads": 1, "head_dim": 6}
     traits = {"qkv_bias": kind == "qwen2", "qk_norm": kind == "qwen3", "tied": False}
     config = DecoderConfig(**sizes, mlp_width=12, rope=rope, **traits)
-    told = hf_config.to_json(config, "float32")
+    told = config_json.to_json(config, "float32")
     assert told["model_type"] == kind
-    assert hf_config.from_json(told) == config
+    assert config_json.from_json(told) == config
 
 
 @pytest.mark.parametrize("odd", [{"embedding_scale": 2.0}, {"norm_offset": 1.0, "tied": False}])
 def test_a_decoder_that_no_family_computes_is_not_written(odd):
     sizes = {"vocab_size": 11, "layers": 2, "width": 8, "heads": 2, "kv_heads": 1, "head_dim": 6}
     with pytest.raises(ValueError, match="no family"):
-        hf_config.to_json(DecoderConfig(**sizes, mlp_width=12, **odd), "float32")
+        config_json.to_json(DecoderConfig(**sizes, mlp_width=12, **odd), "float32")
 
 
 @pytest.mark.parametrize("number", range(len(tiny_hf.ROPES)))
@@ -186,7 +186,7 @@ def test_a_rope_is_that_of_transformers_whichever_keys_it_names(number, dialect)
     if dialect == "rope_scaling":
         del told["rope_theta"]
         told["type"] = told.pop("rope_type")
-    rope = hf_config.from_json(changed("qwen3", **keys, **{dialect: told})).rope
+    rope = config_json.from_json(changed("qwen3", **keys, **{dialect: told})).rope
     want = json.loads((tiny_hf.GOLDEN / "ropes.json").read_text())[number]
     frequencies = np.asarray(want["frequencies"], np.float32)
     np.testing.assert_array_max_ulp(rope.frequencies(tiny_hf.HEAD_DIM), frequencies, 1)
@@ -197,13 +197,13 @@ def test_a_rope_in_both_dialects_is_read_where_they_agree():
     scaling = {"rope_type": "linear", "factor": 2.0}
     both = {"rope_scaling": scaling, "rope_parameters": {**scaling, "rope_theta": 1e6}}
     told = changed("qwen3", **both)
-    assert hf_config.from_json(told).rope == Rope(theta=1e6, scaling="linear", factor=2.0)
+    assert config_json.from_json(told).rope == Rope(theta=1e6, scaling="linear", factor=2.0)
     assert "both there and differ" in refusal({**told, "rope_theta": 7.0})
 
 
 def test_null_says_that_there_is_no_window_and_a_key_head_per_query_head():
     told = changed("qwen2_windowed", sliding_window=None, num_key_value_heads=None)
-    config = hf_config.from_json(told)
+    config = config_json.from_json(told)
     assert (config.window, config.local_layers, config.kv_heads) == (None, (), config.heads)
 
 
@@ -230,6 +230,6 @@ def test_whatever_stands_at_a_key_it_is_a_decoder_or_one_line(
     folder = tmp_path_factory.mktemp("any")
     (folder / "config.json").write_text(json.dumps({**DIALECTS[major][variant], key: value}))
     try:
-        hf_config.read(folder)
+        config_json.read(folder)
     except McrError as error:
         assert "\n" not in str(error)

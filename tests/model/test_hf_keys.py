@@ -10,8 +10,8 @@ import tiny_hf
 from published_keys import FOLDERS
 
 from mcr_jax.errors import McrError
-from mcr_jax.model import hf_config
 from mcr_jax.model.blueprint import blueprint
+from mcr_jax.model.hf import config_json
 
 PARAMETERS = {  # as the model cards count them, medgemma without its eye
     "SmolLM2-135M-Instruct": 134_515_008,
@@ -29,13 +29,13 @@ LLAMA = tiny_hf.VARIANTS["llama3"]
 
 def read(folder, **keys):
     (folder / "config.json").write_text(json.dumps({**LLAMA, **keys}))
-    return hf_config.read(folder)
+    return config_json.read(folder)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_key_sets_of_published_folders_pass_without_a_warning(name, tmp_path, caplog):
     (tmp_path / "config.json").write_text(json.dumps(FOLDERS[name]))
-    shapes = blueprint(hf_config.read(tmp_path))[1]
+    shapes = blueprint(config_json.read(tmp_path))[1]
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == PARAMETERS[name]
     assert not caplog.records
 
@@ -61,7 +61,7 @@ def test_the_key_sets_of_published_folders_pass_without_a_warning(name, tmp_path
     ],
 )
 def test_a_key_without_bearing_on_the_numbers_passes_in_silence(tmp_path, caplog, key, value):
-    assert read(tmp_path, **{key: value}) == hf_config.from_json(LLAMA)
+    assert read(tmp_path, **{key: value}) == config_json.from_json(LLAMA)
     assert not caplog.records
 
 
@@ -111,7 +111,7 @@ def test_quantized_weights_are_refused_with_their_method_and_what_to_take_instea
 def test_other_unknown_keys_are_one_warning_however_often_the_file_is_read(tmp_path, caplog):
     odd = {"colour": "blue", "extra_properties": {"a": 1}, "capabilities": ["chat"], "normal": None}
     with caplog.at_level(logging.WARNING):
-        assert read(tmp_path, **odd) == read(tmp_path, **odd) == hf_config.from_json(LLAMA)
+        assert read(tmp_path, **odd) == read(tmp_path, **odd) == config_json.from_json(LLAMA)
     (record,) = caplog.records
     message = record.getMessage()
     assert str(tmp_path) in message and "\n" not in message
@@ -140,4 +140,4 @@ def test_a_refusal_stays_one_short_line(tmp_path, keys):
 def test_a_key_can_be_passed_over_by_name():
     told = {**LLAMA, "residual_multiplier": 2, "quantization_config": {"bits": 4}}
     ignore = ("residual_multiplier", "quantization_config")
-    assert hf_config.from_json(told, ignore) == hf_config.from_json(LLAMA)
+    assert config_json.from_json(told, ignore) == config_json.from_json(LLAMA)

@@ -20,8 +20,8 @@ from quick import quick
 from mcr_jax.errors import McrError
 from mcr_jax.model import hf, lora
 from mcr_jax.model.blueprint import blueprint, initial_params
-from mcr_jax.model.config import PROJECTIONS, LoraConfig
 from mcr_jax.model.decoder import low_rank
+from mcr_jax.model.shape import PROJECTIONS, LoraConfig
 from mcr_jax.model.sharding import make_mesh, shardings
 
 TOKENS = np.array([[5, 9, 2, 7, 11, 3, 8, 1], [3, 3, 40, 6, 30, 2, 0, 9]])

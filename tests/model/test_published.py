@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from mcr_jax.errors import UsageError
-from mcr_jax.model import published
 from mcr_jax.model.blueprint import blueprint
+from mcr_jax.model.hf import published
 
 # As the model cards and the headers of the safetensors files count them; a tied table once.
 TOTALS = {

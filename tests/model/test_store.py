@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.model import hf, hf_config, lora, store
+from mcr_jax.model import hf, lora, store
 from mcr_jax.model.blueprint import blueprint, parts
-from mcr_jax.model.config import LoraConfig
+from mcr_jax.model.hf import config_json
+from mcr_jax.model.shape import LoraConfig
 from mcr_jax.model.sharding import one_device
 from mcr_jax.train.checkpoint import Checkpoints
 from mcr_jax.train.step import State
@@ -72,7 +73,7 @@ def test_weights_are_read_and_drawn_in_another_dtype_than_they_are_kept_in(
     options = {"checkpoints": folder, "which": "newest", "seed": 9}
     plain = store.untrained(dataclasses.replace(tiny_shape, embedding_scale=1.0), 9)
     hf.save(plain, tmp_path / "hf")
-    in_folder = dataclasses.replace(hf_config.read(tmp_path / "hf"), dtype="bfloat16")
+    in_folder = dataclasses.replace(config_json.read(tmp_path / "hf"), dtype="bfloat16")
     for name, shape, kept in (
         ("sft", half, model),
         ("base", half, model),

@@ -12,7 +12,7 @@ from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.report import page, payload
-from mcr_jax.score import run
+from mcr_jax.score import results as scoring
 from mcr_jax.workdir import Workdir
 
 JUDGE = "offline"
@@ -100,7 +100,7 @@ def workdir(tmp_path_factory):
     lines = [{"step": s, "loss": 3 - s / 100, "tokens": 9} for s in range(10, 110, 10)]
     lines += [{"step": 50, "val_loss": 2.6}, {"step": 100, "val_loss": 2.2}]
     workdir.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
-    run.score(workdir, _config())
+    scoring.score(workdir, _config())
     page.report(workdir, _config(), CASES)
     return workdir
 

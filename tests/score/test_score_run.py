@@ -12,7 +12,7 @@ from mcr_jax import completion, config
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
-from mcr_jax.score import run
+from mcr_jax.score import results as scoring
 from mcr_jax.score.table import table
 from mcr_jax.score.verify import verify
 from mcr_jax.workdir import Workdir
@@ -97,7 +97,7 @@ def workdir(tmp_path):
 
 
 def test_every_number_is_the_one_worked_out_by_hand(workdir):
-    results = run.score(workdir, _config())
+    results = scoring.score(workdir, _config())
     base, sft = results["models"]["base"], results["models"]["sft"]
     accuracy = base["accuracy"]["1"]  # c1 1/5, c2 0/5, c3 1/1 of 1 resolved, c4 unresolved
     assert accuracy["value"] == pytest.approx((0.2 + 0 + 1) / 3)
@@ -120,7 +120,7 @@ def test_every_number_is_the_one_worked_out_by_hand(workdir):
 
 
 def test_outcomes_partition_the_completions(workdir):
-    outcomes = run.score(workdir, _config())["models"]["base"]["outcomes"]
+    outcomes = scoring.score(workdir, _config())["models"]["base"]["outcomes"]
     assert outcomes == {
         "OK": 9,
         "no_answer": 1,
@@ -134,7 +134,7 @@ def test_outcomes_partition_the_completions(workdir):
 
 
 def test_comparisons_pair_the_cases_resolved_for_both(workdir):
-    comparisons = {c["metric"]: c for c in run.score(workdir, _config())["comparisons"]}
+    comparisons = {c["metric"]: c for c in scoring.score(workdir, _config())["comparisons"]}
     assert list(comparisons) == ["accuracy@1", "accuracy@5", "reasoning_recall"]
     at_1 = comparisons["accuracy@1"]  # c1 +0.4, c2 +0.2, c3 0; c4 is unresolved for base
     assert (at_1["a"], at_1["b"], at_1["cases"]) == ("base", "sft", 3)
@@ -146,7 +146,7 @@ def test_comparisons_pair_the_cases_resolved_for_both(workdir):
 
 
 def test_judge_and_data_come_from_the_manifest_and_verdicts_are_counted(workdir):
-    results = run.score(workdir, _config())
+    results = scoring.score(workdir, _config())
     assert results["data"] == {"dataset": "fictional", "cases": 4}
     assert results["judge"] == {
         "name": JUDGE,
@@ -163,12 +163,12 @@ def test_judge_and_data_come_from_the_manifest_and_verdicts_are_counted(workdir)
 
 def test_what_the_manifest_says_of_another_judge_is_not_told_of_this_one(workdir):
     workdir.note("judge", {"name": "gemini:another", "identity": "gemini/another"})
-    judge = run.score(workdir, _config())["judge"]
+    judge = scoring.score(workdir, _config())["judge"]
     assert judge["name"] == JUDGE and "identity" not in judge
 
 
 def test_scores_hold_each_case(workdir):
-    run.score(workdir, _config())
+    scoring.score(workdir, _config())
     case = workdir.read_json(workdir.scores)["models"]["base"]["c3"]
     assert case["kinds"] == ["OK", "OK", "BLOCKED", "INFRA_ERROR", "missing"]
     assert case["right"] == [True, None, None, None, None]
@@ -191,7 +191,7 @@ OTHER_FORMS = ["<think>t</think>\\boxed{glass fever}", "<think>t</think>Diagnosi
 @pytest.mark.promise("The report counts which rule read the answers of each model")
 def test_the_rules_that_read_the_answers_are_counted_per_model_and_kept_per_sample(workdir):
     _say(workdir, OTHER_FORMS)
-    results = run.score(workdir, _config())
+    results = scoring.score(workdir, _config())
     assert results["config"]["answer"] == "lenient"
     assert results["models"]["sft"]["answers"] == {"strict": 18, "boxed": 1, "line": 1}
     assert results["models"]["base"]["answers"] == {"strict": 9}
@@ -203,7 +203,7 @@ def test_the_rules_that_read_the_answers_are_counted_per_model_and_kept_per_samp
 
 def test_an_answer_that_strict_reading_does_not_read_is_none_and_wrong(workdir):
     _say(workdir, OTHER_FORMS)
-    results = run.score(workdir, _config(answer="strict"))
+    results = scoring.score(workdir, _config(answer="strict"))
     assert results["config"]["answer"] == "strict"
     assert results["models"]["sft"]["answers"] == {"strict": 18}
     assert results["models"]["sft"]["outcomes"] == {"OK": 18, "no_answer": 2}
@@ -217,7 +217,7 @@ def test_an_answer_that_is_read_now_and_was_not_judged_is_unresolved(workdir):
         scope = Scope("diagnosis", "sft", JUDGE)
         rows = [row for row in ledger.answers(scope) if row.case != "c4" or row.sample > 1]
         ledger.declare(scope, dict.fromkeys(rows, "d"))
-    results = run.score(workdir, _config())
+    results = scoring.score(workdir, _config())
     assert results["judge"]["verdicts"]["diagnosis"] == {"wanted": 29, "settled": 26}
     case = workdir.read_json(workdir.scores)["models"]["sft"]["c4"]
     assert case["right"] == [None, None, True, True, True]
@@ -234,7 +234,7 @@ def _versions(workdir, version, stage="diagnosis", case="c1"):
 
 def test_verdicts_of_one_version_are_counted_and_pooled(workdir):
     _versions(workdir, "v1")
-    judge = run.score(workdir, _config())["judge"]
+    judge = scoring.score(workdir, _config())["judge"]
     assert judge["versions"] == {"diagnosis": {"v1": 28}, "reasons": {"v1": 5}}
     assert "note" not in judge
 
@@ -242,7 +242,7 @@ def test_verdicts_of_one_version_are_counted_and_pooled(workdir):
 @pytest.mark.promise("no headline is pooled until `judge.version` names the one that counts")
 def test_several_versions_of_the_judge_give_counts_and_bounds_but_no_value(workdir):
     _versions(workdir, "v2")
-    results = run.score(workdir, _config())
+    results = scoring.score(workdir, _config())
     assert results["judge"]["versions"]["diagnosis"] == {"v1": 23, "v2": 5}
     assert "set config.judge.version" in results["judge"]["note"]
     for model in results["models"].values():
@@ -260,7 +260,7 @@ def test_several_versions_of_the_judge_give_counts_and_bounds_but_no_value(workd
 
 def test_verdicts_without_a_version_are_not_taken_for_those_of_another(workdir):
     _versions(workdir, "")
-    results = run.score(workdir, _config())
+    results = scoring.score(workdir, _config())
     assert results["judge"]["versions"]["diagnosis"] == {"not reported": 5, "v1": 23}
     assert "v1: 28, not reported: 5 verdicts" in results["judge"]["note"]
     assert results["models"]["sft"]["accuracy"]["1"]["value"] is None
@@ -271,7 +271,7 @@ def test_the_named_version_alone_counts_and_the_rest_is_unresolved(workdir):
     c = _config().copy_and_resolve_references()
     c.unlock()
     c.judge.version = "v1"
-    results = run.score(workdir, c)
+    results = scoring.score(workdir, c)
     at_1 = results["models"]["sft"]["accuracy"]["1"]
     assert (at_1["value"], at_1["resolved"]) == (pytest.approx((0.2 + 1 + 1) / 3), 3)
     assert results["judge"]["version"] == "v1"
@@ -280,9 +280,9 @@ def test_the_named_version_alone_counts_and_the_rest_is_unresolved(workdir):
 
 
 def test_scoring_again_gives_the_same_bytes(workdir):
-    run.score(workdir, _config())
+    scoring.score(workdir, _config())
     first = workdir.results.read_bytes(), workdir.scores.read_bytes()
-    run.score(workdir, _config())
+    scoring.score(workdir, _config())
     assert (workdir.results.read_bytes(), workdir.scores.read_bytes()) == first
 
 
@@ -290,7 +290,7 @@ def test_nothing_resolved_is_null_and_never_zero(workdir):
     with Ledger(workdir.ledger) as ledger:
         for stage in ("diagnosis", "reasons"):
             ledger.declare(Scope(stage, "sft", JUDGE), {})
-    results = run.score(workdir, _config())
+    results = scoring.score(workdir, _config())
     at_5 = results["models"]["sft"]["accuracy"]["5"]
     assert [at_5[key] for key in ("value", "low", "high", "resolved")] == [None, None, None, 0]
     assert (at_5["worst"], at_5["best"]) == (0.0, 1.0)
@@ -300,12 +300,12 @@ def test_nothing_resolved_is_null_and_never_zero(workdir):
 
 
 def test_verify_is_content_with_what_score_wrote(workdir):
-    run.score(workdir, _config())
+    scoring.score(workdir, _config())
     assert verify(workdir, _config(), ()).differences == []
 
 
 def test_verify_names_every_tampered_number(workdir):
-    results = run.score(workdir, _config())
+    results = scoring.score(workdir, _config())
     results["models"]["sft"]["accuracy"]["1"]["value"] += 0.01
     results["comparisons"][0]["p_value"] = 0.001
     del results["models"]["base"]["outcomes"]["BLOCKED"]
@@ -318,7 +318,7 @@ def test_verify_names_every_tampered_number(workdir):
 
 
 def test_verify_notices_a_changed_ledger(workdir):
-    run.score(workdir, _config())
+    scoring.score(workdir, _config())
     with Ledger(workdir.ledger) as ledger:
         row = RowKey(stage="diagnosis", case="c1", model="base", sample=1, judge=JUDGE)
         verdict = {"outcome": Outcome.OK, "verdict": {"same": True}, "text": '{"same": true}'}
@@ -335,7 +335,7 @@ def test_verdicts_on_earlier_completions_are_not_taken_for_later_ones(workdir):
         ledger.declare(Scope("sample", "sft"), {**rows, again: "another prompt"})
         fields = {"outcome": Outcome.OK, "text": ANSWER}
         ledger.write(Attempt(row=again, digest="another prompt", attempt=1, **fields))
-    run.score(workdir, _config())
+    scoring.score(workdir, _config())
     cases = workdir.read_json(workdir.scores)["models"]["sft"]
     assert cases["c4"]["right"] == [None, True, True, True, True]
     assert cases["c4"]["recall"] == [None]
@@ -347,11 +347,11 @@ def test_a_model_without_completions_is_an_error_that_names_it(workdir):
     c.unlock()
     c.sample.models = ("base", "typo")
     with pytest.raises(McrError, match="no completions of model 'typo'; run `mcr sample`"):
-        run.score(workdir, c)
+        scoring.score(workdir, c)
 
 
 def test_results_hold_neither_time_nor_machine(workdir):
-    text = json.dumps(run.score(workdir, _config()))
+    text = json.dumps(scoring.score(workdir, _config()))
     assert not any(
         word in text for word in ("seconds", "created", "environment", str(workdir.path))
     )
@@ -364,7 +364,7 @@ def _printed(results, width=80):
 
 
 def test_the_table_shows_values_intervals_coverage_difference_and_p(workdir):
-    text = _printed(run.score(workdir, _config()))
+    text = _printed(scoring.score(workdir, _config()))
     for part in ("accuracy@1", "0.400", "0.700", "3 of 4 cases", "0.10–0.60", "+0.200", "0.500"):
         assert part in text
     assert "[+0.000, +0.400]" in text
@@ -372,12 +372,12 @@ def test_the_table_shows_values_intervals_coverage_difference_and_p(workdir):
 
 
 def test_the_table_of_two_models_fits_into_80_columns(workdir):
-    results = run.score(workdir, _config())
+    results = scoring.score(workdir, _config())
     assert "…" not in _printed(results, width=80)
 
 
 def test_the_table_of_one_model_keeps_its_title_on_a_line_and_speaks_of_no_pair(workdir):
-    results = run.score(workdir, _config())
+    results = scoring.score(workdir, _config())
     results["models"].pop("base")
     results["comparisons"] = []
     results["config"]["name"] = "demo: a fictional clinic"
@@ -387,6 +387,6 @@ def test_the_table_of_one_model_keeps_its_title_on_a_line_and_speaks_of_no_pair(
 
 
 def test_the_table_prints_names_that_look_like_markup(workdir):
-    results = run.score(workdir, _config())
+    results = scoring.score(workdir, _config())
     results["config"]["name"] = "[bold]run[/bold]"
     assert "[bold]run[/bold]" in _printed(results)

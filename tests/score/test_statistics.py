@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mcr_jax.score import statistics
+from mcr_jax import statistics
 
 
 def _interval(values, seed=0, resamples=2000, **options):

@@ -11,7 +11,7 @@ from mcr_jax.cases import Case
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.judges import diagnosis, reasons
-from mcr_jax.score.run import score
+from mcr_jax.score.results import score
 from mcr_jax.score.verify import verify
 from mcr_jax.workdir import Workdir
 

@@ -13,7 +13,7 @@ from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate.api import Outcome, Reply
 from mcr_jax.generate.ledger import Ledger, Scope
 from mcr_jax.stitch.audit import joined
-from mcr_jax.stitch.run import stitch
+from mcr_jax.stitch.write import stitch
 
 CASES = synthetic.cases(5, {"train": 6, "val": 2})
 PROMPT = prompts.load("stitch")

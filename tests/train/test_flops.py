@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from mcr_jax.model.blueprint import blueprint
-from mcr_jax.model.config import PROJECTIONS, DecoderConfig, LoraConfig
-from mcr_jax.train.flops import PEAKS, peak, step_flops
+from mcr_jax.model.flops import PEAKS, peak, step_flops
+from mcr_jax.model.shape import PROJECTIONS, DecoderConfig, LoraConfig
 from mcr_jax.train.step import loss_sums
 
 SHAPE = DecoderConfig(

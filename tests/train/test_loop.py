@@ -18,7 +18,7 @@ from mcr_jax.data.loader import Batches, fixed_batches
 from mcr_jax.data.tokens import fit, tokenize
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.model import store
-from mcr_jax.model.config import LoraConfig
+from mcr_jax.model.shape import LoraConfig
 from mcr_jax.prompts import Prompt
 from mcr_jax.train import loop
 from mcr_jax.train.loop import Trained, train

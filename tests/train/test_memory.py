@@ -9,9 +9,9 @@ from jax.sharding import AbstractMesh
 from quick import quick
 
 from mcr_jax.model.blueprint import blueprint, parts
-from mcr_jax.model.config import DecoderConfig, LoraConfig
+from mcr_jax.model.shape import DecoderConfig, LoraConfig
 from mcr_jax.model.sharding import AXES, abstract, make_mesh, shardings
-from mcr_jax.train.memory import memory, parameters
+from mcr_jax.plan.training_bytes import memory, parameters
 from mcr_jax.train.mesh import batch_sharding
 from mcr_jax.train.step import init_state, optimizer, train_step
 

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from mcr_jax.train import flops, meter
+from mcr_jax.model import flops
+from mcr_jax.train import meter
 from mcr_jax.train.meter import Meter, segment_lengths
 
 IDS = np.array([[1, 1, 1, 2, 2, 0], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])

@@ -7,7 +7,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from mcr_jax.errors import McrError
-from mcr_jax.train.metrics import MetricsLog
+from mcr_jax.train.metrics_log import MetricsLog
 
 
 def lines(path):

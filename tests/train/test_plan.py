@@ -6,11 +6,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mcr_jax import config as configs
-from mcr_jax.cli import _plan
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.model import published
-from mcr_jax.train.devices import KNOWN, devices
-from mcr_jax.train.plan import count, plan
+from mcr_jax.model.devices import KNOWN, devices
+from mcr_jax.model.hf import published
+from mcr_jax.plan import tables
+from mcr_jax.plan.training import count, plan
 
 SMALL = published.shape("qwen2_5_0_5b")
 
@@ -112,7 +112,7 @@ def test_a_folder_beyond_its_length_is_planned_like_the_published_one(config, tm
     told = {**published.CONFIGS["qwen2_5_0_5b"], "rope_scaling": yarn, "_model_name_or_path": "x"}
     (tmp_path / "config.json").write_text(json.dumps(told))
     config.model.shape, config.model.folder = "", str(tmp_path)
-    made = plan(config, _plan.shape_of(config), devices("8 x v5e"))
+    made = plan(config, tables.shape_of(config), devices("8 x v5e"))
     assert made.parameters == plan(config, SMALL, devices("8 x v5e")).parameters
 
 
@@ -161,12 +161,12 @@ def test_tensor_parallelism_exchanges_activations_and_data_parallelism_only_grad
 
 def test_a_device_without_bfloat16_tensor_cores_is_said_to_compute_in_float32(config, capsys):
     config.train.remat, config.train.steps, config.train.accumulate = "full", 100, 16
-    _plan.run(config, _plan.shape_of(config), "T4")
+    tables.run(config, tables.shape_of(config), "T4")
     shown = capsys.readouterr().out
     assert "T4 has no bfloat16 tensor cores" in shown and "float32, each 8.1 TFLOP/s" in shown
     assert "not measured" in shown
     config.train.accumulate = 1
-    _plan.run(config, _plan.shape_of(config), "16 x L4")
+    tables.run(config, tables.shape_of(config), "16 x L4")
     shown = capsys.readouterr().out
     assert "tensor cores" not in shown and "network between machines is not counted" in shown
 
@@ -231,12 +231,12 @@ def test_as_many_rows_as_a_config_may_have_are_planned_too(config):
 
 def test_time_is_told_in_minutes_below_an_hour_and_not_where_it_does_not_fit(config, capsys):
     config.train.remat, config.train.steps = "full", 100
-    _plan.run(config, _plan.shape_of(config), "8 x v5e")
+    tables.run(config, tables.shape_of(config), "8 x v5e")
     shown = capsys.readouterr().out
     assert "minutes" in shown and "hours" not in shown
     config.train.row_tokens = 2**20
     with pytest.raises(McrError):
-        _plan.run(config, _plan.shape_of(config), "8 x v5e")
+        tables.run(config, tables.shape_of(config), "8 x v5e")
     assert "of peak" not in capsys.readouterr().out
 
 
@@ -251,7 +251,7 @@ def test_a_plan_is_json(config):
 def test_the_tables_fit_the_terminal_and_say_what_is_assumed(config, capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     config.train.remat = "full"
-    _plan.run(config, _plan.shape_of(config), "8 x v5e")
+    tables.run(config, tables.shape_of(config), "8 x v5e")
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= width
     for words in ("494.03 M parameters", "151936 x 112", "needed", "assuming 55 to 35 % of peak"):
@@ -261,18 +261,18 @@ def test_the_tables_fit_the_terminal_and_say_what_is_assumed(config, capsys, mon
 def test_a_plan_that_does_not_fit_is_shown_and_fails(config, capsys):
     config.train.row_tokens = 4096
     with pytest.raises(McrError, match="do not fit into") as failed:
-        _plan.run(config, _plan.shape_of(config), "1 x T4")
+        tables.run(config, tables.shape_of(config), "1 x T4")
     assert not isinstance(failed.value, UsageError)
     assert "usable" in capsys.readouterr().out
 
 
 def test_the_shape_is_that_of_the_folder_or_the_published_one_or_the_sizes(config, tmp_path):
-    assert _plan.shape_of(config) == SMALL
+    assert tables.shape_of(config) == SMALL
     (tmp_path / "config.json").write_text(json.dumps(published.CONFIGS["gemma3_1b"]))
     config.model.folder = str(tmp_path)
-    assert _plan.shape_of(config) == published.shape("gemma3_1b")
+    assert tables.shape_of(config) == published.shape("gemma3_1b")
     config.model.folder = config.model.shape = ""
-    assert _plan.shape_of(config).width == config.model.width
+    assert tables.shape_of(config).width == config.model.width
     config.model.heads = 3
     with pytest.raises(UsageError, match="does not divide heads 3"):
-        _plan.shape_of(config)
+        tables.shape_of(config)

@@ -16,8 +16,8 @@ from quick import quick
 from mcr_jax.data.example import Example
 from mcr_jax.data.loader import stack
 from mcr_jax.model.blueprint import blueprint, initial_params, parts
-from mcr_jax.model.config import PROJECTIONS, LoraConfig
 from mcr_jax.model.decoder import embed
+from mcr_jax.model.shape import PROJECTIONS, LoraConfig
 from mcr_jax.model.sharding import abstract, make_mesh, shardings
 from mcr_jax.train.loss import trained_loss
 from mcr_jax.train.mesh import put

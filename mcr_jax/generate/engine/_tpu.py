@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mcr_jax.model._blockwise import MASKED
+from mcr_jax.model.blockwise_attention import MASKED
 
 LANES = 128
 EVEN = LANES  # places are kept in multiples of it

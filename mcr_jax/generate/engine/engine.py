@@ -16,10 +16,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mcr_jax.generate.engine import programs
 from mcr_jax.generate.engine.kernels import choose
 from mcr_jax.generate.engine.programs import Program, Report
+from mcr_jax.generate.engine.scheduling import Prompt, Run, Sample
 from mcr_jax.generate.engine.state import Shape, blueprint, empty, layer_kernel
 from mcr_jax.generate.engine.weights import Weights
-from mcr_jax.generate.engine.work import Prompt, Run, Sample
-from mcr_jax.model.config import DecoderConfig
+from mcr_jax.model.shape import DecoderConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from mcr_jax.generate.engine import _gpu
-from mcr_jax.generate.engine.attention import attention, places, refusal
+from mcr_jax.generate.engine.decode_attention import attention, places, refusal
 from mcr_jax.generate.engine.state import Shape, blueprint
-from mcr_jax.model.config import DecoderConfig
+from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.model.sharding import one_device
 
 _CAPABILITY = 8.0  # of bfloat16 in tensor cores

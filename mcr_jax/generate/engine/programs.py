@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from mcr_jax.generate.engine import attention as decoding
+from mcr_jax.generate.engine import decode_attention
 from mcr_jax.generate.engine.sampling import Options, draw, sample_keys
 from mcr_jax.generate.engine.state import (
     AT_LIMIT,
@@ -27,8 +27,8 @@ from mcr_jax.generate.engine.state import (
 )
 from mcr_jax.generate.engine.weights import Weights
 from mcr_jax.model.attention import attention
-from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.decoder import block, embed, rms_norm, turn
+from mcr_jax.model.shape import DecoderConfig
 
 _OURS = PartitionSpec("data")
 
@@ -40,8 +40,8 @@ class Program(NamedTuple):
       config: of the decoder.
       shape: of a shard.
       mesh: with axes data and tensor.
-      kernel: of decoding attention, as `decoding.attention` takes it; where it cannot serve a layer
-        XLA does.
+      kernel: of decoding attention, as `decode_attention.attention` takes it; falls back to XLA in
+        layers that it cannot serve.
     """
 
     config: DecoderConfig
@@ -126,7 +126,7 @@ def prefill_layer(program: Program, local: bool, kernel: str, layer, x, kept, en
             return attention(q, k, v, window=window, scale=scale, backend=c.attention), (k, v)
 
         x, (k, v) = block(c, layer, x, turn(c, positions, local=local), attend)
-        return x, decoding.put_prompt(kept, k, v, entry[0], wanted[0], kernel)
+        return x, decode_attention.put_prompt(kept, k, v, entry[0], wanted[0], kernel)
 
     return _sharded(
         one, program.mesh, (PartitionSpec(), _OURS, _OURS, _OURS, _OURS), (_OURS, _OURS)
@@ -217,7 +217,7 @@ def _fed(state: State, feed: Feed, seed: jax.Array) -> State:
 def _step(program: Program, weights: Weights, state: State, eos: jax.Array) -> State:
     state, fresh = _refilled(state)
     slots = state.slots
-    at = decoding.places(
+    at = decode_attention.places(
         slots.prompt,
         slots.rank,
         state.alive,
@@ -300,7 +300,7 @@ def _refilled(state: State) -> tuple[State, jax.Array]:
     return state, takes
 
 
-def _forward(program: Program, weights: Weights, state: State, at: decoding.Places):
+def _forward(program: Program, weights: Weights, state: State, at: decode_attention.Places):
     """Logits [B, V] behind each slot's newest token, and the layers with its keys and values.
 
     A slot without one writes to a place that its first token's will take.
@@ -322,7 +322,7 @@ def _forward(program: Program, weights: Weights, state: State, at: decoding.Plac
     return _logits(c, weights.final_norm, _head(weights), x), tuple(layers)
 
 
-def _attended(program: Program, q, k, v, kept, at: decoding.Places, window, kernel: str):
+def _attended(program: Program, q, k, v, kept, at: decode_attention.Places, window, kernel: str):
     """Attention of the step, and what is kept with k, v [B, K, D] of its tokens.
 
     A device of the tensor axis has its heads, if they come out even.
@@ -331,8 +331,10 @@ def _attended(program: Program, q, k, v, kept, at: decoding.Places, window, kern
     scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
 
     def attend(q, k, v, kept, at):
-        kept = decoding.put(kept, k, v, at.lengths - 1, kernel)
-        return decoding.attention(q, kept, at, window=window, scale=scale, kernel=kernel), kept
+        kept = decode_attention.put(kept, k, v, at.lengths - 1, kernel)
+        return decode_attention.attention(
+            q, kept, at, window=window, scale=scale, kernel=kernel
+        ), kept
 
     if kernel == "xla" and mesh.shape["tensor"] == 1:
         return attend(q, k, v, kept, at)

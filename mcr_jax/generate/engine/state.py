@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mcr_jax.generate.engine.attention import Kept, Layer, kernel_of, room, strip_of
+from mcr_jax.generate.engine.decode_attention import Kept, Layer, kernel_of, room, strip_of
 from mcr_jax.generate.engine.sampling import Options
-from mcr_jax.model.config import DecoderConfig
+from mcr_jax.model.shape import DecoderConfig
 
 WAITING, ENDED, AT_LIMIT = 0, 1, 2  # of a row of output
 

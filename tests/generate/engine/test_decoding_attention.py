@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcr_jax.generate.engine import _tpu
-from mcr_jax.generate.engine import attention as decoding
-from mcr_jax.generate.engine.attention import Kept, Layer
+from mcr_jax.generate.engine import _tpu, decode_attention
+from mcr_jax.generate.engine.decode_attention import Kept, Layer
 
 # Five slots on three prompts of four places, the fourth idle; one slot writes nothing.
 PROMPT, RANK = np.array([2, 0, 2, 0, 1]), np.array([1, 0, 0, 2, 0])
@@ -52,7 +51,7 @@ def attended(q, prompt, own, *, window=None, kernel="xla", kv="same", lengths=LE
     def kept(x):
         if kv == "int8":
             like = Kept(jnp.zeros(x.shape, jnp.int8), jnp.zeros(x.shape[:-1]))
-            return decoding.keep(jnp.asarray(x), like)
+            return decode_attention.keep(jnp.asarray(x), like)
         return Kept(jnp.asarray(x), None)
 
     def keys(x):
@@ -60,13 +59,13 @@ def attended(q, prompt, own, *, window=None, kernel="xla", kv="same", lengths=LE
         if kernel != "xla":
             return x
         *_, places, size = x.values.shape
-        strip = decoding.strip_of(min(places, decoding.BLOCK))
+        strip = decode_attention.strip_of(min(places, decode_attention.BLOCK))
         strips = x.values.reshape(*x.values.shape[:2], places // strip, strip, size)
         return x._replace(values=strips.swapaxes(3, 4))
 
     layer = Layer(keys(prompt[0]), kept(prompt[1]), keys(own[0]), kept(own[1]))
-    at = decoding.places(*map(jnp.asarray, (PROMPT, RANK, ALIVE, *lengths)), RANKS)
-    attend = jax.jit(decoding.attention, static_argnames=("window", "scale", "kernel"))
+    at = decode_attention.places(*map(jnp.asarray, (PROMPT, RANK, ALIVE, *lengths)), RANKS)
+    attend = jax.jit(decode_attention.attention, static_argnames=("window", "scale", "kernel"))
     return np.asarray(attend(jnp.asarray(q), layer, at, window=window, scale=0.3, kernel=kernel))
 
 
@@ -76,9 +75,9 @@ def attended(q, prompt, own, *, window=None, kernel="xla", kv="same", lengths=LE
 )
 @pytest.mark.parametrize("tile", [3, 4])  # prompts read by threes, with some read twice, at once
 def test_it_equals_attention_over_all_keys_in_a_row(monkeypatch, tile, block, strip, window):
-    monkeypatch.setattr(decoding, "BLOCK", block)
-    monkeypatch.setattr(decoding, "STRIP", strip)
-    monkeypatch.setattr(decoding, "TILE", tile)
+    monkeypatch.setattr(decode_attention, "BLOCK", block)
+    monkeypatch.setattr(decode_attention, "STRIP", strip)
+    monkeypatch.setattr(decode_attention, "TILE", tile)
     q, prompt, own = made()
     expected = reference(q, prompt, own, window, 0.3)
     got = attended(q, prompt, own, window=window)
@@ -87,7 +86,7 @@ def test_it_equals_attention_over_all_keys_in_a_row(monkeypatch, tile, block, st
 
 
 def test_blocks_beyond_the_longest_sequence_change_no_bit(monkeypatch):
-    monkeypatch.setattr(decoding, "BLOCK", 4)
+    monkeypatch.setattr(decode_attention, "BLOCK", 4)
     q, prompt, own = made()
     wider = [np.concatenate([x, np.full_like(x, 7.0)], axis=2) for x in (*prompt, *own)]
     one, two = attended(q, prompt, own), attended(q, wider[:2], wider[2:])
@@ -96,8 +95,8 @@ def test_blocks_beyond_the_longest_sequence_change_no_bit(monkeypatch):
 
 def test_blocks_before_every_window_are_not_read(monkeypatch):
     """Nor prompts that lie before them: what is no number there would reach the outcome."""
-    monkeypatch.setattr(decoding, "BLOCK", 4)
-    monkeypatch.setattr(decoding, "TILE", 3)
+    monkeypatch.setattr(decode_attention, "BLOCK", 4)
+    monkeypatch.setattr(decode_attention, "TILE", 3)
     lengths = LENGTHS[0], np.array([7, 8, 8, 7, 8])
     q, prompt, own = made(lengths=lengths)
     expected = reference(q, prompt, own, 3, 0.3, lengths)
@@ -162,11 +161,11 @@ def test_the_tpu_kernel_lowers_for_a_tpu(window, kept):
         return Kept(jax.ShapeDtypeStruct((n, K, 256, 128), kept), scale)
 
     layer = Layer(of(4), of(4), of(5), of(5))
-    at = decoding.places(*map(jnp.asarray, (PROMPT, RANK, ALIVE, *LENGTHS)), RANKS)
+    at = decode_attention.places(*map(jnp.asarray, (PROMPT, RANK, ALIVE, *LENGTHS)), RANKS)
     q = jax.ShapeDtypeStruct((5, H, 128), "float32" if kept == "float32" else "bfloat16")
 
     def attend(q, layer):
-        return decoding.attention(q, layer, at, window=window, scale=0.3, kernel="tpu")
+        return decode_attention.attention(q, layer, at, window=window, scale=0.3, kernel="tpu")
 
     lowered = jax.jit(attend).trace(q, layer).lower(lowering_platforms=("tpu",))
     assert lowered.as_text().count("tpu_custom_call") == 2
@@ -190,5 +189,5 @@ def test_the_tpu_kernel_lowers_for_a_tpu(window, kept):
     ],
 )
 def test_what_a_kernel_cannot_do_it_says(asked, says):
-    reason = decoding.refusal(*asked)
+    reason = decode_attention.refusal(*asked)
     assert reason is None if says is None else says in reason

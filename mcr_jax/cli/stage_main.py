@@ -1,0 +1,46 @@
+"""Flags to an experiment, and the `main` that the commands of stages share."""
+
+from collections.abc import Callable, Sequence
+
+from mcr_jax import console
+from mcr_jax.cli.flags import Flags
+from mcr_jax.errors import UsageError
+from mcr_jax.experiment.experiment import Experiment
+from mcr_jax.paths import local_folder
+from mcr_jax.workdir import Workdir
+
+
+def stage_main(
+    command: str, about: str, argv: Sequence[str], run: Callable[[Experiment], object]
+) -> None:
+    """Runs a stage in the workdir of a command that takes --config and --workdir only."""
+    flags = Flags(command, about)
+    flags.experiment()
+    if flags.parse(argv):
+        experiment = opened(flags)
+        with experiment.working():
+            run(experiment)
+
+
+def opened(flags: Flags, judge: str = "", writes: bool = True) -> Experiment:
+    """Returns the experiment that --config and --workdir name.
+
+    Args:
+      flags: parsed.
+      judge: replaces config.judge.name unless empty.
+      writes: False in all but one of several processes that share the workdir.
+
+    Raises:
+      UsageError: a flag is wrong, or the workdir was made with another config.
+    """
+    console.show_log()
+    path = flags.values["workdir"].value
+    if not path:
+        raise UsageError("--workdir=DIR is missing")
+    if local_folder(path).exists():
+        Workdir(path)  # raises before the config is read, if the workdir cannot be used
+    config = flags.config()
+    if judge:
+        with config.unlocked():
+            config.judge.name = judge
+    return Experiment(config, Workdir(path, writes))

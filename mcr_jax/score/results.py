@@ -1,0 +1,244 @@
+"""The scoring stage: completions and verdicts in the ledger to scores.json and results.json.
+
+The ledger is all it needs, so `score.verify` can repeat it offline. The same ledger and config give
+the same bytes.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mcr_jax import artifacts, statistics
+from mcr_jax.completion import RULES
+from mcr_jax.config import judge_name
+from mcr_jax.generate.api import Outcome
+from mcr_jax.generate.joined import Joined, Sample, join
+from mcr_jax.generate.ledger import Attempt, Ledger
+from mcr_jax.score import accuracy, recall
+from mcr_jax.score.accuracy import Estimate
+from mcr_jax.score.compare import Estimates, compare
+from mcr_jax.workdir import Workdir
+
+SCHEMA = 1
+NOTICE = "Research use, not for patient care"
+RECALLS = ("reasoning_recall", "reasoning_recall_verified")
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseScore:
+    """What one model did on one case.
+
+    Attributes:
+      kinds: how each sample ended, by sample index.
+      rules: which of `completion.RULES` read its answer, None where it has none.
+      rights: whether each sample is right, None while unresolved.
+      recalls: recall of each sample judged for it, from sample 0 on.
+    """
+
+    kinds: tuple[str, ...]
+    rules: tuple[str | None, ...]
+    rights: tuple[bool | None, ...]
+    recalls: tuple[recall.Shares, ...]
+
+
+def score(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
+    """Scores every model in `config.sample.models` and writes scores.json and results.json.
+
+    Args:
+      workdir: holds the ledger; its manifest's sections "data" and "judge" go into the results.
+      config: a resolved config; reads `name`, `seed`, `sample.models`, `judge` and `score`.
+
+    Returns:
+      What results.json holds, schema 1: per model "accuracy" by k, the two recalls and "outcomes";
+      "comparisons" of consecutive models; "data", "judge", "config" and "notice".
+
+    Raises:
+      McrError: a model has no completions, or the ledger holds a verdict of another form.
+    """
+    with Ledger(workdir.ledger, readonly=True) as ledger:
+        results, scores = tabulate(join(ledger, config), workdir, config)
+    workdir.write_json(workdir.scores, scores)
+    workdir.write_json(workdir.results, results)
+    return results
+
+
+def collect(samples: Sequence[Sample], config: ConfigDict) -> dict[str, CaseScore]:
+    """What one model did, case by case.
+
+    Args:
+      samples: of the model, by case and sample.
+      config: reads `judge`, for the number of samples judged for recall.
+
+    Returns:
+      Case fingerprint to score, in the order of `samples`.
+
+    Raises:
+      McrError: a verdict is of another form.
+    """
+    collected = {}
+    for case, of_case in itertools.groupby(samples, key=lambda sample: sample.row.case):
+        rows = list(of_case)
+        kinds = [accuracy.kind(sample.outcome, sample.said) for sample in rows]
+        rights = [
+            accuracy.right(kind, sample.diagnosis) for kind, sample in zip(kinds, rows, strict=True)
+        ]
+        recalls = [
+            recall.sample_recall(sample.said, sample.reasons)
+            for sample in rows
+            if sample.row.sample < config.judge.recall_samples
+        ]
+        rules = [sample.said and sample.said.rule for sample in rows]
+        collected[case] = CaseScore(tuple(kinds), tuple(rules), tuple(rights), tuple(recalls))
+    return collected
+
+
+def estimates(cases: Mapping[str, CaseScore]) -> dict[str, dict[str, Estimate]]:
+    """Every metric of one model, case by case: "accuracy@K" as far as samples go, and recalls."""
+    most = max(len(case.kinds) for case in cases.values())
+    found: dict[str, dict[str, Estimate]] = {
+        f"accuracy@{k}": {f: accuracy.case_accuracy(case.rights, k) for f, case in cases.items()}
+        for k in accuracy.KS
+        if k <= most
+    }
+    for position, metric in enumerate(RECALLS):
+        found[metric] = {
+            f: recall.case_recall([shares[position] for shares in case.recalls])
+            for f, case in cases.items()
+        }
+    return found
+
+
+def metric(cases: Mapping[str, Estimate], config: ConfigDict) -> dict[str, Any]:
+    """One METRIC of results.json: the mean over resolved cases, its interval and its coverage."""
+    values = [estimate.value for estimate in cases.values() if estimate.value is not None]
+    low = high = None
+    if values:
+        low, high = statistics.interval(
+            values,
+            confidence=config.score.confidence,
+            resamples=config.score.resamples,
+            seed=config.seed,
+        )
+    return {
+        "value": statistics.mean(values) if values else None,
+        "low": low,
+        "high": high,
+        "resolved": len(values),
+        "total": len(cases),
+        "worst": statistics.mean([estimate.worst for estimate in cases.values()]),
+        "best": statistics.mean([estimate.best for estimate in cases.values()]),
+    }
+
+
+def tabulate(
+    joined: Joined, workdir: Workdir, config: ConfigDict
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What results.json and scores.json are to hold, from the ledger and the manifest alone."""
+    collected = {model: collect(samples, config) for model, samples in joined.models.items()}
+    by_metric = {model: estimates(cases) for model, cases in collected.items()}
+    if joined.mixed:
+        by_metric = {model: _without_values(of_model) for model, of_model in by_metric.items()}
+    name, noted = judge_name(config), artifacts.section(workdir, "judge", {"identity?": str})
+    if noted.get("name", name) != name:  # of another judge that was asked since
+        noted = {}
+    judge = {
+        **noted,
+        "name": name,
+        "verdicts": _verdict_counts(joined, config),
+        "versions": joined.versions,
+    }
+    if config.judge.version:
+        judge["version"] = config.judge.version
+    if joined.note:
+        judge["note"] = joined.note
+    results = {
+        "schema": SCHEMA,
+        "notice": NOTICE,
+        "config": {
+            "name": config.name,
+            "seed": config.seed,
+            "samples": config.sample.n,
+            "recall_samples": config.judge.recall_samples,
+            **config.score.to_dict(),
+        },
+        "data": artifacts.section(workdir, "data"),
+        "judge": judge,
+        "models": {
+            model: _model_results(cases, by_metric[model], config)
+            for model, cases in collected.items()
+        },
+        "comparisons": [
+            entry
+            for a, b in itertools.pairwise(collected)
+            for entry in compare((a, by_metric[a]), (b, by_metric[b]), config)
+        ],
+    }
+    scores = {
+        "schema": SCHEMA,
+        "models": {
+            model: {f: _case_json(f, case, by_metric[model]) for f, case in cases.items()}
+            for model, cases in collected.items()
+        },
+    }
+    return results, scores
+
+
+def _without_values(by_metric: Estimates) -> dict[str, dict[str, Estimate]]:
+    """The estimates with their bounds alone: verdicts of several judges have no mean."""
+    return {
+        name: {f: estimate._replace(value=None) for f, estimate in of_case.items()}
+        for name, of_case in by_metric.items()
+    }
+
+
+def _model_results(
+    cases: Mapping[str, CaseScore], by_metric: Estimates, config: ConfigDict
+) -> dict[str, Any]:
+    metrics = {name: metric(of_case, config) for name, of_case in by_metric.items()}
+    counts = collections.Counter(kind for case in cases.values() for kind in case.kinds)
+    rules = collections.Counter(rule for case in cases.values() for rule in case.rules)
+    return {
+        "accuracy": {
+            name.removeprefix("accuracy@"): found
+            for name, found in metrics.items()
+            if name not in RECALLS
+        },
+        **{name: metrics[name] for name in RECALLS},
+        "outcomes": {kind: counts[kind] for kind in accuracy.KINDS if counts[kind]},
+        "answers": {rule: rules[rule] for rule in RULES if rules[rule]},
+    }
+
+
+def _case_json(fingerprint: str, case: CaseScore, by_metric: Estimates) -> dict[str, Any]:
+    return {
+        "kinds": list(case.kinds),
+        "rules": list(case.rules),
+        "right": list(case.rights),
+        "recall": [shares.found for shares in case.recalls],
+        "recall_verified": [shares.verified for shares in case.recalls],
+        "metrics": {name: of_case[fingerprint].value for name, of_case in by_metric.items()},
+    }
+
+
+def _verdict_counts(joined: Joined, config: ConfigDict) -> dict[str, dict[str, int]]:
+    """How many verdicts the completions take, as they are read now, and how many of them count."""
+    samples = [sample for of_model in joined.models.values() for sample in of_model]
+    said = [sample for sample in samples if sample.said is not None]
+    wanted = {
+        "diagnosis": [s.diagnosis for s in said if s.said.answer is not None],
+        "reasons": [
+            s.reasons for s in said if s.said.trace and s.row.sample < config.judge.recall_samples
+        ],
+    }
+    return {
+        stage: {"wanted": len(verdicts), "settled": sum(map(_settled, verdicts))}
+        for stage, verdicts in wanted.items()
+    }
+
+
+def _settled(verdict: Attempt | None) -> bool:
+    return verdict is not None and verdict.outcome is Outcome.OK
