@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     c.model.tied = False
 
     c.optim.learning_rate = 6e-3
+    c.stitch.judge = "offline"
     c.train.steps = 700
     c.train.rows = 4
     c.train.row_tokens = 384

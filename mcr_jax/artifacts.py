@@ -109,6 +109,7 @@ SCORES = {
 METRICS_ROW = {"step?": _COUNT, "loss?": Null(_ANY), "val_loss?": Null(_ANY)}
 _FIGURES = {f"{name}?": _figure for name in ("coverage", "faultless", "with_additions", "early")}
 _FIGURES["length_ratio?"] = _figure
+_JUDGED = {f"with_{name}?": _figure for name in ("turned", "missing", "added")}
 STITCHING = {
     "model": str,
     "confidence": _SHARE,
@@ -116,6 +117,7 @@ STITCHING = {
     "first": _FIGURES,
     "kept": _FIGURES,
     "joined": {"share": _figure, "reasons": Each(_COUNT)},
+    "distortion?": Null({"judge": str, "first": _JUDGED, "kept": _JUDGED}),
 }
 
 

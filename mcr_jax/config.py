@@ -80,6 +80,7 @@ _CHOICES = {  # of a tuple, each of its values
     "sample.checkpoint": ("newest", "best"),
     "score.answer": ("lenient", "strict"),
     "stitch.model": ("base", "sft", "gemini"),
+    "stitch.judge": ("", "offline", "gemini"),
     "sample.dtype": ("", "float32", "bfloat16"),
     "sample.kv_dtype": ("", "float32", "bfloat16", "int8"),
     "train.remat": ("none", "dots", "full"),
@@ -154,14 +155,17 @@ def default() -> ConfigDict:
 
     c.stitch = ConfigDict()  # statements to one fluent trace per case, which training may learn
     c.stitch.model = "base"  # who writes: base, the model before training | sft | gemini
-    c.stitch.attempts = 3  # samples per case; once all have failed the audit, statements are joined
+    c.stitch.attempts = 3  # samples per case; once all of them failed, statements are joined
     c.stitch.temperature = 0.7
     c.stitch.top_p = 0.95
     c.stitch.max_tokens = 1024
     c.stitch.prompt_tokens = 2048  # longer prompts end as prompt_too_long
-    c.stitch.coverage = 1.0  # least share of the statements that a trace makes
     c.stitch.shortest = 0.5  # least and most words of a trace, as multiples of the statements'
     c.stitch.longest = 2.0
+    # Who judges whether a trace keeps the meaning of the statements: offline (for the fictional
+    # clinic) | gemini, each as config.judge sets it up; "" does not judge.
+    c.stitch.judge = ""
+    c.stitch.coverage = 1.0  # least share of the statements that a trace keeps, by that judge
     c.stitch.gemini = "gemini-3.5-flash-lite"  # which, where model is gemini
     c.stitch.thinking = ""  # of Gemini, as judge.thinking
     c.stitch.concurrency = 8  # calls under way at once, of gemini
@@ -273,9 +277,9 @@ def check(config: ConfigDict, origin: str) -> ConfigDict:
     return resolved.lock()
 
 
-def judge_name(config: ConfigDict) -> str:
-    """The judge as it stands in the ledger: "offline", or kind and model as "gemini:MODEL"."""
-    kind = config.judge.name
+def judge_name(config: ConfigDict, name: str = "") -> str:
+    """The name in the ledger of a judge, by default config.judge.name: offline | gemini:MODEL."""
+    kind = name or config.judge.name
     return kind if kind == "offline" else f"{kind}:{config.judge.model}"
 
 

@@ -103,6 +103,13 @@ class Text:
                 found = list(self._followed(found, list(self._matches(part)))) if found else []
         return [(self._place(start), self._place(end - 1) + 1) for start, end in found]
 
+    def verifies(self, quote: str, statement: str, least: int) -> bool:
+        """Whether `quote` stands here and is long enough to show that `statement` is made.
+
+        Long enough are `least` words, or as many as the statement has where that has fewer.
+        """
+        return size(quote) >= min(least, size(statement)) and bool(self.find(quote))
+
     def _matches(self, inner: str) -> Iterator[tuple[int, int]]:
         text, failed = self._folded_text, 0
         at = text.find(inner)

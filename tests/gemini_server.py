@@ -4,7 +4,8 @@
         server.then(server.error(429, "slow down", retry_delay="0s"), server.says("hello"))
 
 Calls take the scripted replies in turn; once none is left, judge prompts are answered by a plain
-rule: a diagnosis is the same if the texts are equal, a statement is found if the trace holds it.
+rule: a diagnosis is the same if the texts are equal, a statement is found or kept if the trace
+holds it, and nothing was added.
 """
 
 import collections
@@ -179,14 +180,18 @@ def judgement(call: Call) -> str:
     schema = call.body["generationConfig"].get("responseSchema")
     if schema is None:
         return "<think>\nIt hums.\n</think>\n<answer>Brindle rime</answer>"
-    if schema["type"] == "OBJECT":
+    if "same" in schema.get("properties", {}):
         same = _inside("reference", call.text) == _inside("predicted", call.text)
         return json.dumps({"same": same})
     trace, verdict = _inside("trace", call.text), []
+    distortion = schema["type"] == "OBJECT"
     for number, statement in re.findall(r"(?m)^(\d+)\. (.*)$", _inside("statements", call.text)):
-        quotes = [statement] if statement in trace else []
-        verdict.append({"number": int(number), "quotes": quotes})
-    return json.dumps(verdict)
+        there = statement in trace
+        answer = {"quotes": [statement] if there else []}
+        if distortion:
+            answer = {"verdict": "kept" if there else "missing", "quote": there * statement}
+        verdict.append({"number": int(number), **answer})
+    return json.dumps({"statements": verdict, "added": []} if distortion else verdict)
 
 
 def _inside(tag: str, text: str) -> str:

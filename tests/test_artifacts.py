@@ -32,6 +32,11 @@ STITCHING = {
     "first": {"coverage": FIGURE, "length_ratio": {"value": 1.0, "cases": 3}},
     "kept": {"coverage": FIGURE},
     "joined": {"share": FIGURE, "reasons": {"coverage": 1}},
+    "distortion": {
+        "judge": "offline",
+        "first": {"with_turned": FIGURE},
+        "kept": {"with_added": FIGURE},
+    },
     "traces": "t",
 }
 OTHERS = (None, True, -1, 1e308, 10**40, float("nan"), "x", [0], {"x": []})

@@ -106,7 +106,7 @@ def test_a_number_that_no_stage_can_work_with_is_refused(name, value):
     assert str(value) in message
 
 
-@pytest.mark.parametrize("name", ["train.traces", "stitch.model"])
+@pytest.mark.parametrize("name", ["train.traces", "stitch.model", "stitch.judge"])
 def test_a_word_that_is_no_choice_is_refused_with_those_that_are(name):
     message = refusal(name, "embroidered")
     assert name in message and "'embroidered'" in message

@@ -17,9 +17,9 @@ from mcr_jax import cases, completion, prompts, quotes, statements
 from mcr_jax.data import traces
 from mcr_jax.generate.api import Request
 from mcr_jax.generate.stops import StopFinder, cut
-from mcr_jax.judges import _words, diagnosis, offline, reasons
+from mcr_jax.judges import _words, diagnosis, distortion, offline, reasons
 from mcr_jax.report import evidence
-from mcr_jax.stitch import audit, form, match, names, text
+from mcr_jax.stitch import audit, form, names, text
 from mcr_jax.text import plain_chat
 
 CASE = cases.Case(
@@ -29,7 +29,6 @@ CASE = cases.Case(
 )
 SAID = "fever was not seen now "
 AUDITOR = audit.Auditor([CASE], audit.Limits())
-VOCABULARY = names.Vocabulary([CASE])
 TIMES, MOST = 4, 10  # how much longer the longer text is, and how much longer it may take
 FLOOR_S, HOPELESS_S = 0.002, 10.0  # shorter times are not told from noise; longer ones have none
 
@@ -110,6 +109,15 @@ def judged(trace: str) -> None:
     reasons.parse(request, f"[{quoted % 1}, {quoted % 2}]")
 
 
+def compared(trace: str) -> None:
+    fields = {"statements": CASE.statements, "trace": trace, "quote_words": 4}
+    request = Request(key="k", messages=(), max_tokens=9, fields=fields)
+    entry = '{"number": %d, "verdict": "kept", "quote": "fever was not seen now"}'
+    added = '["it was excluded, it was", "Mossgout was out"]'
+    reply = f'{{"statements": [{entry % 1}, {entry % 2}], "added": {added}}}'
+    distortion.parse(request, reply)
+
+
 def refused(reply: str) -> None:
     request = Request(key="k", messages=({"role": "user", "content": "x"},), max_tokens=9)
     with pytest.raises(ValueError):
@@ -147,16 +155,19 @@ QUICK: dict[str, Callable[[str], object]] = {
     "plain_chat": plain_chat._defused,
     "evidence.visible": evidence.visible,
     "evidence.segments": lambda told: evidence.segments(told, [[SAID, told[:20]], ["it was"]]),
-    "stitch.fold": text.fold,
+    "a verdict on a retelling": compared,
+    "stitch.sentences": text.sentences,
+    "stitch.numbers": text.numbers,
     "stitch.is_wrapped": lambda told: form.is_wrapped(told, "a b c"),
     "stitch.trace_of": audit.trace_of,
-    "stitch.stems": names.stems,
+    "stitch.name_of": names.name_of,
+    "stitch.is_early": lambda told: names.is_early(CASE, told),
 }
 SLOW: dict[str, Callable[[str], object]] = {
     "completion.parse": completion.parse,
     "statements.parse_statements": statements.parse_statements,
     "the offline judge": lambda told: offline._reasons(CASE.statements, told),
-    "a statement of the audit": lambda told: match.Statement(told, VOCABULARY),
+    "the offline judge of retellings": lambda told: offline._distortion(CASE.statements, told),
     "the audit": lambda told: AUDITOR.audit(CASE, told),
 }
 

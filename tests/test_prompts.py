@@ -13,6 +13,7 @@ FIELDS = {
     "diagnose": {"case_prompt"},
     "judge_diagnosis": {"reference", "predicted"},
     "judge_reasons": {"statements", "trace"},
+    "judge_distortion": {"statements", "trace"},
 }
 
 
@@ -35,7 +36,7 @@ def test_what_is_to_be_done_stands_behind_what_is_shown(name):
     assert len(before) < 100 < len(behind)
 
 
-@pytest.mark.parametrize("name", ["judge_diagnosis", "judge_reasons"])
+@pytest.mark.parametrize("name", ["judge_diagnosis", "judge_reasons", "judge_distortion"])
 def test_judges_read_what_is_stable_before_what_is_not(name):
     text = prompts.load(name).text
     first = min(text.index(f"{{{{{field}}}}}") for field in FIELDS[name])

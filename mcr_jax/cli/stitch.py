@@ -2,7 +2,8 @@
 
 --config.stitch.model=base, the default, has the model write that is about to be fine-tuned; sft its
 newest checkpoint, whose traces are for another workdir (copy traces.parquet there), and gemini asks
-Gemini (set GEMINI_API_KEY). Every trace is audited.
+Gemini (set GEMINI_API_KEY). Every trace is audited; with --config.stitch.judge=gemini Gemini judges
+whether it keeps the meaning of the statements.
 """
 
 import functools
@@ -30,10 +31,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def ready(experiment: Experiment) -> None:
-    """Raises UsageError if the prompt or the service cannot be used: better before other work."""
+    """Raises UsageError if a prompt or a service cannot be used: better before other work."""
+    from mcr_jax.stitch import meaning
+
     _prompt(experiment.config)
+    meaning.settings(experiment.config)
     if experiment.config.stitch.model == "gemini":
         _gemini(experiment.config)
+    _judge(experiment.config)
 
 
 def run(experiment: Experiment) -> None:
@@ -42,6 +47,7 @@ def run(experiment: Experiment) -> None:
     from mcr_jax.data import traces
     from mcr_jax.generate.ledger import Ledger, Scope
     from mcr_jax.generate.room import require_room
+    from mcr_jax.stitch.meaning import Meaning
     from mcr_jax.stitch.summary import summarize
     from mcr_jax.stitch.write import STAGE, stitch
 
@@ -57,27 +63,36 @@ def run(experiment: Experiment) -> None:
     scope = Scope(STAGE, model_name(e.config))
     remedy = "use another --workdir, or lower config.stitch.max_tokens"
     require_room(workdir.ledger, [scope], len(cases), e.config.stitch.max_tokens, remedy)
+    judge = _judge(e.config)
     generator, origin, status = _generator(e)
     workdir.note("stitch.model", {"identity": generator.identity, "weights": origin})
     stopped = "stopped by SIGTERM; every trace that came is kept, call again to go on"
     with stoppable(stopped), Ledger(workdir.ledger) as ledger:
         name = model_name(e.config)
-        rows = stitch(ledger, e.config, cases, generator, name, prompt, status)
+        meaning = Meaning(ledger, e.config, judge, name) if judge else None
+        if meaning:
+            workdir.note("stitch.judge", meaning.about)
+        rows = stitch(ledger, e.config, cases, generator, name, prompt, status, meaning)
     made = traces.digest({row.fingerprint: row.trace for row in rows})
     if e.config.train.traces == traces.STITCHED:  # or those it was trained on would be lost
         e.refuse_other({"traces": made})
     score = e.config.score
     settings = {"confidence": score.confidence, "resamples": score.resamples, "seed": e.config.seed}
     interval = functools.partial(statistics.interval, **settings)
-    summary = summarize(rows, interval, score.confidence)
+    summary = summarize(rows, interval, score.confidence, meaning)
     traces.write(workdir.traces, rows)
     workdir.write_json(workdir.stitching, {**summary, "traces": made})
     workdir.note("stitch", {"inputs": inputs, "traces": made, **devices()})
     console.say(f"stitch: {len(rows)} traces in {workdir.traces}")
     _show(summary)
+    if not meaning:
+        console.say(
+            "stitch: nobody judged whether the traces keep the meaning of the statements; "
+            "--config.stitch.judge=gemini has Gemini do so"
+        )
     if all(row.source == traces.JOINED for row in rows):
         console.say(
-            "stitch: no trace passed the audit, all are joined statements; stitch.json counts why: "
+            "stitch: no trace passed, all are joined statements; stitch.json counts why: "
             "try more config.stitch.attempts or another config.stitch.model"
         )
 
@@ -119,6 +134,13 @@ def _generator(e: Experiment) -> "tuple[Generator | Remote, str, Callable[[], st
     return model, origin, model.status
 
 
+def _judge(config: ConfigDict) -> "Generator | Remote | None":
+    """The generator that config.stitch.judge names. Raises UsageError if it cannot be used."""
+    from mcr_jax.judges.choose import make_judge
+
+    return make_judge(config, config.stitch.judge) if config.stitch.judge else None
+
+
 def _prompt(config: ConfigDict) -> prompts.Prompt:
     """Raises UsageError if it cannot be used."""
     from mcr_jax.stitch.write import PROMPT, check
@@ -146,9 +168,12 @@ def _inputs(e: Experiment, prompt: prompts.Prompt) -> dict[str, Any]:
     """What the traces follow from."""
     from mcr_jax.data.dataset import dataset_fingerprint
     from mcr_jax.stitch.audit import VERSION
+    from mcr_jax.stitch.meaning import settings
 
     decisive = ("seed", "stitch", "model", "lora", "score")
     fields = {n: v for n, v in configs.fields(e.config) if n.partition(".")[0] in decisive}
+    del fields["stitch.judge"]  # told below, so that inputs of before there was one stay the same
+    judged = {"judge": by} if (by := settings(e.config)) else {}
     trained = {"which": e.config.sample.checkpoint, "newest": newest_step(e.checkpoints)}
     return {
         "dataset": dataset_fingerprint(e.data_dir),
@@ -156,6 +181,7 @@ def _inputs(e: Experiment, prompt: prompts.Prompt) -> dict[str, Any]:
         "config": digest(fields),
         "audit": VERSION,
         "checkpoint": trained if e.config.stitch.model == "sft" else {},
+        **judged,
         **e.origin(),
     }
 

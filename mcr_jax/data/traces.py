@@ -36,7 +36,7 @@ _SCHEMA = pa.schema(
         pa.field("faults_first", pa.list_(pa.string()), nullable=False),
         pa.field("faults", pa.list_(pa.string()), nullable=False),
         pa.field("coverage_first", pa.float64()),
-        pa.field("coverage", pa.float64(), nullable=False),
+        pa.field("coverage", pa.float64()),
         pa.field("additions_first", pa.list_(pa.string()), nullable=False),
         pa.field("additions", pa.list_(pa.string()), nullable=False),
         pa.field("length_first", pa.float64()),
@@ -59,10 +59,11 @@ class Trace:
       attempts: how many samples were drawn.
       outcomes: how each ended.
       faults_first, faults: of the first sample and of the last one; the last has none if STITCHED.
-      coverage_first, coverage: share of the statements that the first sample and `trace` make;
-        None where the first sample has no text.
+      coverage_first, coverage: share of the statements that the first sample and `trace` keep, as a
+        judge says; None where none was asked.
       additions_first, additions: names of diseases and numbers that nothing gives, in the same two.
-      length_first, length: words of these two as multiples of the statements'.
+      length_first, length: words of these two as multiples of the statements'; None where the first
+        sample has no text.
     """
 
     fingerprint: str
@@ -77,7 +78,7 @@ class Trace:
     faults_first: tuple[str, ...]
     faults: tuple[str, ...]
     coverage_first: float | None
-    coverage: float
+    coverage: float | None
     additions_first: tuple[str, ...]
     additions: tuple[str, ...]
     length_first: float | None

@@ -20,7 +20,7 @@ class RowKey:
     """What a row answers; artifacts are joined by this, never by position.
 
     Attributes:
-      stage: "sample", "diagnosis" or "reasons".
+      stage: "sample", "diagnosis", "reasons", "stitch" or "distortion".
       case: the case's fingerprint.
       model: the candidate's name in results.json.
       sample: index of the completion.

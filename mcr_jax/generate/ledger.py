@@ -311,8 +311,9 @@ class Ledger:
 def damaged(attempt: Attempt, error: str) -> str:
     """One line about a stored verdict of another form, and how to have its reply read again."""
     where = _rows.told(attempt.row)
+    command = "stitch" if attempt.row.stage == "distortion" else "judge"
     return (
-        f"ledger.sqlite: row {attempt.id} is damaged ({where}): the verdict {error}; `mcr judge` "
-        f"""reads its reply again after: sqlite3 ledger.sqlite "UPDATE attempts SET reading = '' """
-        f'WHERE id = {attempt.id}"'
+        f"ledger.sqlite: row {attempt.id} is damaged ({where}): the verdict {error}; `mcr "
+        f"{command}` reads its reply again after: sqlite3 ledger.sqlite "
+        f"\"UPDATE attempts SET reading = '' WHERE id = {attempt.id}\""
     )

@@ -28,6 +28,7 @@ from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.generate.questions import Reader, is_open
 from mcr_jax.generate.room import require_room
 from mcr_jax.judges import diagnosis, reasons
+from mcr_jax.judges.choose import make_judge
 from mcr_jax.workdir import Workdir
 
 _JUDGES = {"diagnosis": diagnosis, "reasons": reasons}  # by stage, in the order they are asked
@@ -35,26 +36,6 @@ _VERDICT_TOKENS = 250  # of a verdict with its quotes, about
 _COUNTS = ("total", "asked", "settled", "unresolved")
 
 Told = tuple[Case, RowKey, Completion]  # a case and what a model said about it
-
-
-def make_judge(config: ConfigDict) -> Generator | Remote:
-    """The generator that `config.judge` names. Raises UsageError if there is none of that name."""
-    section = config.judge
-    if section.name == "offline":
-        from mcr_jax.judges.offline import OfflineJudge
-
-        return OfflineJudge()
-    if section.name == "gemini":
-        from mcr_jax.generate.gemini import Gemini
-
-        return Gemini(
-            section.model,
-            timeout=section.timeout,
-            concurrency=section.concurrency,
-            thinking=section.thinking,
-            patience=section.patience,
-        )
-    raise UsageError(f"config field judge.name is {section.name!r}: set it to offline or gemini")
 
 
 def check(workdir: Workdir, config: ConfigDict) -> None:

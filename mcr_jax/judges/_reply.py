@@ -64,6 +64,27 @@ def fields(value: Any, **types: type) -> tuple[Any, ...]:
     return tuple(value[name] for name in types)
 
 
+def by_number(entries: list[Any], total: int, **types: type) -> list[tuple[Any, ...]]:
+    """The fields of entries that have a `number` from 1 to `total` beside them, in this order.
+
+    Raises:
+      ValueError: an entry has another form, or a number is missing, repeated or out of range.
+    """
+    given: dict[int, tuple[Any, ...]] = {}
+    for entry in entries:
+        if isinstance(entry, dict) and "number" in entry:
+            entry = entry | {"number": whole(entry["number"])}
+        number, *values = fields(entry, number=int, **types)
+        if not 1 <= number <= total:
+            raise ValueError(f"statement {number} of {total} does not exist")
+        if number in given:
+            raise ValueError(f"statement {number} is answered twice")
+        given[number] = tuple(values)
+    if missing := sorted(set(range(1, total + 1)) - given.keys()):
+        raise ValueError(f"statement {missing[0]} is not answered")
+    return [given[number] for number in range(1, total + 1)]
+
+
 def _bare(text: str) -> str:
     return text.strip().removeprefix("\ufeff").strip()
 

@@ -13,6 +13,10 @@ words, not meaning: a paraphrase is missed, and what it finds was nearly said in
   4. both deny something, or neither does.
   So the right disease with another finding is no match, nor is the right finding with another
   disease. The run that covers the largest share of all words is quoted, as it stands.
+- Distortion, for traces of the fictional clinic: a statement is kept by a run that makes it by
+  these rules, where words such as "unlikely" and "ruled" count as "excluded", with the same
+  conclusions and as many denials. Else it is turned if a run has its words but for these, and
+  missing if none has. A sentence that keeps or turns no statement was added.
 """
 
 import json
@@ -20,7 +24,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from mcr_jax.generate.api import Outcome, Reply, Request
-from mcr_jax.judges import _words
+from mcr_jax.judges import _words, distortion
 
 SHARE = 0.75
 
@@ -50,6 +54,12 @@ _DIRECTION = frozenset(
 _DENIAL = frozenset(
     _words.words("absence absent denied lacked lacking neither never no nobody nor not without")
 )
+_CONCLUDES = frozenset(("excluded", "favored"))
+_SAME_CONCLUSION = re.compile(
+    r"\b(?:(not fit|rule[sd]?|excludes?|discarded|unlikely|improbable|against)"
+    r"|favou?rs?|supports?|fits|likely|confirmed)\b",
+    re.IGNORECASE,
+)
 _OPENS = re.compile('[“"]')
 _CAPITAL = re.compile(r"\b\w*[A-Z0-9]\w*")
 
@@ -64,8 +74,10 @@ class OfflineJudge:
         """Yields a reply for every wanted (request, index), all indices alike."""
         for request in requests:
             asked = request.fields
-            if "trace" in asked:
-                verdict: object = _reasons(asked["statements"], asked["trace"])
+            if request.schema == distortion.SCHEMA:
+                verdict: object = _distortion(asked["statements"], asked["trace"])
+            elif "trace" in asked:
+                verdict = _reasons(asked["statements"], asked["trace"])
             else:
                 verdict = {"same": _same(**asked)}
             text = json.dumps(verdict, ensure_ascii=False)
@@ -85,17 +97,58 @@ def _same(reference: str, predicted: str) -> bool:
 
 
 def _reasons(statements: Sequence[str], trace: str) -> list[dict[str, object]]:
-    spans = list(_words.sentences(trace))
     verdict = []
     for number, statement in enumerate(statements, start=1):
-        size = max(1, sum(1 for _ in _words.sentences(statement)))
-        runs = [
-            trace[first[0] : last[1]] for first, last in zip(spans, spans[size - 1 :], strict=False)
-        ]
-        best = max(runs, key=lambda run: _coverage(statement, run), default="")
+        best = max(_runs(statement, trace), key=lambda run: _coverage(statement, run), default="")
         quotes = [best] if _coverage(statement, best) else []
         verdict.append({"number": number, "quotes": quotes})
     return verdict
+
+
+def _distortion(statements: Sequence[str], trace: str) -> dict[str, object]:
+    verdict, told = [], set()
+    for number, statement in enumerate(statements, start=1):
+        runs = _runs(statement, trace)
+        kept = max(runs, key=lambda run: _keeps(statement, run), default="")
+        word, quote = distortion.KEPT, kept
+        if not _keeps(statement, kept):
+            quote = next((run for run in runs if _touches(statement, run)), "")
+            word = distortion.TURNED if quote else distortion.MISSING
+        verdict.append({"number": number, "verdict": word, "quote": quote})
+        told |= set(_sentences(quote))
+    return {"statements": verdict, "added": [s for s in _sentences(trace) if s not in told]}
+
+
+def _sentences(text: str) -> list[str]:
+    return [text[start:end] for start, end in _words.sentences(text)]
+
+
+def _runs(statement: str, trace: str) -> list[str]:
+    """Every run of as many sentences of the trace as the statement has."""
+    size = max(1, len(_sentences(statement)))
+    spans = list(_words.sentences(trace))
+    return [trace[a[0] : b[1]] for a, b in zip(spans, spans[size - 1 :], strict=False)]
+
+
+def _concluding(text: str) -> str:
+    """`text` with one word for each of the two conclusions."""
+    return _SAME_CONCLUSION.sub(lambda said: " excluded " if said[1] else " favored ", text)
+
+
+def _keeps(statement: str, run: str) -> float:
+    """As `_coverage`, where conclusions and the number of denials agree as well."""
+    here, there = _concluding(statement), _concluding(run)
+    said, heard = _words.words(here), _words.words(there)
+    same = _CONCLUDES.intersection(said) == _CONCLUDES.intersection(heard)
+    same = same and sum(w in _DENIAL for w in said) == sum(w in _DENIAL for w in heard)
+    return _coverage(here, there) if same else 0.0
+
+
+def _touches(statement: str, run: str) -> bool:
+    """Whether a run has the words of a statement, whatever it says with them."""
+    said, heard = set(_words.words(statement)), set(_words.words(run))
+    content = said - _GLUE - _DENIAL - _DIRECTION
+    return bool(content) and len(content & heard) >= SHARE * len(content)
 
 
 def _coverage(statement: str, run: str) -> float:

@@ -11,7 +11,7 @@ from mcr_jax.cases import Case
 from mcr_jax.generate.api import Request
 from mcr_jax.judges import _reply
 from mcr_jax.prompts import Prompt, inert
-from mcr_jax.quotes import Text, normal, size
+from mcr_jax.quotes import Text, normal
 
 PROMPT = "judge_reasons"
 READING = "reasons/2"  # counts up when `parse` changes: stored replies are then parsed again
@@ -81,33 +81,21 @@ def parse(request: Request, text: str) -> dict[str, list[Any]]:
       ValueError: the text is not of the asked form, or a statement's number is missing, repeated or
         out of range.
     """
-    trace, statements = request.fields["trace"], request.fields["statements"]
-    total = len(statements)
+    statements, least = request.fields["statements"], request.fields["quote_words"]
     entries = _reply.unwrap(_reply.read(text), list)
     if not isinstance(entries, list):
         raise ValueError("expected a list")
-    given: dict[int, list[str]] = {}
-    for entry in entries:
-        if isinstance(entry, dict) and "number" in entry:
-            entry = entry | {"number": _reply.whole(entry["number"])}
-        number, quotes = _reply.fields(entry, number=int, quotes=list)
-        if not 1 <= number <= total:
-            raise ValueError(f"statement {number} of {total} does not exist")
-        if number in given:
-            raise ValueError(f"statement {number} is answered twice")
-        if not all(isinstance(quote, str) for quote in quotes):
+    quotes = []
+    for number, (group,) in enumerate(_reply.by_number(entries, len(statements), quotes=list), 1):
+        if not all(isinstance(quote, str) for quote in group):
             raise ValueError(f"a quote for statement {number} is not text")
-        given[number] = [quote for quote in quotes if not _is_none(quote)]
-    if missing := sorted(set(range(1, total + 1)) - given.keys()):
-        raise ValueError(f"statement {missing[0]} is not answered")
-    quotes = [given[number] for number in range(1, total + 1)]
-    shown = Text(trace)
-    shortest = [min(request.fields["quote_words"], size(statement)) for statement in statements]
+        quotes.append([quote for quote in group if not _is_none(quote)])
+    shown = Text(request.fields["trace"])
     return {
         "found": [bool(group) for group in quotes],
         "verified": [
-            any(size(quote) >= least and shown.find(quote) for quote in group)
-            for group, least in zip(quotes, shortest, strict=True)
+            any(shown.verifies(quote, statement, least) for quote in group)
+            for group, statement in zip(quotes, statements, strict=True)
         ],
         "quotes": quotes,
     }

@@ -1,132 +1,100 @@
-"""Names of diseases in running text, found without a dictionary of medicine.
+"""Names of diseases in a trace: what no statement gives, and the diagnosis before its turn.
 
-Three sources: the diagnoses that the cases end in, the alternatives that their statements weigh
-("X was excluded …", "Exclusion of X — …"), and words that are or end as names of diseases do
-("-itis", "-oma", "… syndrome"). What none of them knows is missed; a name that is a finding in its
-place ("hematoma") is found, too, and so is a word before "syndrome" or "disease" that is no part of
-a name. So a count of added names is rough: most of what it counts are diseases, and it misses more
-of them the fewer the cases.
+The names that are known are the diagnoses that the cases end in, so more cases find more of them.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from mcr_jax.cases import Case
-from mcr_jax.stitch import lexicon, text
+from mcr_jax.stitch import text
 
 Name = tuple[str, ...]  # the stems of its words
 
-_ENDS = re.compile(
-    r"(?:itis|itides|omas?|omata|os[ie]s|iasis|iases|path(?:y|ies)|a?emias?|penias?|trophy|plasias?"
-    r"|plegia|rrhagia|rrhea|ectasis|sepsis|abscess(?:es)?)$"
-)
-# Adjectives made of names: "vasculitic".
-_ADJECTIVES = ("itic", "otic", "omatous", "emic", "aemic", "penic", "pathic", "trophic", "plastic")
-# What a statement weighs: up to a verb that weighs it, or, where it is but a name, up to a dash.
-_WEIGHED = re.compile(
-    r"^(?:(?:considered|consideration of|exclusion of|concern for|suspicion of|possibility of)\s+)?"
-    r"(?P<names>[^.;:“\"]{3,90}?)\s*"
-    r"(?:—|–|\bconsidered (?:and|but)\b"
-    r"|\b(?:was|were|is|are|can be|could be|had been)\s+(?:\w+\s+){0,2}?(?:considered|excluded"
-    r"|ruled out|unlikely|less likely|favou?red|confirmed|suspected|supported|diagnosed"
-    r"|rejected)\b)",
-    re.IGNORECASE,
-)
 _BRACKETS = re.compile(r"\([^)]{0,200}\)|\[[^\]]{0,200}\]")
-_AMONG = re.compile(r",|/|\bor\b|\band\b|\bversus\b", re.IGNORECASE)
-_LONGEST = 5  # words of an alternative; more are a finding told at length
 _SHORTEST = 4  # letters of a diagnosis of one word, "gout": what is shorter is many things
-
-_GLUE = frozenset(map(text.stem, lexicon.GLUE))
+_SHORTEST_INITIALS = 3  # "CT" would be a scan
+_ROOT, _ENDING = 6, 4  # least letters of a word's root, most letters of its ending
+_EARLY = 0.5  # of the share of the words that the statements take before they name it
 
 
 class Vocabulary:
-    """The names that a set of cases knows.
-
-    Args:
-      cases: those whose diagnoses and alternatives it has.
-    """
+    """The diagnoses that a set of cases ends in."""
 
     def __init__(self, cases: Iterable[Case]):
         self._by_first: dict[str, set[Name]] = {}
         for case in cases:
-            self._learn(stems(case.final_diagnosis))
-            for statement in case.statements:
-                for name in _weighed(statement):
-                    self._learn(name)
-
-    def _learn(self, name: Name) -> None:
-        if name and (len(name) > 1 or len(name[0]) >= _SHORTEST):
-            self._by_first.setdefault(name[0], set()).add(name)
+            name = name_of(case.final_diagnosis)
+            if name and (len(name) > 1 or len(name[0]) >= _SHORTEST):
+                self._by_first.setdefault(name[0], set()).add(name)
 
     def find(self, words: Sequence[str]) -> set[Name]:
-        """The names in a run of folded words, of those that overlap the longest alone."""
-        stemmed, found, place = [text.stem(word) for word in words], set(), 0
+        """The names in a run of stems; of those that overlap the longest."""
+        found, place = set(), 0
         while place < len(words):
-            known = self._by_first.get(stemmed[place], ())
-            here = [n for n in known if tuple(stemmed[place : place + len(n)]) == n]
+            known = self._by_first.get(words[place], ())
+            here = [name for name in known if tuple(words[place : place + len(name)]) == name]
             if here:
                 longest = max(here, key=len)
                 found.add(longest)
                 place += len(longest)
-                continue
-            if _is_name(words[place]):
-                found.add((stemmed[place],))
-            elif words[place] in lexicon.HEADS and place and _qualifies(words[place - 1]):
-                found.add((stemmed[place - 1], stemmed[place]))
-            place += 1
+            else:
+                place += 1
         return found
 
 
-def stems(name: str) -> Name:
-    """A disease's name as the stems of its words, articles and what is in brackets left out."""
-    outside = _BRACKETS.sub(" ", name)
-    return tuple(
-        text.stem(word)
-        for word in text.words(outside) or text.words(name)
-        if word not in ("a", "an", "the")
-    )
+def name_of(diagnosis: str) -> Name:
+    """The stems of a disease's name; articles and what is in brackets are left out."""
+    words = text.stems(_BRACKETS.sub(" ", diagnosis)) or text.stems(diagnosis)
+    return tuple(word for word in words if word not in ("a", "an", "the"))
 
 
-def forms(name: Name) -> tuple[Name, ...]:
-    """`name` and its initials (KTS) unless they make a common word (IT); nothing for no name."""
-    initials = "".join(word[0] for word in name)
-    if len(name) > 1 and initials not in lexicon.GLUE:
-        return name, (initials,)
-    return (name,) if name else ()
+def gives(source: str, name: Name) -> bool:
+    """Whether a text has all words of a name or others of their roots, or its initials."""
+    words = set(text.stems(source))
+    initials = _initials(name)
+    if len(initials) > 1 and re.search(rf"\b{re.escape(initials)}\b", source):
+        return True
+    roots = {word[: max(_ROOT, len(word) - _ENDING)] for word in name}
+    return all(any(word.startswith(root) for word in words) for root in roots)
 
 
-def accounted(name: Name, source: frozenset[str]) -> bool:
-    """Whether `source` (stems of what may be drawn on) gives `name`.
+def is_early(case: Case, trace: str) -> bool:
+    """Whether the trace names the diagnosis well before the statements do.
 
-    It does with all its words, in any order; with its initials (SLE); or, for one word, with the
-    adjective made of it (vasculitic, vasculitis).
+    Its first sentence with the name counts, against the begin of the statement with the name that
+    has most of the sentence's words; of the last statement where none has the name.
     """
-    if source.issuperset(name):
-        return True
-    if len(name) > 1:
-        return any(source.issuperset(form) for form in forms(name))
-    root = _ENDS.sub("", name[0])
-    return root != name[0] and any(root + ending in source for ending in _ADJECTIVES)
+    name = name_of(case.final_diagnosis)
+    said = text.sentences(_spelled_out(trace, name))
+    asked = [text.stems(_spelled_out(statement, name)) for statement in case.statements]
+    before = 0
+    for sentence in said:
+        if name and (place := _place(sentence, name)) is not None:
+            break
+        before += len(sentence)
+    else:
+        return False
+    words = set(sentence)
+    naming = [n for n, statement in enumerate(asked) if set(name) <= set(statement)]
+    own = max(naming or [len(asked) - 1], key=lambda n: len(words.intersection(asked[n])))
+    turn = sum(map(len, asked[:own])) / sum(map(len, asked))
+    return (before + place) / sum(map(len, said)) < _EARLY * turn
 
 
-def _weighed(statement: str) -> Iterator[Name]:
-    """The alternatives that a statement begins with, if it names any there."""
-    if match := _WEIGHED.match(statement):
-        for part in _AMONG.split(match["names"]):
-            name = stems(part)
-            # A word alone may be half a name, or no disease: "Persistent or recurrent frost".
-            if len(name) == 1 and not _is_name(text.words(part)[0]):
-                continue
-            if 0 < len(name) <= _LONGEST and _GLUE.isdisjoint(name):
-                yield name
+def _place(words: Sequence[str], name: Name) -> int | None:
+    """The first place where the words of a name follow one another."""
+    starts = (n for n, word in enumerate(words) if word == name[0])
+    return next((n for n in starts if tuple(words[n : n + len(name)]) == name), None)
 
 
-def _is_name(word: str) -> bool:
-    if word in lexicon.NAMES:
-        return True
-    return len(word) > 5 and word not in lexicon.NO_NAMES and _ENDS.search(word) is not None
+def _initials(name: Name) -> str:
+    return "".join(word[0] for word in name).upper()
 
 
-def _qualifies(word: str) -> bool:
-    return word not in lexicon.LOOSE and not word[0].isdigit() and len(word) > 2
+def _spelled_out(told: str, name: Name) -> str:
+    """A text with the name in place of its initials."""
+    initials = _initials(name)
+    if len(initials) < _SHORTEST_INITIALS:
+        return told
+    return re.sub(rf"\b{re.escape(initials)}\b", lambda _: " ".join(name), told)

@@ -1,9 +1,9 @@
 """What stitching did to the clinicians' reasons, in numbers: stitch.json and its table.
 
-"First" is of the first sample of every case, as the model gave it: what stitching without an audit
-would have trained on. "Kept" is of the traces that are there now. The difference between them, the
-names that the model added, and the share that fell back to joined statements are this model's
-answer to how far stitching distorts the reasons.
+"First" is of the first sample of every case, as the model gave it: what stitching without audit and
+judge would have trained on. "Kept" is of the traces that are there now. The difference between
+them, what the model turned, left out or added, and the share that fell back to joined statements
+are this model's answer to how far stitching distorts the reasons.
 """
 
 import collections
@@ -16,6 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mcr_jax.data.traces import JOINED, STITCHED, Trace
+from mcr_jax.judges import distortion
+from mcr_jax.stitch.meaning import Meaning, verdict_of
 from mcr_jax.stitch.write import REASONS
 
 SCHEMA = 1
@@ -25,21 +27,32 @@ _NAMES = 20  # of what was added most often
 Interval = Callable[[Sequence[float]], tuple[float, float]]  # of the mean of one value per case
 
 _ROWS = {
-    "coverage": "statements made",
+    "coverage": "statements kept",
     "faultless": "without any fault",
     "with_additions": "with names or numbers that nothing gives",
     "early": "giving the diagnosis away",
     "length_ratio": "words, by the statements'",
 }
+_JUDGED_ROWS = {
+    "with_turned": "with a statement turned",
+    "with_missing": "with a statement left out",
+    "with_added": "with something added",
+}
 
 
-def summarize(rows: Sequence[Trace], interval: Interval, confidence: float) -> dict[str, Any]:
+def summarize(
+    rows: Sequence[Trace],
+    interval: Interval,
+    confidence: float,
+    judge: Meaning | None = None,
+) -> dict[str, Any]:
     """What stitch.json holds.
 
     Args:
       rows: at least one.
       interval: of a mean of values between 0 and 1.
       confidence: of these intervals.
+      judge: was asked about samples of these cases; None where nothing was judged.
     """
 
     def mean(values: Sequence[float]) -> dict[str, Any]:
@@ -56,7 +69,8 @@ def summarize(rows: Sequence[Trace], interval: Interval, confidence: float) -> d
     def ratio(values: Sequence[float]) -> dict[str, Any]:
         return {"value": sum(values) / len(values) if values else None, "cases": len(values)}
 
-    told = [row for row in rows if row.coverage_first is not None]
+    told = [row for row in rows if row.length_first is not None]
+    known = rows if all(row.coverage is not None for row in rows) else []
     fallen = [row for row in rows if row.source == JOINED]
     reasons = collections.Counter(next(r for r in REASONS if r in row.faults) for row in fallen)
     added = collections.Counter(name for row in told for name in row.additions_first)
@@ -71,7 +85,7 @@ def summarize(rows: Sequence[Trace], interval: Interval, confidence: float) -> d
         "confidence": confidence,
         "cases": dict(sorted(collections.Counter(row.split for row in rows).items())),
         "first": {
-            "coverage": mean([row.coverage_first for row in told]),
+            "coverage": mean([r.coverage_first for r in told if r.coverage_first is not None]),
             "faultless": mean([float(not row.faults_first) for row in rows]),
             "with_additions": mean([float(bool(row.additions_first)) for row in told]),
             "early": mean([float("early" in row.faults_first) for row in told]),
@@ -79,8 +93,8 @@ def summarize(rows: Sequence[Trace], interval: Interval, confidence: float) -> d
             "faults": _counts(fault for row in rows for fault in row.faults_first),
         },
         "kept": {
-            "coverage": mean([row.coverage for row in rows]),
-            "coverage_of_stitched": mean([r.coverage for r in rows if r.source == STITCHED]),
+            "coverage": mean([row.coverage for row in known]),
+            "coverage_of_stitched": mean([r.coverage for r in known if r.source == STITCHED]),
             "with_additions": mean([float(bool(row.additions)) for row in rows]),
             "length_ratio": ratio([row.length for row in rows]),
         },
@@ -94,7 +108,34 @@ def summarize(rows: Sequence[Trace], interval: Interval, confidence: float) -> d
         },
         "outcomes": dict(sorted(outcomes.items())),
         "added_names": dict(added.most_common(_NAMES)),
+        "distortion": _judged(rows, judge, mean) if judge else None,
     }
+
+
+def _judged(
+    rows: Sequence[Trace], judge: Meaning, mean: Callable[[Sequence[float]], dict[str, Any]]
+) -> dict[str, Any]:
+    """What the judge found in the first samples and in the stitched traces that are kept."""
+    found = {(row.case, row.sample): attempt for row, attempt in judge.verdicts.items()}
+    first = [(row.fingerprint, 0) for row in rows]
+    kept = [(row.fingerprint, row.attempts - 1) for row in rows if row.source == STITCHED]
+
+    def part(places: Sequence[tuple[str, int]]) -> dict[str, Any]:
+        asked = [found[place] for place in places if place in found]
+        known = [verdict for attempt in asked if (verdict := verdict_of(attempt)) is not None]
+        words = collections.Counter(word for verdict in known for word in verdict["verdicts"])
+        return {
+            "traces": len(asked),
+            "unresolved": len(asked) - len(known),
+            "statements": {word: words[word] for word in distortion.VERDICTS},
+            "added": sum(len(verdict["added"]) for verdict in known),
+            "with_turned": mean([float(distortion.TURNED in v["verdicts"]) for v in known]),
+            "with_missing": mean([float(distortion.MISSING in v["verdicts"]) for v in known]),
+            "with_added": mean([float(bool(v["added"])) for v in known]),
+        }
+
+    versions = sorted({a.model_version for a in found.values() if verdict_of(a) is not None})
+    return {**judge.about, "model_versions": versions, "first": part(first), "kept": part(kept)}
 
 
 def table(summary: dict[str, Any]) -> Group:
@@ -109,6 +150,10 @@ def table(summary: dict[str, Any]) -> Group:
         made.add_column(column)
     for name, label in _ROWS.items():
         made.add_row(label, _told(summary["first"].get(name)), _told(summary["kept"].get(name)))
+    if judged := summary.get("distortion"):
+        for name, label in _JUDGED_ROWS.items():
+            first, kept = judged["first"].get(name), judged["kept"].get(name)
+            made.add_row(f"{label}, says {judged['judge']}", _told(first), _told(kept))
     joined = summary["joined"]
     made.add_row("statements joined instead", "", _told(joined["share"]))
     for reason in (reason for reason in REASONS if reason in joined["reasons"]):

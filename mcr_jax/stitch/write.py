@@ -5,8 +5,11 @@ leaks into the target. It is shown the statements alone. Not the presentation: o
 statement uses a model makes reasons that no clinician gave. Nor the diagnosis: what it does not
 know it cannot give away. So all that a trace has beyond the statements is the model's own.
 
-Every reply is in the ledger. One that fails the audit is drawn again as the next sample, up to
-config.stitch.attempts; then the statements, plainly joined, take its place.
+Every reply is in the ledger. One that fails the audit, or in which config.stitch.judge finds
+statements turned or left out or something added, is drawn again as the next sample, up to
+config.stitch.attempts; then the statements, plainly joined, take its place. The judge is asked
+about the first sample of every case, so that it is known what stitching does, and about each later
+one that passes the audit.
 """
 
 import dataclasses
@@ -23,12 +26,14 @@ from mcr_jax.generate.api import Generator, Outcome, Remote, Request
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.prompts import Prompt, inert
 from mcr_jax.statements import number_statements
-from mcr_jax.stitch.audit import FAULTS, Audit, Auditor, Limits, joined, trace_of
+from mcr_jax.stitch import audit, meaning
+from mcr_jax.stitch.audit import Audit, Auditor, Limits, joined, trace_of
+from mcr_jax.stitch.meaning import Meaning
 
 STAGE = "stitch"
 PROMPT = "stitch"
 
-# Why a sample is no trace, from the gravest on: it has no whole text, or what the audit says.
+# Why a sample is no trace, from the gravest on: it has no whole text, or audit or judge say so.
 _OUTCOMES = {
     Outcome.PROMPT_TOO_LONG: "prompt_too_long",
     Outcome.BLOCKED: "blocked",
@@ -36,22 +41,33 @@ _OUTCOMES = {
     Outcome.TRUNCATED: "truncated",
 }
 _THOUGHTS = 8192  # tokens beyond max_tokens for a service that counts its thoughts with the answer
-REASONS = (*_OUTCOMES.values(), *FAULTS)
+REASONS = (*_OUTCOMES.values(), *audit.FAULTS, *meaning.FAULTS)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sample:
-    """A reply, the trace in it, and what the audit says of that; None where there is no text."""
+    """A reply, the trace in it, and what is found in that.
+
+    Attributes:
+      attempt: the reply.
+      trace: "" where there is no text.
+      audit: None where there is no text.
+      distortions: what the judge finds, some of `meaning.FAULTS`.
+      coverage: share of the statements that the trace keeps; None where no judge says.
+    """
 
     attempt: Attempt
     trace: str
     audit: Audit | None
+    distortions: tuple[str, ...] = ()
+    coverage: float | None = None
 
     @property
     def faults(self) -> tuple[str, ...]:
         """Why it may not be trained on, in the order of REASONS."""
         ending = _OUTCOMES.get(self.attempt.outcome)
-        return (*((ending,) if ending else ()), *(self.audit.faults if self.audit else ()))
+        audited = self.audit.faults if self.audit else ()
+        return (*((ending,) if ending else ()), *audited, *self.distortions)
 
     @property
     def final(self) -> bool:
@@ -78,6 +94,7 @@ def stitch(
     model: str,
     prompt: Prompt,
     status: Callable[[], str] | None = None,
+    judge: Meaning | None = None,
 ) -> list[Trace]:
     """Makes a trace of every case; what the ledger answers is not asked again.
 
@@ -89,18 +106,18 @@ def stitch(
       model: its name in the ledger.
       prompt: takes `statements`, one numbered line each.
       status: tells how the generator does, for the progress line.
+      judge: judges the traces; None where nothing is judged.
 
     Returns:
       One per case, in the order of `cases`.
 
     Raises:
       UsageError: the prompt is wrong, or attempts would all be the same.
-      McrError: some replies could not be had at all; nothing is made of the others then.
+      McrError: some replies or verdicts could not be had at all; nothing is made of the others.
     """
     check(config, prompt)
     c = config.stitch
-    limits = Limits(coverage=c.coverage, shortest=c.shortest, longest=c.longest)
-    auditor = Auditor(cases, limits)
+    auditor = Auditor(cases, Limits(shortest=c.shortest, longest=c.longest))
     samples: dict[str, list[_Sample]] = {case.fingerprint: [] for case in cases}
     for drawn in range(1, c.attempts + 1):
         again = [case for case in cases if not any(s.final for s in samples[case.fingerprint])]
@@ -116,12 +133,22 @@ def stitch(
                 row = RowKey(stage=STAGE, case=case.fingerprint, model=model, sample=drawn - 1)
                 samples[case.fingerprint].append(_sample(case, answers[row], auditor))
                 progress.advance()
-    rows = []
-    with console.track("traces", len(cases)) as progress:
-        for case in cases:
-            rows.append(_trace(case, samples[case.fingerprint], auditor, model, prompt))
-            progress.advance()
-    return rows
+        if judge is not None:
+            _judge(judge, again, samples, drawn - 1)
+    return [_trace(case, samples[case.fingerprint], auditor, model, prompt) for case in cases]
+
+
+def _judge(
+    judge: Meaning, cases: Sequence[Case], samples: dict[str, list[_Sample]], drawn: int
+) -> None:
+    """Adds to the newest samples of `cases`, which have the index `drawn`, what the judge finds."""
+    newest = [(case, samples[case.fingerprint]) for case in cases]
+    asked = [(c, made) for c, made in newest if made[-1].trace and not (drawn and made[-1].faults)]
+    judge.judge((case, drawn, made[-1].trace) for case, made in asked)
+    for case, made in asked:
+        row = judge.row(case, drawn)
+        found = {"distortions": judge.faults(row), "coverage": judge.coverage(row)}
+        made[-1] = dataclasses.replace(made[-1], **found)
 
 
 def _job(case: Case, wanted: int, config: ConfigDict, model: str, prompt: Prompt) -> driver.Job:
@@ -195,8 +222,8 @@ def _trace(
         outcomes=tuple(sample.attempt.outcome.value for sample in samples),
         faults_first=first.faults,
         faults=last.faults,
-        coverage_first=first.audit.coverage if first.audit else None,
-        coverage=kept.coverage,
+        coverage_first=first.coverage,
+        coverage=last.coverage if good else 1.0,
         additions_first=first.audit.added if first.audit else (),
         additions=kept.added,
         length_first=first.audit.length if first.audit else None,

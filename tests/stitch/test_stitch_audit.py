@@ -1,6 +1,5 @@
-"""The audit finds planted faults in the fictional clinic's traces and passes good paraphrases."""
+"""The audit rejects what is certain to be wrong, and never a good retelling."""
 
-import dataclasses
 import pathlib
 import random
 
@@ -27,19 +26,16 @@ def share(make, fault: str = "") -> float:
     return sum(fault in a.faults if fault else not a.faults for a in audits) / len(audits)
 
 
-def test_at_least_98_of_100_good_paraphrases_pass():
-    assert share(paraphrase.paraphrase) >= 0.98
+def test_every_good_paraphrase_passes():
+    assert share(paraphrase.paraphrase) == 1.0
 
 
 @pytest.mark.parametrize(
     ("plant", "fault"),
     [
-        (paraphrase.dropped, "dropped"),
-        (paraphrase.denied, "dropped"),
-        (paraphrase.turned, "dropped"),
-        (paraphrase.early, "early"),
         (paraphrase.reversed_order, "early"),
         (lambda case, rng: paraphrase.invented(case, rng, DISEASES), "added"),
+        (lambda case, rng: f"{joined(case)} Vellin was 112.", "added"),
         (lambda case, rng: "", "empty"),
         (lambda case, rng: " \n…", "empty"),
         (lambda case, rng: case.diagnostic_reasoning, "list"),
@@ -54,91 +50,92 @@ def test_at_least_98_of_100_planted_faults_are_found(plant, fault):
     assert share(plant, fault) >= 0.98
 
 
-def test_a_dropped_statement_is_named_by_its_number():
-    rng = random.Random(1)
-    for case in CASES[:20]:
-        made = paraphrase.sentences(case, rng)
-        for number in range(1, len(made) + 1):
-            trace = " ".join(made[: number - 1] + made[number:])
-            audit = AUDITOR.audit(case, trace)
-            assert number in audit.missing
-            assert audit.coverage == 1 - len(audit.missing) / len(case.statements)
-
-
-def test_joined_statements_pass_for_every_case():
-    for case in CASES:
-        audit = AUDITOR.audit(case, joined(case))
-        assert (audit.faults, audit.coverage, audit.length) == ((), 1.0, 1.0)
-
-
 @pytest.mark.skipif(not REAL.exists(), reason="no real cases at ../shared/data/cases")
-def test_joined_statements_of_real_cases_pass_and_each_one_dropped_is_missed():
+def test_joined_statements_of_real_cases_pass():
     cases = read_cases(REAL / "medcasereasoning_val_16.jsonl")
-    auditor = Auditor(cases, Limits(shortest=0.0))
-    missed = total = 0
+    auditor = Auditor(cases, Limits())
     for case in cases:
-        assert auditor.audit(case, joined(case)).faults == ()
-        for number in range(len(case.statements)):
-            left = case.statements[:number] + case.statements[number + 1 :]
-            audit = auditor.audit(case, "\n".join(left))
-            total += 1
-            missed += number + 1 not in audit.missing
-    # A statement that quotes the same words as its neighbour is made by that one, too.
-    assert missed <= 0.1 * total
+        audit = auditor.audit(case, joined(case))
+        assert (audit.faults, audit.lost, audit.added, audit.length) == ((), (), (), 1.0)
 
 
-def told(*statements: str, diagnosis: str = "Quillfever") -> Case:
+def told(*statements: str, diagnosis: str = "Quillfever", prompt: str = "Blue nails.") -> Case:
     return Case(
-        case_prompt="A fictional patient with blue nails.",
+        case_prompt=prompt,
         diagnostic_reasoning="\n".join(f"{n}. {s}" for n, s in enumerate(statements, 1)),
         final_diagnosis=diagnosis,
     )
 
 
 @pytest.mark.parametrize(
-    ("statement", "good", "bad"),
+    ("said", "lost", "added"),
     [
-        ("No fever was seen.", "Fever was absent.", "Fever was seen."),
-        ("A fever of 38.5 C was felt.", "The fever was 38.5 C.", "The fever was 39 C."),
-        ("The left flank drummed.", "Drumming of the left flank.", "Drumming of the right flank."),
-        ("Vellin was elevated.", "A raised vellin.", "A low vellin."),
-        (
-            "Lanternitis was excluded by blue nails.",
-            "Blue nails argue against lanternitis.",
-            "Blue nails confirmed lanternitis.",
-        ),
+        ("At 38 C two of 12 ribs hummed for a week.", (), ()),
+        ("At 39 C two of 12 ribs hummed.", ("38",), ("39",)),
+        ("Of twelve ribs 2 hummed at 38.0 C.", (), ()),
+        ("Ribs hummed.", ("12", "38"), ()),
     ],
 )
-def test_denials_numbers_sides_and_conclusions_decide_whether_a_statement_is_made(
-    statement, good, bad
-):
-    case = told(statement, "So the quillfever was confirmed by the moss.")
-    rest = "The moss confirmed quillfever."
-    assert AUDITOR.audit(case, f"{good} {rest}").missing == ()
-    assert AUDITOR.audit(case, f"{bad} {rest}").missing == (1,)
-
-
-def test_a_diagnosis_may_be_named_where_a_statement_names_it_but_concluded_only_where_it_does():
-    case = told(
-        "Blue nails could be quillfever or lanternitis.",
-        "Moss excluded lanternitis.",
-        "A hum confirmed quillfever.",
-    )
-    named = "Blue nails raise quillfever and lanternitis."
-    rest = "Lanternitis is excluded by moss. The hum confirmed quillfever."
-    assert AUDITOR.audit(case, f"{named} {rest}").faults == ()
-    concluded = "Blue nails could be lanternitis but quillfever is the diagnosis."
-    assert "early" in AUDITOR.audit(case, f"{concluded} {rest}").faults
+def test_a_number_may_be_written_otherwise_but_be_neither_lost_nor_added(said, lost, added):
+    case = told("Two of 12 ribs hummed at 38.0 C for 1 week.")
+    audit = Auditor([case], Limits(shortest=0)).audit(case, said)
+    assert (audit.lost, audit.added) == (lost, added)
+    assert audit.faults == ("lost",) * bool(lost) + ("added",) * bool(added)
 
 
 def test_what_statements_presentation_or_diagnosis_give_is_no_addition():
-    case = dataclasses.replace(told("Moss was felt."), case_prompt="She had once had velloritis.")
+    case = told("Moss was felt.", prompt="She had once had velloritis.")
+    auditor = Auditor(
+        [case, *(told("x", diagnosis=d) for d in ("velloritis", "coralitis"))], Limits()
+    )
     for name, added in (("quillfever", ()), ("velloritis", ()), ("coralitis", ("coralitis",))):
-        assert AUDITOR.audit(case, f"Moss was felt, {name} too.").added == added
+        assert auditor.audit(case, f"Moss was felt, {name} too.").added == added
 
 
-def test_thoughts_before_the_trace_are_no_part_of_it():
-    assert trace_of("<think>\nHm. </think>\n\nNails were blue. ") == "Nails were blue."
+@pytest.mark.parametrize(
+    ("wrapped", "fault"),
+    [
+        ("As you wish:\n\n{}", "wrapped"),
+        ("{}\n\nNote: I kept all of it.", "wrapped"),
+        ("{} As an AI language model, I give no advice.", "wrapped"),
+        ("<statements>\n{}\n</statements>", "wrapped"),
+        ("The clinician states in statement one that {}", "wrapped"),
+        ("{}<|im_end|>", "wrapped"),
+        ("**Ribs**: {}", "wrapped"),
+        ("{} Final answer: Quillfever", "wrapped"),
+        ("## Ribs\n{}", "list"),
+        ("- {}", "list"),
+        ("• {}", "list"),
+        ("* {}", "list"),
+        ("1- {}", "list"),
+        ("Statement 1: {}", "list"),
+    ],
+)
+def test_what_small_models_put_around_a_passage_is_found(wrapped, fault):
+    case = told("Ribs hummed on both visits of the patient.", "The moss confirmed quillfever.")
+    audit = Auditor([case], Limits(longest=5)).audit(case, wrapped.format(joined(case)))
+    assert fault in audit.faults
+
+
+def test_words_that_the_statements_have_are_not_held_against_a_trace():
+    case = told("The clinician saw the passage of moss.", "The moss confirmed quillfever.")
+    assert Auditor([case], Limits()).audit(case, joined(case)).faults == ()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Sure! Here is the rewritten passage:\n\nNails were blue.",
+        "Here’s the passage:\nNails were blue.",
+        "Hm. So be it.\n</think>\n\nNails were blue.",
+        "<think>\nHm. </think>\n\nNails were blue. ",
+    ],
+)
+def test_an_introduction_and_thoughts_are_no_part_of_a_trace(reply):
+    assert trace_of(reply) == "Nails were blue."
+
+
+def test_thoughts_within_a_trace_stay_to_be_found():
     assert trace_of("Nails <think>hm</think> were blue.") == "Nails <think>hm</think> were blue."
 
 
@@ -154,7 +151,7 @@ def test_joined_statements_with_tags_make_a_completion_that_is_read_as_it_was_wr
 def test_any_reply_is_audited_and_one_that_would_break_its_completion_is_refused(reply):
     trace = trace_of(reply)
     audit = AUDITOR.audit(CASES[0], trace)
-    assert set(audit.faults) <= set(FAULTS) and 0 <= audit.coverage <= 1
+    assert set(audit.faults) <= set(FAULTS)
     read = parse(render(trace, "Quillfever"))
     if (read.trace, read.answer) != (trace, "Quillfever"):
         assert "tags" in audit.faults

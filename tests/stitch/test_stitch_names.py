@@ -1,10 +1,10 @@
-"""Names of diseases are found by the cases' diagnoses and alternatives, and by how names end."""
+"""Names of diseases are the diagnoses of the cases, found as they stand. All are invented."""
 
 import pytest
 
 from mcr_jax.cases import Case
-from mcr_jax.stitch.names import Vocabulary, accounted, stems
-from mcr_jax.stitch.text import stem, words
+from mcr_jax.stitch.names import Vocabulary, gives, is_early, name_of
+from mcr_jax.stitch.text import stems
 
 
 def case(diagnosis: str, *statements: str) -> Case:
@@ -15,22 +15,8 @@ def case(diagnosis: str, *statements: str) -> Case:
     )
 
 
-DIAGNOSES = ("Brindle rime", "Lorn's gulletry", "Frostel", "Tb", "Oskel rib-song (left)")
-WEIGHED = (
-    "Pellam hitch was excluded by the moss.",
-    "Windle lung-knot considered and excluded — “the ribs were still”.",
-    "Exclusion of Castelyn veil — “the pupils were quick”.",
-    "Yarrowick joint-rust — “rusty fluid”.",
-    "Persistent or recurrent gristle ague was deemed unlikely.",
-    "Biopsy was considered.",
-    "Other causes of moss were considered.",
-    "The left flank drummed loudly on both visits of the patient, so moss was excluded.",
-)
-KNOWN = Vocabulary([case(DIAGNOSES[0], *WEIGHED), *map(case, DIAGNOSES[1:])])
-
-
-def found(said: str) -> set[str]:
-    return {" ".join(name) for name in KNOWN.find(words(said))}
+DIAGNOSES = ("Brindle rime", "Lorn's gulletry", "Frostel", "Tb", "Oskel rib-song (left)", "(…)")
+KNOWN = Vocabulary(map(case, DIAGNOSES))
 
 
 @pytest.mark.parametrize(
@@ -38,30 +24,13 @@ def found(said: str) -> set[str]:
     [
         ("It may be brindle rime.", {"Brindle rime"}),
         ("One thinks of LORN’S GULLETRY first.", {"Lorn's gulletry"}),
-        ("An Oskel rib-song hums.", {"Oskel rib-song"}),
-        ("Frostel was thought of.", {"frostel"}),
-        ("Gout was thought of.", {"gout"}),
-        (
-            "Pellam hitch, windle lung-knot, castelyn veil.",
-            {"Pellam hitch", "Windle lung-knot", "Castelyn veil"},
-        ),
-        (
-            "Yarrowick joint-rust, or recurrent gristle ague.",
-            {"Yarrowick joint-rust", "recurrent gristle ague"},
-        ),
-        ("A persistent biopsy of moss, for other causes.", set()),
+        ("An Oskel rib-song hums, or two frostels.", {"Oskel rib-song", "Frostel"}),
         ("A tb of two letters is too many things.", set()),
-        ("A velloritis and two quoromas.", {"velloritis", "quoroma"}),
-        ("It was the Quarrow syndrome.", {"Quarrow syndrome"}),
-        ("The disease of this patient, another disorder, her fever.", set()),
-        ("The diagnosis and the prognosis of a coma.", set()),
-        ("Brindle nails and rime.", set()),
-        ("She developed fever; neither fever nor infection; it ruled out infection.", set()),
-        ("This suggests disease, despite toxicity and progressive disorder.", set()),
+        ("A velloritis, a rash, low platelets, brindle nails and rime.", set()),
     ],
 )
 def test_names_are_found_as_they_stand(said, names):
-    assert found(said) == {" ".join(stems(name)) for name in names}
+    assert KNOWN.find(stems(said)) == set(map(name_of, names))
 
 
 @pytest.mark.parametrize(
@@ -69,10 +38,37 @@ def test_names_are_found_as_they_stand(said, names):
     [
         ("Brindle rime", "A rime that looks brindle.", True),
         ("Systemic frost erythema", "SFE was likely.", True),
+        ("Systemic frost erythema", "The sfe.", False),
         ("velloritis", "A velloritic plaque.", True),
-        ("velloritis", "A vellin plaque, and velloroma.", False),
+        ("velloritis", "A vellin plaque.", False),
         ("Brindle rime", "A rime.", False),
     ],
 )
-def test_a_name_is_given_by_its_words_its_initials_or_its_root(name, given, there):
-    assert accounted(stems(name), frozenset(map(stem, words(given)))) is there
+def test_a_name_is_given_by_its_words_its_initials_or_its_roots(name, given, there):
+    assert gives(given, name_of(name)) is there
+
+
+LATE = case("Kell-Grime syndrome", "Ribs hummed.", "Nails were blue at dusk.", "KGS fits the moss.")
+FIRST = case(
+    "Quillfever", "Hums raise quillfever or rime.", "Moss excluded rime.", "So quillfever."
+)
+UNNAMED = case("Quillfever", "Ribs hummed at noon.", "Nails were blue.", "Moss was felt at last.")
+
+
+@pytest.mark.parametrize(
+    ("of", "trace", "early"),
+    [
+        (LATE, "This is KGS. Ribs hummed, nails were blue at dusk, and moss fits.", True),
+        (LATE, "Kell-Grime syndrome, which fits the moss. Ribs hummed. Nails were blue.", True),
+        (LATE, "Ribs hummed, nails were blue at dusk and all of it with the moss fits KGS.", False),
+        (LATE, "Ribs hummed. Nails were blue. The moss is what Kell-Grime syndrome has.", False),
+        (FIRST, "Quillfever or rime hum so. Rime is out by the moss. It is quillfever.", False),
+        (FIRST, "So quillfever. Hums raise rime, too. Moss excluded rime.", True),
+        (UNNAMED, "Quillfever hums at noon. Blue nails. Moss at last.", True),
+        (UNNAMED, "Ribs hummed at noon. Blue nails. Moss at last means quillfever.", False),
+        (UNNAMED, "", False),
+        (case("(…)", "Ribs hummed."), "Ribs hummed.", False),
+    ],
+)
+def test_the_diagnosis_is_early_well_before_the_statements_name_it(of, trace, early):
+    assert is_early(of, trace) is early

@@ -1,62 +1,17 @@
 """The stage: retried with another seed, joined at last, counted by reason, nothing asked twice."""
 
 import dataclasses
-import random
 
-import paraphrase
 import pytest
+from writers import CASES, PROMPT, Writer, config, good
 
-from mcr_jax import config as configs
-from mcr_jax import prompts, synthetic
+from mcr_jax import prompts
 from mcr_jax.data.traces import JOINED, STITCHED
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.generate.api import Outcome, Reply
+from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Ledger, Scope
 from mcr_jax.stitch.audit import joined
 from mcr_jax.stitch.write import stitch
-
-CASES = synthetic.cases(5, {"train": 6, "val": 2})
-PROMPT = prompts.load("stitch")
-
-
-def good(case, index=0):
-    return paraphrase.paraphrase(case, random.Random(f"{case.fingerprint}/{index}"))
-
-
-class Writer:
-    """A `Generator` of rules: (case, sample index) to text, or to the outcome without one."""
-
-    concurrency = 1
-
-    def __init__(self, says, identity="writer/1"):
-        self.says, self.identity, self.asked = says, identity, []
-        self.by_key = {case.fingerprint: case for case in CASES}
-
-    def generate(self, requests):
-        for request in requests:
-            for index in request.wanted:
-                self.asked.append((request.key, index))
-                self.last = request
-                said = self.says(self.by_key[request.key], index)
-                if isinstance(said, Outcome):
-                    said = ("", said)
-                elif isinstance(said, str):
-                    said = (said, Outcome.OK)
-                yield Reply(
-                    key=request.key,
-                    index=index,
-                    text=said[0],
-                    outcome=said[1],
-                    model_version="writer-1",
-                    error="" if said[1] is Outcome.OK else "told to",
-                )
-
-
-def config(**changes):
-    made = configs.default()
-    with made.unlocked():
-        made.update_from_flattened_dict({f"stitch.{k}": v for k, v in changes.items()})
-    return made
 
 
 @pytest.fixture
@@ -71,7 +26,8 @@ def test_a_good_first_sample_is_kept_and_no_second_is_drawn(ledger):
     assert [row.fingerprint for row in rows] == [case.fingerprint for case in CASES]
     for row, case in zip(rows, CASES, strict=True):
         assert (row.source, row.attempts, row.faults, row.split) == (STITCHED, 1, (), case.split)
-        assert row.trace == good(case) and row.coverage == row.coverage_first == 1.0
+        assert row.trace == good(case) and row.length == row.length_first > 0
+        assert row.coverage is row.coverage_first is None  # nobody judged
         assert (row.model, row.model_version, row.prompt) == ("base", "writer-1", PROMPT.digest)
     assert len(writer.asked) == len(CASES)
 

@@ -76,7 +76,7 @@ def test_first_samples_are_told_apart_from_what_is_kept():
 
 def test_each_joined_case_is_counted_under_one_reason():
     made = summary()
-    assert made["joined"]["reasons"] == {"prompt_too_long": 1, "dropped": 1}
+    assert made["joined"]["reasons"] == {"prompt_too_long": 1, "added": 1}
     assert made["joined"]["share"]["value"] == sum(made["joined"]["reasons"].values()) / len(ROWS)
     assert made["attempts"] == {"1": 2, "2": 2}
     assert made["outcomes"] == {"OK": 5, "prompt_too_long": 1}
