@@ -264,7 +264,7 @@ def _key() -> str:
     if not key:
         raise UsageError(
             f"no key for Gemini: set {' or '.join(KEYS)} in the environment, or name another than "
-            "gemini in config.judge.name or config.stitch.model"
+            "gemini in config.judge.name, config.stitch.model or config.stitch.judge"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UsageError(

@@ -72,8 +72,9 @@ def test_a_disk_without_room_for_the_completions_is_told_before_the_first(call, 
     assert not (small_disk / "w" / "ledger.sqlite").exists()
 
 
-def test_stitching_without_a_key_is_told_before_the_demo_builds(tmp_path, capsys):
-    flags = ("--config.train.traces=stitched", "--config.stitch.model=gemini")
+@pytest.mark.parametrize("field", ["stitch.model", "stitch.judge"])
+def test_stitching_without_a_key_is_told_before_the_demo_builds(tmp_path, capsys, field):
+    flags = ("--config.train.traces=stitched", f"--config.{field}=gemini")
     assert main(["demo", f"--workdir={tmp_path / 'w'}", *flags]) == 2
     assert "GEMINI_API_KEY" in capsys.readouterr().err
     assert not (tmp_path / "w" / "data").exists()
