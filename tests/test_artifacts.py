@@ -7,15 +7,16 @@ import pytest
 
 from mcr_jax import artifacts, completion, config
 from mcr_jax.cases import Case
-from mcr_jax.cli import score as score_command
-from mcr_jax.cli import stitch as stitch_command
+from mcr_jax.cli.score import show
 from mcr_jax.errors import McrError, UsageError
+from mcr_jax.experiment import seal
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.report import page
 from mcr_jax.score.results import score
 from mcr_jax.score.verify import verify
+from mcr_jax.stitch import stage as stitching
 from mcr_jax.workdir import Workdir
 
 CASE = Case(
@@ -105,11 +106,11 @@ def _reported(w):
 
 
 def _shown(w):
-    score_command.show(artifacts.results(w))
+    show(artifacts.results(w))
 
 
 def _opened(w):
-    Experiment(_config(), w).finished("eval")
+    seal.finished(Experiment(_config(), w), "eval")
 
 
 def _resumed(w):
@@ -118,9 +119,9 @@ def _resumed(w):
 
 def _stitched(w):
     experiment = Experiment(_config(), w)
-    stitch_command._done(experiment, {"a": 1})
-    stitch_command._refuse_to_replace(experiment, {"a": 1})
-    stitch_command._show(artifacts.stitching(w))
+    stitching._done(experiment, {"a": 1})
+    stitching._refuse_to_replace(experiment, {"a": 1})
+    stitching._show(artifacts.stitching(w))
 
 
 READERS = {

@@ -10,7 +10,6 @@ from mcr_jax import config as configs
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import UsageError
 from mcr_jax.model.devices import devices
-from mcr_jax.plan import tables
 from mcr_jax.plan.training import plan
 
 FOLDER = Path(configs.__file__).parents[1] / "configs"
@@ -51,7 +50,7 @@ def test_a_variant_fits_the_hardware_that_its_docstring_names(
     c = get_config(name, arg)
     if field:
         c.update_from_flattened_dict({field: int(value)})
-    made = plan(c, tables.shape_of(c), devices(hardware))
+    made = plan(c, devices(hardware))
     assert made.problem == ""
     # What the docstring says may round, and lag behind the estimate a little.
     assert made.memory.total / 1e9 == pytest.approx(float(needed), rel=0.05)

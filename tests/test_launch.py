@@ -18,7 +18,6 @@ import pytest
 
 from mcr_jax.cli.flags import Flags
 from mcr_jax.model.devices import devices
-from mcr_jax.plan import tables
 from mcr_jax.plan.training import plan
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -782,7 +781,7 @@ def test_a_training_that_a_script_shows_fits_the_devices_that_it_shows(there, sh
     flags.experiment()
     flags.parse([*shlex.split(shown), "--config.model.folder="])
     config = flags.config()
-    assert plan(config, tables.shape_of(config), devices(there)).problem == ""
+    assert plan(config, devices(there)).problem == ""
 
 
 def test_every_script_shows_a_training():

@@ -7,7 +7,7 @@ import pytest
 from mcr_jax import prompts
 from mcr_jax.cli.main import main
 from mcr_jax.errors import UsageError
-from mcr_jax.experiment.experiment import newest_step
+from mcr_jax.model.checkpoints import newest_step
 from mcr_jax.paths import expanded, local_folder
 from mcr_jax.workdir import Workdir, storage_path
 

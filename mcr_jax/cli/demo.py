@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from importlib import resources
 
 from mcr_jax import artifacts, console
-from mcr_jax.cli import build, judge, sample, score, stitch, train
-from mcr_jax.cli import eval as evaluation
+from mcr_jax.cli.eval import evaluate
 from mcr_jax.cli.flags import Flags
+from mcr_jax.cli.score import show
 from mcr_jax.cli.stage_main import opened
-from mcr_jax.experiment.experiment import Experiment, newest_step
+from mcr_jax.experiment import seal
+from mcr_jax.experiment.experiment import Experiment
+from mcr_jax.model.checkpoints import newest_step
 
 
 def main(argv: Sequence[str]) -> None:
@@ -30,11 +32,17 @@ def main(argv: Sequence[str]) -> None:
 
 def run(experiment: Experiment) -> None:
     """Does what is not done yet and ends with the table."""
+    from mcr_jax.build import stage as build
+    from mcr_jax.judge import stage as judge
+    from mcr_jax.sample import stage as sample
+    from mcr_jax.stitch import stage as stitch
+    from mcr_jax.train import stage as train
+
     workdir = experiment.workdir
     trained = newest_step(experiment.checkpoints) == experiment.config.train.steps
-    if trained and experiment.finished("eval"):
+    if trained and seal.finished(experiment, "eval"):
         console.say(f"demo: nothing to do, all of it is in {workdir.path}")
-        score.show(artifacts.results(workdir))
+        show(artifacts.results(workdir))
     else:
         sample.ready(experiment)
         judge.ready(experiment)
@@ -45,5 +53,5 @@ def run(experiment: Experiment) -> None:
         if stitched:
             stitch.run(experiment)
         train.run(experiment)
-        evaluation.run(experiment)
+        evaluate(experiment)
     console.say(f"Open {workdir.report} in a browser. Research use, not for patient care.")

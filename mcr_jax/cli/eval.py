@@ -3,35 +3,47 @@
 from collections.abc import Sequence
 
 from mcr_jax import artifacts, console
-from mcr_jax.cli import judge, report, sample, score
-from mcr_jax.cli.stage_main import stage_main
+from mcr_jax.cli.flags import Flags
+from mcr_jax.cli.score import show
+from mcr_jax.cli.stage_main import opened
 from mcr_jax.errors import McrError
+from mcr_jax.experiment import seal
 from mcr_jax.experiment.experiment import Experiment
 
 
 def main(argv: Sequence[str]) -> None:
     """`mcr eval --config=FILE.py --workdir=DIR`."""
-    stage_main("eval", __doc__, argv, run)
+    flags = Flags("eval", __doc__)
+    flags.experiment()
+    if flags.parse(argv):
+        experiment = opened(flags)
+        with experiment.working():
+            evaluate(experiment)
 
 
-def run(experiment: Experiment) -> None:
-    """Evaluates, or says that it is done; ends with the table.
+def evaluate(experiment: Experiment) -> None:
+    """Samples, judges, scores and reports, or says that it is done; ends with the table.
 
     Raises:
       McrError: too many verdicts are missing; what is there is scored and reported.
     """
-    if experiment.finished("eval"):
+    from mcr_jax.judge import stage as judge
+    from mcr_jax.report import stage as report
+    from mcr_jax.sample import stage as sample
+    from mcr_jax.score import stage as score
+
+    if seal.finished(experiment, "eval"):
         console.say(f"eval: nothing to do, all of it is in {experiment.workdir.path}")
-        score.show(artifacts.results(experiment.workdir))
+        show(artifacts.results(experiment.workdir))
         return
     sample.ready(experiment)
     judge.ready(experiment)
     sample.run(experiment)
-    whole, problem = judge.run(experiment)
+    judged = judge.run(experiment)
     results = score.run(experiment)
     report.run(experiment)
-    if whole:
-        experiment.finish("eval")
-    score.show(results)
-    if problem:
-        raise McrError(problem)
+    if judged.whole:
+        seal.finish(experiment, "eval")
+    show(results)
+    if judged.problem:
+        raise McrError(judged.problem)

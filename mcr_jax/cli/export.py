@@ -10,7 +10,8 @@ from mcr_jax import console, disk
 from mcr_jax.cli.flags import Flags
 from mcr_jax.cli.stage_main import opened
 from mcr_jax.errors import UsageError
-from mcr_jax.experiment.experiment import Experiment, newest_step
+from mcr_jax.experiment.experiment import Experiment
+from mcr_jax.model.checkpoints import newest_step
 from mcr_jax.paths import local_folder
 from mcr_jax.workdir import digest, write_text
 

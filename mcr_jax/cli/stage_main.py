@@ -1,6 +1,8 @@
 """Flags to an experiment, and the `main` that the commands of stages share."""
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Sequence
+from typing import Any
 
 from mcr_jax import console
 from mcr_jax.cli.flags import Flags
@@ -10,16 +12,18 @@ from mcr_jax.paths import local_folder
 from mcr_jax.workdir import Workdir
 
 
-def stage_main(
-    command: str, about: str, argv: Sequence[str], run: Callable[[Experiment], object]
-) -> None:
-    """Runs a stage in the workdir of a command that takes --config and --workdir only."""
+def stage_main(command: str, about: str, argv: Sequence[str]) -> Any:
+    """Runs mcr_jax/COMMAND/stage.py for a command that takes --config and --workdir only.
+
+    Returns what its `run` returns; None where only help was wanted.
+    """
     flags = Flags(command, about)
     flags.experiment()
-    if flags.parse(argv):
-        experiment = opened(flags)
-        with experiment.working():
-            run(experiment)
+    if not flags.parse(argv):
+        return None
+    experiment = opened(flags)
+    with experiment.working():
+        return importlib.import_module(f"mcr_jax.{command}.stage").run(experiment)
 
 
 def opened(flags: Flags, judge: str = "", writes: bool = True) -> Experiment:

@@ -1,13 +1,10 @@
 """Supervised fine-tuning on the train split; goes on from the newest checkpoint."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from mcr_jax import config as configs
 from mcr_jax import console
 from mcr_jax.cli.flags import Flags
 from mcr_jax.cli.stage_main import opened
-from mcr_jax.experiment.experiment import Experiment, devices
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,10 +21,9 @@ def main(argv: Sequence[str]) -> None:
     if plan is not None:
         from mcr_jax.plan import tables
 
-        config = flags.config()
-        tables.run(config, tables.shape_of(config), plan)
+        tables.run(flags.config(), plan)
         return
-    from mcr_jax.train import hosts
+    from mcr_jax.train import hosts, stage
     from mcr_jax.train.profile import steps
 
     traced = range(0) if profile is None else steps(profile)
@@ -35,65 +31,4 @@ def main(argv: Sequence[str]) -> None:
         console.silence(not hosts.writes())
         experiment = opened(flags, writes=hosts.writes())
         with experiment.working():
-            run(experiment, traced)
-
-
-def run(experiment: Experiment, profile: range = range(0)) -> None:
-    """Trains, or says that nothing is left to train; traces the steps of `profile`."""
-    from mcr_jax.train.loop import train
-
-    e = experiment
-    inputs = _inputs(e)
-    cases = {"train": e.cases("train"), "val": e.cases("val") if e.has_split("val") else ()}
-    # Names of files may change from machine to machine; digests stand for what is in them.
-    places = ("data.source", "data.data_dir", "tokenizer.path", "train.checkpoints", "train.traces")
-    frozen = configs.frozen(e.config).items()
-    identity = {name: value for name, value in frozen if name not in places} | inputs
-    if not inputs["traces"]:  # checkpoints from before there were any tell nothing of them
-        del identity["traces"]
-    trained = train(
-        *(e.workdir, e.config, e.shape, cases, e.tokenizer, e.prompt),
-        profile=profile,
-        run=identity,
-        traces=e.traces,
-    )
-    ended = ", where the validation loss no longer fell" if trained.early else ""
-    if trained.resumed == trained.step:
-        console.say(f"train: nothing to do, the checkpoint stands at step {trained.step}{ended}")
-        return
-    done = {"step": trained.step, "dropped": [name for name, _ in trained.dropped]}
-    e.workdir.note("train", {**inputs, **done, **devices()})
-    since = f", resumed from step {trained.resumed}" if trained.resumed else ""
-    console.say(f"train: step {trained.step}{since}{ended}")
-    if trained.best:
-        console.say(f"  lowest val loss {trained.best[1]:.4f}, after step {trained.best[0]}")
-    if trained.rates:
-        console.say(f"  {_told(trained.rates)}")
-
-
-def _told(rates: dict[str, float]) -> str:
-    from mcr_jax.model.flops import CONVENTION
-
-    told = [f"{rates['tokens_per_second']:,.0f} tokens/s"]
-    if "mfu" in rates:
-        told.append(f"MFU {rates['mfu']:.3f} ({CONVENTION})")
-    told.append(f"goodput {rates['goodput']:.2f}")
-    return ", ".join([*told, f"waited for data {rates['data_wait']:.1%}"])
-
-
-def _inputs(e: Experiment) -> dict[str, Any]:
-    """What the weights follow from besides the config; a run goes on from the same only."""
-    from mcr_jax.data.dataset import dataset_fingerprint
-    from mcr_jax.data.traces import digest
-    from mcr_jax.train import hosts
-
-    inputs = {
-        "dataset": dataset_fingerprint(e.data_dir),
-        "prompt": e.prompt.digest,
-        "seed": e.config.seed,
-        **e.origin(),
-        "traces": "" if e.traces is None else digest(e.traces),
-    }
-    hosts.same({name: str(value) for name, value in inputs.items()})
-    e.workdir.note("train", {**e.refuse_other(inputs), **inputs})
-    return inputs
+            stage.run(experiment, traced)

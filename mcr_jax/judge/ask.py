@@ -25,13 +25,12 @@ from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate import driver, joined
 from mcr_jax.generate.api import Generator, Outcome, Remote
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
-from mcr_jax.generate.questions import Reader, is_open
+from mcr_jax.generate.questions import is_open
 from mcr_jax.generate.room import require_room
 from mcr_jax.judges import diagnosis, reasons
-from mcr_jax.judges.choose import make_judge
+from mcr_jax.judges.choose import JUDGES, make_judge, reader, readings
 from mcr_jax.workdir import Workdir
 
-_JUDGES = {"diagnosis": diagnosis, "reasons": reasons}  # by stage, in the order they are asked
 _VERDICT_TOKENS = 250  # of a verdict with its quotes, about
 _COUNTS = ("total", "asked", "settled", "unresolved")
 
@@ -85,7 +84,7 @@ def judge(
         wanted = {
             Scope(stage, model, name): _JOBS[stage](rows, name, texts, config)
             for model, rows in told.items()
-            for stage in _JUDGES
+            for stage in JUDGES
         }
         remedy, count = "use another --workdir", sum(map(len, wanted.values()))
         require_room(workdir.ledger, wanted, count, _VERDICT_TOKENS, remedy)
@@ -122,14 +121,9 @@ def too_few(counts: Mapping[str, Any], config: ConfigDict) -> str:
     )
 
 
-def readings(config: ConfigDict) -> dict[str, str]:
-    """By stage of judging, the name of the rules that replies are read by, with their settings."""
-    return {stage: _reader(stage, config).name for stage in _JUDGES}
-
-
 def _texts(config: ConfigDict) -> dict[str, prompts.Prompt]:
     """The prompt of each stage."""
-    return {stage: prompts.load(_JUDGES[stage].PROMPT, config.prompts) for stage in _JUDGES}
+    return {stage: prompts.load(JUDGES[stage].PROMPT, config.prompts) for stage in JUDGES}
 
 
 def _check_version(ledger: Ledger, name: str, config: ConfigDict) -> None:
@@ -140,7 +134,7 @@ def _check_version(ledger: Ledger, name: str, config: ConfigDict) -> None:
     wanted = config.judge.version
     if not wanted:
         return
-    scopes = [Scope(stage, model, name) for model in config.sample.models for stage in _JUDGES]
+    scopes = [Scope(stage, model, name) for model in config.sample.models for stage in JUDGES]
     seen = _versions(a for scope in scopes for a in ledger.answers(scope, wanted).values())
     if seen and wanted not in seen:
         raise UsageError(
@@ -163,12 +157,6 @@ def _facts(
         "prompts": {prompt.name: prompt.digest for prompt in texts.values()},
         "readings": readings(config),
     }
-
-
-def _reader(stage: str, config: ConfigDict) -> Reader:
-    judge = _JUDGES[stage]
-    words = f" quote_words={config.judge.quote_words}" if stage == "reasons" else ""
-    return Reader(parse=judge.parse, name=judge.READING + words, version=config.judge.version)
 
 
 def _versions(answers: Iterable[Attempt | None]) -> dict[str, int]:
@@ -249,14 +237,14 @@ def _run(
     config: ConfigDict,
 ) -> dict[str, int]:
     """Answers one scope; says how many rows have no verdict and why; returns its counts."""
-    reader, attempts = _reader(scope.stage, config), config.judge.attempts
-    work = driver.declare(scope, jobs, generator, ledger, attempts=attempts, reader=reader)
+    read_by, attempts = reader(scope.stage, config), config.judge.attempts
+    work = driver.declare(scope, jobs, generator, ledger, attempts=attempts, reader=read_by)
     label = f"{scope.stage} of {scope.model}"
     status = generator.pacer.status if isinstance(generator, Remote) else None
     with console.track(label, work.total, work.held, status) as track:
         summary = driver.answer(work, generator, ledger, progress=track.advance)
-    answers = ledger.answers(scope, reader.version).values()
-    left = [a for a in answers if is_open(a, reader, attempts) or a.outcome is not Outcome.OK]
+    answers = ledger.answers(scope, read_by.version).values()
+    left = [a for a in answers if is_open(a, read_by, attempts) or a.outcome is not Outcome.OK]
     if left:
         console.say(
             f"  {label}: {len(left)} of {summary.total} without a verdict ({_causes(left)}); "

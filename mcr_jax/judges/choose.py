@@ -1,9 +1,13 @@
-"""The judge that a config names, as a generator."""
+"""The judge that a config names, and the rules that its replies are read by."""
 
 from ml_collections import ConfigDict
 
 from mcr_jax.errors import UsageError
 from mcr_jax.generate.api import Generator, Remote
+from mcr_jax.generate.questions import Reader
+from mcr_jax.judges import diagnosis, reasons
+
+JUDGES = {"diagnosis": diagnosis, "reasons": reasons}  # by stage, in the order they are asked
 
 
 def make_judge(config: ConfigDict, name: str = "") -> Generator | Remote:
@@ -29,3 +33,15 @@ def make_judge(config: ConfigDict, name: str = "") -> Generator | Remote:
             patience=section.patience,
         )
     raise UsageError(f"config field judge.name is {name!r}: set it to offline or gemini")
+
+
+def reader(stage: str, config: ConfigDict) -> Reader:
+    """Returns the rules that replies of a judging stage are read by."""
+    judge = JUDGES[stage]
+    words = f" quote_words={config.judge.quote_words}" if stage == "reasons" else ""
+    return Reader(parse=judge.parse, name=judge.READING + words, version=config.judge.version)
+
+
+def readings(config: ConfigDict) -> dict[str, str]:
+    """By stage of judging, the name of the rules that replies are read by, with their settings."""
+    return {stage: reader(stage, config).name for stage in JUDGES}

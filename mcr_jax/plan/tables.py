@@ -2,34 +2,29 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
+import numpy as np
 from ml_collections import ConfigDict
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
-from mcr_jax.errors import McrError, UsageError
-from mcr_jax.paths import local_folder
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from mcr_jax.model.shape import DecoderConfig
-    from mcr_jax.plan.training import Plan
-    from mcr_jax.plan.training_bytes import Parameter
+from mcr_jax.errors import McrError
+from mcr_jax.model.devices import devices
+from mcr_jax.plan.timing import MFU, RATE
+from mcr_jax.plan.training import CASE_TOKENS, CASES, PARTS, USABLE, Plan, count, plan
+from mcr_jax.plan.training_bytes import Parameter
 
 
-def run(config: ConfigDict, shape: "DecoderConfig", text: str) -> None:
+def run(config: ConfigDict, text: str) -> None:
     """Prints the plan of `config` for the devices that `text` names.
 
     Raises:
       UsageError: `text` names none that are known, or config.mesh does not fit them.
       McrError: the run does not fit; the line says what would help.
     """
-    from rich.console import Console
 
-    from mcr_jax.model.devices import devices
-    from mcr_jax.plan.training import plan
-
-    made = plan(config, shape, devices(text))
+    made = plan(config, devices(text))
     console = Console()
     for part in (_heading(config, made), _sharding(made), _memory(config, made), _time(made)):
         console.print(part, highlight=False)
@@ -38,33 +33,7 @@ def run(config: ConfigDict, shape: "DecoderConfig", text: str) -> None:
         raise McrError(made.problem)
 
 
-def shape_of(config: ConfigDict) -> "DecoderConfig":
-    """The decoder of config.model: its folder's config.json, a published shape, or the sizes.
-
-    Raises:
-      McrError: the folder cannot be read.
-      UsageError: the shape is unknown, or the sizes cannot be.
-    """
-    from mcr_jax.model.hf import config_json, published
-    from mcr_jax.model.shape import DecoderConfig, Rope
-
-    c = config.model
-    if c.folder:
-        return config_json.read(local_folder(c.folder), c.ignore)
-    if c.shape:
-        return published.shape(c.shape)
-    names = ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width", "norm_eps")
-    sizes = {name: c[name] for name in (*names, "qk_norm", "tied")}
-    try:
-        return DecoderConfig(
-            vocab_size=config.tokenizer.vocab_size, rope=Rope(theta=c.rope_theta), **sizes
-        )
-    except ValueError as error:
-        raise UsageError(f"config: {error}") from error
-
-
-def _heading(config: ConfigDict, made: "Plan") -> str:
-    from mcr_jax.plan.training import count
+def _heading(config: ConfigDict, made: Plan) -> str:
 
     model = config.model.folder or config.model.shape or "the model of config.model"
     trained = count(tuple(p for p in made.parameters if p.trained))
@@ -85,7 +54,7 @@ def _heading(config: ConfigDict, made: "Plan") -> str:
     return "\n".join(lines)
 
 
-def _sharding(made: "Plan") -> "Table":
+def _sharding(made: Plan) -> Table:
     table = _table("Parameters by how they are cut", "parameters", "cut over", "a device holds")
     table.add_column("GB", justify="right", no_wrap=True)
     for group in _groups(made.parameters):
@@ -98,8 +67,7 @@ def _sharding(made: "Plan") -> "Table":
     return table
 
 
-def _memory(config: ConfigDict, made: "Plan") -> "Table":
-    from mcr_jax.plan.training import PARTS, USABLE
+def _memory(config: ConfigDict, made: Plan) -> Table:
 
     c = config.train
     notes = {
@@ -122,9 +90,7 @@ def _memory(config: ConfigDict, made: "Plan") -> "Table":
     return table
 
 
-def _time(made: "Plan") -> "Table":
-    from mcr_jax.plan.timing import MFU, RATE
-    from mcr_jax.plan.training import CASE_TOKENS, CASES
+def _time(made: Plan) -> Table:
 
     table = _table("Time", "what", "how")
     table.add_column("", justify="right", no_wrap=True)
@@ -157,9 +123,7 @@ def _time(made: "Plan") -> "Table":
     return table
 
 
-def _table(title: str, *columns: str) -> "Table":
-    from rich import box
-    from rich.table import Table
+def _table(title: str, *columns: str) -> Table:
 
     table = Table(
         box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False
@@ -169,7 +133,7 @@ def _table(title: str, *columns: str) -> "Table":
     return table
 
 
-def _groups(parameters: Iterable["Parameter"]) -> Iterator[list["Parameter"]]:
+def _groups(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
     """Those that lie alike, in the order of the first of each."""
     groups: dict[tuple, list[Parameter]] = {}
     for one in parameters:
@@ -178,13 +142,11 @@ def _groups(parameters: Iterable["Parameter"]) -> Iterator[list["Parameter"]]:
     yield from groups.values()
 
 
-def _names(group: list["Parameter"]) -> str:
+def _names(group: list[Parameter]) -> str:
     return ", ".join(one.name.removeprefix("layers.") for one in group)
 
 
-def _held(one: "Parameter") -> int:
-    import numpy as np
-
+def _held(one: Parameter) -> int:
     return math.prod(one.shard) * np.dtype(one.dtype).itemsize
 
 

@@ -1,9 +1,9 @@
 """Plans a training run on given devices from abstract shapes, before any weight is read.
 
-    made = plan(config, published.shape("qwen2_5_7b"), devices("8 x H100"))
+    made = plan(config, devices("8 x H100"))
     made.memory.total, made.hours, made.problem
 
-Bytes are those of `train.memory`, times those of `train.timing`.
+Bytes are those of `plan.training_bytes`, times those of `plan.timing`.
 """
 
 import dataclasses
@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 
 from mcr_jax.config import fields
 from mcr_jax.errors import UsageError
+from mcr_jax.experiment import parts
 from mcr_jax.model.devices import Devices
 from mcr_jax.model.flops import step_flops
-from mcr_jax.model.shape import DecoderConfig, LoraConfig
+from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.model.sharding import AXES, mesh_sizes
 from mcr_jax.plan.timing import MFU, RATE, Traffic, seconds, traffic
 from mcr_jax.plan.training_bytes import Memory, Parameter, memory, parameters
@@ -96,7 +97,6 @@ def count(of: tuple[Parameter, ...]) -> int:
 
 def plan(
     config: ConfigDict,
-    shape: DecoderConfig,
     devices: Devices,
     *,
     cases: int = CASES,
@@ -106,14 +106,15 @@ def plan(
 
     Args:
       config: sections model, lora, optim, mesh and train, and `attention`, are read.
-      shape: of the decoder; its dtype, remat policy and adapters are those of `config`.
       devices: from `devices.devices`; none need exist.
       cases, case_tokens: of an epoch, where the config counts epochs.
 
     Raises:
+      McrError: config.model.folder cannot be read.
       UsageError: config.mesh does not fit the devices, or config.train.rows the mesh, or
-        config.lora the model.
+        config.lora the model; or the shape of config.model is unknown.
     """
+    shape = parts.decoder_shape(config)
     made = _plan(config, shape, devices, cases, case_tokens)
     if made.memory.total <= made.usable:
         return made
@@ -123,8 +124,7 @@ def plan(
 def _plan(
     config: ConfigDict, shape: DecoderConfig, devices: Devices, cases: int, case_tokens: int
 ) -> Plan:
-    c, shape = config.train, _as_configured(config, shape)
-    mesh = _mesh(config, devices.count)
+    c, mesh = config.train, _mesh(config, devices.count)
     fused = _fused(config, shape, devices)
     tokens = c.rows * c.row_tokens * FILL
     steps = math.ceil(c.epochs * cases * case_tokens / tokens) if c.epochs else c.steps
@@ -169,19 +169,6 @@ def _plan(
         hours=each and (steps * each[0] / 3600, steps * each[1] / 3600),
         problem="",
     )
-
-
-def _as_configured(config: ConfigDict, shape: DecoderConfig) -> DecoderConfig:
-    lora = config.lora.to_dict()
-    try:
-        return dataclasses.replace(
-            shape,
-            dtype=config.model.dtype,
-            remat=config.train.remat,
-            lora=LoraConfig(**lora) if lora["rank"] else None,
-        )
-    except ValueError as error:
-        raise UsageError(f"config: {error}") from error
 
 
 def _mesh(config: ConfigDict, devices: int) -> AbstractMesh:

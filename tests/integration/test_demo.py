@@ -11,6 +11,7 @@ from processes import COMPLETIONS, MODELS, TINY, is_schema_1, read, rows, said
 from mcr_jax import config as configs
 from mcr_jax import synthetic
 from mcr_jax.cases import write_jsonl
+from mcr_jax.experiment import seal
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate.ledger import Ledger, Scope
 from mcr_jax.workdir import Workdir
@@ -166,11 +167,11 @@ def test_a_second_mcr_in_a_workdir_at_work_is_refused(mcr, workdir, tiny):
 def test_what_is_sealed_is_not_trusted_after_the_ledger_grew(workdir):
     """A verdict judged again, say after an outage, must reach results.json by the next eval."""
     experiment = Experiment(configs.load(workdir / "config.json"), Workdir(workdir))
-    assert experiment.finished("eval")
+    assert seal.finished(experiment, "eval")
     with Ledger(workdir / "ledger.sqlite") as ledger:
         attempt = next(iter(ledger.answers(Scope("sample", "sft")).values()))
         ledger.write(dataclasses.replace(attempt, attempt=attempt.attempt + 1))
-    assert not experiment.finished("eval")
+    assert not seal.finished(experiment, "eval")
 
 
 def test_weights_are_not_trained_on_under_another_prompt(mcr, workdir):

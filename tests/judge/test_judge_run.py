@@ -9,13 +9,13 @@ import pytest
 
 from mcr_jax import config as configs
 from mcr_jax import synthetic
-from mcr_jax.cli import score as score_command
 from mcr_jax.completion import render
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.judge.ask import judge, too_few
+from mcr_jax.score import stage as scoring
 from mcr_jax.score.results import score
 from mcr_jax.workdir import Workdir
 
@@ -341,7 +341,7 @@ def test_scores_of_verdicts_that_were_read_by_other_rules_say_so(workdir, capsys
     completed(workdir, {(0, 0): told(0)})
     judge(workdir, config(), CASES)
     for words, told_so in ((4, False), (9, True)):
-        score_command.run(Experiment(config(**{"judge.quote_words": words}), workdir))
+        scoring.run(Experiment(config(**{"judge.quote_words": words}), workdir))
         assert ("read by other rules" in capsys.readouterr().out) is told_so
 
 

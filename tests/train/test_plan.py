@@ -1,5 +1,6 @@
 """A plan is arithmetic that holds, refuses what cannot be, and says what would help."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from mcr_jax import config as configs
 from mcr_jax.errors import McrError, UsageError
+from mcr_jax.experiment import parts
 from mcr_jax.model.devices import KNOWN, devices
 from mcr_jax.model.hf import published
 from mcr_jax.plan import tables
@@ -97,7 +99,7 @@ def test_every_kind_has_memory_peak_bandwidth_and_link_but_the_cpu_and_only_the_
 
 
 def test_a_plan_places_every_parameter_by_the_rules(config):
-    made = plan(config, SMALL, devices("8 x v5e"))
+    made = plan(config, devices("8 x v5e"))
     placed = {one.name: one for one in made.parameters}
     assert count(made.parameters) == 494_032_768
     assert placed["embedding"].spec == P("tensor", "fsdp")
@@ -112,13 +114,14 @@ def test_a_folder_beyond_its_length_is_planned_like_the_published_one(config, tm
     told = {**published.CONFIGS["qwen2_5_0_5b"], "rope_scaling": yarn, "_model_name_or_path": "x"}
     (tmp_path / "config.json").write_text(json.dumps(told))
     config.model.shape, config.model.folder = "", str(tmp_path)
-    made = plan(config, tables.shape_of(config), devices("8 x v5e"))
-    assert made.parameters == plan(config, SMALL, devices("8 x v5e")).parameters
+    made = plan(config, devices("8 x v5e"))
+    config.model.shape, config.model.folder = "qwen2_5_0_5b", ""
+    assert made.parameters == plan(config, devices("8 x v5e")).parameters
 
 
 def test_the_config_decides_dtype_remat_and_adapters_not_the_shape(config):
     config.model.dtype, config.lora.rank, config.train.remat = "bfloat16", 8, "full"
-    made = plan(config, SMALL, devices("1 x L4"))
+    made = plan(config, devices("1 x L4"))
     adapters = [one for one in made.parameters if one.trained]
     assert adapters and {one.dtype for one in adapters} == {"float32"}
     assert {one.dtype for one in made.parameters if not one.trained} == {"bfloat16"}
@@ -126,34 +129,34 @@ def test_the_config_decides_dtype_remat_and_adapters_not_the_shape(config):
 
 def test_hours_are_steps_times_operations_over_the_assumed_share_of_the_peak(config):
     config.train.steps = 1000
-    made = plan(config, SMALL, devices("1 x v5e"))
+    made = plan(config, devices("1 x v5e"))
     low, high = made.hours
     assert low == pytest.approx(1000 * made.flops / (197e12 * 0.55 * 3600))
     moved = made.traffic.moved / (819e9 * 0.4)
     assert high == pytest.approx(1000 * (made.flops / (197e12 * 0.35) + moved) / 3600)
     assert made.traffic.exchanged == 0
-    assert plan(config, SMALL, devices("1 x cpu")).hours is None
+    assert plan(config, devices("1 x cpu")).hours is None
 
 
 def test_slow_links_bound_the_time_and_one_more_device_never_makes_the_exchange_less(config):
     config.train.steps = 1000
-    made = [plan(config, SMALL, devices(f"{n} x RTX 4090")) for n in (1, 2, 4, 8)]
+    made = [plan(config, devices(f"{n} x RTX 4090")) for n in (1, 2, 4, 8)]
     exchanged = [one.traffic.exchanged for one in made]
     assert exchanged == sorted(exchanged) and len(set(exchanged)) == 4
     size = count(made[0].parameters)
     assert exchanged[1] == pytest.approx(size * (2 * 2 + 4) / 2, rel=0.01)  # half is the other's
     linked = exchanged[3] / (32e9 * 0.8)
     assert made[3].hours[0] == pytest.approx(1000 * linked / 3600)
-    nvlink = plan(config, SMALL, devices("8 x H100"))
+    nvlink = plan(config, devices("8 x H100"))
     assert nvlink.traffic == made[3].traffic and nvlink.hours[0] < made[3].hours[0] / 5
 
 
 def test_tensor_parallelism_exchanges_activations_and_data_parallelism_only_gradients(config):
     def exchanged(**mesh):
         config.mesh.update(dict.fromkeys(("data", "fsdp", "tensor"), 1) | mesh)
-        return plan(config, SMALL, devices("2 x L40S")).traffic.exchanged
+        return plan(config, devices("2 x L40S")).traffic.exchanged
 
-    size = count(plan(config, SMALL, devices("1 x L40S")).parameters)
+    size = count(plan(config, devices("1 x L40S")).parameters)
     assert exchanged(data=2) == size * 4
     tokens, hidden = config.train.rows * config.train.row_tokens, SMALL.width
     assert exchanged(tensor=2) == SMALL.layers * 4 * tokens * hidden * 2
@@ -161,53 +164,54 @@ def test_tensor_parallelism_exchanges_activations_and_data_parallelism_only_grad
 
 def test_a_device_without_bfloat16_tensor_cores_is_said_to_compute_in_float32(config, capsys):
     config.train.remat, config.train.steps, config.train.accumulate = "full", 100, 16
-    tables.run(config, tables.shape_of(config), "T4")
+    tables.run(config, "T4")
     shown = capsys.readouterr().out
     assert "T4 has no bfloat16 tensor cores" in shown and "float32, each 8.1 TFLOP/s" in shown
     assert "not measured" in shown
     config.train.accumulate = 1
-    tables.run(config, tables.shape_of(config), "16 x L4")
+    tables.run(config, "16 x L4")
     shown = capsys.readouterr().out
     assert "tensor cores" not in shown and "network between machines is not counted" in shown
 
 
 def test_epochs_become_the_steps_that_pass_over_the_cases_so_often(config):
     config.train.epochs = 2.0
-    made = plan(config, SMALL, devices("1 x H100"), cases=1000, case_tokens=256)
+    made = plan(config, devices("1 x H100"), cases=1000, case_tokens=256)
     assert made.steps == pytest.approx(2 * 1000 * 256 / (16 * 512), rel=0.05)
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(config):
     config.mesh.fsdp = 3
     with pytest.raises(UsageError, match=r"1 x 3 x 1 .* does not fit 8 devices"):
-        plan(config, SMALL, devices("8 x v5e"))
+        plan(config, devices("8 x v5e"))
 
 
 def test_rows_that_do_not_divide_are_refused(config):
     config.train.rows = 12
     with pytest.raises(UsageError, match=r"rows=12 is not a multiple of .* = 8"):
-        plan(config, SMALL, devices("8 x v5e"))
+        plan(config, devices("8 x v5e"))
 
 
 @pytest.mark.promise("refuses what cannot fit with the settings that would help")
 def test_what_cannot_fit_names_the_largest_part_and_changes_that_make_it_fit(config):
     config.train.row_tokens = 4096
     there = devices("1 x T4")
-    made = plan(config, SMALL, there)
+    made = plan(config, there)
     assert made.memory.total > made.usable
     assert "the largest part is activations kept" in made.problem
     assert "\n" not in made.problem
     assert "config.train.remat=full" in made.problem
     config.train.remat, config.train.accumulate = "full", 16
-    assert plan(config, SMALL, there).problem == ""
+    assert plan(config, there).problem == ""
 
 
 def test_attention_is_in_plain_xla_where_no_kernel_takes_the_head(config):
-    def fused(kind, shape=SMALL):
-        return plan(config, shape, devices(f"1 x {kind}")).fused
+    def fused(kind, shape="qwen2_5_0_5b"):
+        config.model.shape = shape
+        return plan(config, devices(f"1 x {kind}")).fused
 
     config.train.remat = "full"
-    gemma = published.shape("gemma3_1b")  # heads of 256
+    gemma = "gemma3_1b"  # heads of 256
     assert (fused("H100"), fused("A100-80GB"), fused("T4")) == (True, True, False)
     assert (fused("H100", gemma), fused("A100-80GB", gemma), fused("v5e", gemma)) == (
         *(True, False, True),
@@ -221,27 +225,27 @@ def test_adapters_that_cannot_be_are_refused(config, field, value):
     config.lora.rank = 8
     config.lora[field] = value
     with pytest.raises(UsageError, match=f"config: lora.{field}"):
-        plan(config, SMALL, devices("1 x H100"))
+        plan(config, devices("1 x H100"))
 
 
 def test_as_many_rows_as_a_config_may_have_are_planned_too(config):
     config.train.rows = 10**9
-    assert "do not fit" in plan(config, SMALL, devices("1 x H100")).problem
+    assert "do not fit" in plan(config, devices("1 x H100")).problem
 
 
 def test_time_is_told_in_minutes_below_an_hour_and_not_where_it_does_not_fit(config, capsys):
     config.train.remat, config.train.steps = "full", 100
-    tables.run(config, tables.shape_of(config), "8 x v5e")
+    tables.run(config, "8 x v5e")
     shown = capsys.readouterr().out
     assert "minutes" in shown and "hours" not in shown
     config.train.row_tokens = 2**20
     with pytest.raises(McrError):
-        tables.run(config, tables.shape_of(config), "8 x v5e")
+        tables.run(config, "8 x v5e")
     assert "of peak" not in capsys.readouterr().out
 
 
 def test_a_plan_is_json(config):
-    told = json.loads(json.dumps(plan(config, SMALL, devices("8 x v5e")).to_json()))
+    told = json.loads(json.dumps(plan(config, devices("8 x v5e")).to_json()))
     assert told["memory_total"] == sum(told["memory"].values())
     assert told["parameters"][0]["spec"] == ["tensor", "fsdp"]
     assert told["mfu_assumed"] == [0.35, 0.55]
@@ -251,7 +255,7 @@ def test_a_plan_is_json(config):
 def test_the_tables_fit_the_terminal_and_say_what_is_assumed(config, capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     config.train.remat = "full"
-    tables.run(config, tables.shape_of(config), "8 x v5e")
+    tables.run(config, "8 x v5e")
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= width
     for words in ("494.03 M parameters", "151936 x 112", "needed", "assuming 55 to 35 % of peak"):
@@ -261,18 +265,20 @@ def test_the_tables_fit_the_terminal_and_say_what_is_assumed(config, capsys, mon
 def test_a_plan_that_does_not_fit_is_shown_and_fails(config, capsys):
     config.train.row_tokens = 4096
     with pytest.raises(McrError, match="do not fit into") as failed:
-        tables.run(config, tables.shape_of(config), "1 x T4")
+        tables.run(config, "1 x T4")
     assert not isinstance(failed.value, UsageError)
     assert "usable" in capsys.readouterr().out
 
 
 def test_the_shape_is_that_of_the_folder_or_the_published_one_or_the_sizes(config, tmp_path):
-    assert tables.shape_of(config) == SMALL
+    chosen = {"remat": config.train.remat, "dtype": config.model.dtype}
+    assert parts.decoder_shape(config) == dataclasses.replace(SMALL, **chosen)
     (tmp_path / "config.json").write_text(json.dumps(published.CONFIGS["gemma3_1b"]))
     config.model.folder = str(tmp_path)
-    assert tables.shape_of(config) == published.shape("gemma3_1b")
+    gemma = dataclasses.replace(published.shape("gemma3_1b"), **chosen)
+    assert parts.decoder_shape(config) == gemma
     config.model.folder = config.model.shape = ""
-    assert tables.shape_of(config).width == config.model.width
+    assert parts.decoder_shape(config).width == config.model.width
     config.model.heads = 3
     with pytest.raises(UsageError, match="does not divide heads 3"):
-        tables.shape_of(config)
+        parts.decoder_shape(config)

@@ -1,0 +1,200 @@
+"""The stitching stage: statements retold as one trace, which rules audit and a judge may read."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from mcr_jax import artifacts, console, prompts, statistics
+from mcr_jax import config as configs
+from mcr_jax.data import traces
+from mcr_jax.data.dataset import dataset_fingerprint
+from mcr_jax.errors import McrError
+from mcr_jax.experiment.experiment import Experiment, devices
+from mcr_jax.generate.api import Generator, Remote
+from mcr_jax.generate.gemini import Gemini
+from mcr_jax.generate.ledger import Ledger, Scope
+from mcr_jax.generate.room import require_room
+from mcr_jax.judges.choose import make_judge
+from mcr_jax.model.checkpoints import newest_step
+from mcr_jax.sigterm import stoppable
+from mcr_jax.stitch.audit import VERSION
+from mcr_jax.stitch.meaning import Meaning
+from mcr_jax.stitch.meaning import settings as judge_settings
+from mcr_jax.stitch.summary import summarize, table
+from mcr_jax.stitch.write import PROMPT, STAGE, check, stitch
+from mcr_jax.workdir import digest
+
+
+def ready(experiment: Experiment) -> None:
+    """Raises UsageError if a prompt or a service cannot be used: better before other work."""
+    _prompt(experiment.config)
+    judge_settings(experiment.config)
+    if experiment.config.stitch.model == "gemini":
+        _gemini(experiment.config)
+    _judge(experiment.config)
+
+
+def run(experiment: Experiment) -> None:
+    """Makes traces.parquet and stitch.json, or says that they are there."""
+    e, workdir, prompt = experiment, experiment.workdir, _prompt(experiment.config)
+    e.refuse_other(e.origin())
+    inputs = _inputs(e, prompt)
+    if _done(e, inputs):
+        console.say(f"stitch: nothing to do, the traces are in {workdir.traces}")
+        _show(artifacts.stitching(workdir))
+        return
+    _refuse_to_replace(e, inputs)
+    cases = e.training_cases()
+    scope = Scope(STAGE, model_name(e.config))
+    remedy = "use another --workdir, or lower config.stitch.max_tokens"
+    require_room(workdir.ledger, [scope], len(cases), e.config.stitch.max_tokens, remedy)
+    judge = _judge(e.config)
+    generator, origin, status = _generator(e)
+    workdir.note("stitch.model", {"identity": generator.identity, "weights": origin})
+    stopped = "stopped by SIGTERM; every trace that came is kept, call again to go on"
+    with stoppable(stopped), Ledger(workdir.ledger) as ledger:
+        name = model_name(e.config)
+        meaning = Meaning(ledger, e.config, judge, name) if judge else None
+        if meaning:
+            workdir.note("stitch.judge", meaning.about)
+        rows = stitch(ledger, e.config, cases, generator, name, prompt, status, meaning)
+    made = traces.digest({row.fingerprint: row.trace for row in rows})
+    if e.config.train.traces == traces.STITCHED:  # or those it was trained on would be lost
+        e.refuse_other({"traces": made})
+    score = e.config.score
+    settings = {"confidence": score.confidence, "resamples": score.resamples, "seed": e.config.seed}
+    interval = functools.partial(statistics.interval, **settings)
+    summary = summarize(rows, interval, score.confidence, meaning)
+    traces.write(workdir.traces, rows)
+    workdir.write_json(workdir.stitching, {**summary, "traces": made})
+    workdir.note("stitch", {"inputs": inputs, "traces": made, **devices()})
+    console.say(f"stitch: {len(rows)} traces in {workdir.traces}")
+    _show(summary)
+    if not meaning:
+        console.say(
+            "stitch: nobody judged whether the traces keep the meaning of the statements; "
+            "--config.stitch.judge=gemini has Gemini do so"
+        )
+    if all(row.source == traces.JOINED for row in rows):
+        console.say(
+            "stitch: no trace passed, all are joined statements; stitch.json counts why: "
+            "try more config.stitch.attempts or another config.stitch.model"
+        )
+
+
+def model_name(config: ConfigDict) -> str:
+    """The model of config.stitch as it stands in the ledger."""
+    c = config.stitch
+    return f"gemini:{c.gemini}" if c.model == "gemini" else c.model
+
+
+def _generator(e: Experiment) -> tuple[Generator | Remote, str, Callable[[], str] | None]:
+    """The generator that config.stitch names, where its weights are from, how to ask its status."""
+    c = e.config.stitch
+    if c.model == "gemini":
+        model = _gemini(e.config)
+        if not model.samples:
+            console.say(
+                f"stitch: {c.gemini} samples as the service does by default: "
+                "config.stitch.temperature and top_p are not sent"
+            )
+        return model, "the service's", model.pacer.status
+    from mcr_jax.generate import local
+    from mcr_jax.generate.engine.state import Shape
+
+    # One sample at a time: a second one is drawn only of the cases whose first one failed.
+    shape = Shape(
+        slots=e.config.sample.slots,
+        share=1,
+        prompt_tokens=c.prompt_tokens,
+        max_tokens=c.max_tokens,
+        kv_dtype=e.config.sample.kv_dtype,
+    )
+    plan = local.prepare(e.shape, e.config, shape, section="stitch")
+    for line in plan.lines():
+        console.say(f"stitch: {line}")
+    model, origin = local.load(
+        c.model, plan, plan.mesh(), e.shape, e.workdir, e.config, e.tokenizer
+    )
+    return model, origin, model.status
+
+
+def _judge(config: ConfigDict) -> Generator | Remote | None:
+    """The generator that config.stitch.judge names. Raises UsageError if it cannot be used."""
+    return make_judge(config, config.stitch.judge) if config.stitch.judge else None
+
+
+def _prompt(config: ConfigDict) -> prompts.Prompt:
+    """Raises UsageError if it cannot be used."""
+    prompt = prompts.load(PROMPT, config.prompts)
+    check(config, prompt)
+    return prompt
+
+
+def _gemini(config: ConfigDict) -> Gemini:
+    """Raises UsageError without a key or with wrong settings."""
+    c = config.stitch
+    return Gemini(
+        c.gemini,
+        timeout=c.timeout,
+        concurrency=c.concurrency,
+        thinking=c.thinking,
+        patience=config.judge.patience,
+    )
+
+
+def _inputs(e: Experiment, prompt: prompts.Prompt) -> dict[str, Any]:
+    """What the traces follow from."""
+    decisive = ("seed", "stitch", "model", "lora", "score")
+    fields = {n: v for n, v in configs.fields(e.config) if n.partition(".")[0] in decisive}
+    del fields["stitch.judge"]  # told below, so that inputs of before there was one stay the same
+    judged = {"judge": by} if (by := judge_settings(e.config)) else {}
+    trained = {"which": e.config.sample.checkpoint, "newest": newest_step(e.checkpoints)}
+    return {
+        "dataset": dataset_fingerprint(e.data_dir),
+        "prompt": prompt.digest,
+        "config": digest(fields),
+        "audit": VERSION,
+        "checkpoint": trained if e.config.stitch.model == "sft" else {},
+        **judged,
+        **e.origin(),
+    }
+
+
+def _done(e: Experiment, inputs: dict[str, Any]) -> bool:
+    """Whether the traces there are what these inputs give."""
+    w = e.workdir
+    if not (w.traces.exists() and w.stitching.exists()):
+        return False
+    noted = _noted(e)
+    if noted.get("inputs") != inputs:
+        return False
+    try:
+        there = traces.digest({row.fingerprint: row.trace for row in traces.read(w.traces)})
+        shown = artifacts.stitching(w)
+    except McrError:  # damaged: made anew from what the ledger has
+        return False
+    return there == noted.get("traces") == shown.get("traces")
+
+
+def _noted(e: Experiment) -> dict[str, Any]:
+    """What the manifest has of the stitching before."""
+    return artifacts.section(e.workdir, "stitch", {"inputs?": dict})
+
+
+def _refuse_to_replace(e: Experiment, inputs: dict[str, Any]) -> None:
+    """Raises UsageError, before the work, if traces that training learned would not come again.
+
+    Another version of the audit may give the same traces; that is seen when they are made.
+    """
+    before = _noted(e).get("inputs", {})
+    same = {**before, "audit": None} == {**inputs, "audit": None}
+    if e.config.train.traces == traces.STITCHED and not same:
+        e.refuse_other({"traces": "not yet made"})
+
+
+def _show(summary: dict[str, Any]) -> None:
+    Console().print(table(summary), highlight=False)
