@@ -5,7 +5,7 @@
 Each stage of a tiny experiment runs once to its end. Then, from the same start, it is killed (-9)
 twice at moments spread over the time that it took, called again until it is done, and its artifacts
 are compared: those of every kill must equal those of the uninterrupted run. One line a stage, and
-status 1 if anything differs. Judging asks a Gemini on loopback, so that kills hit calls in flight.
+status 1 if anything differs. Judges ask a Gemini on loopback, so that kills hit calls in flight.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from processes import TIMES, TINY, read, said
 
 COMMANDS = {
     "build": ("build",),
-    "stitch": ("stitch",),
+    "stitch": ("stitch", "--config.stitch.judge=gemini"),
     "train": ("train",),
     "sample": ("sample",),
     "judge": ("judge", "--config.judge.name=gemini"),
@@ -247,7 +247,7 @@ _STATES: dict[str, dict[str, Callable[[pathlib.Path], Any]]] = {
     "stitch": {
         "traces.parquet": _traces,
         "stitch.json": _json("stitch.json"),
-        "the ledger": _of_stage("stitch"),
+        "the ledger": _of_stage("stitch", "distortion"),
     },
     "train": {"the checkpoint": _weights, "metrics.jsonl": _losses},
     "sample": {"the ledger": _of_stage("sample")},
