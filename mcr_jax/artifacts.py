@@ -188,9 +188,7 @@ def section(workdir: Workdir, name: str, form: Form = dict) -> dict[str, Any]:
     Raises:
       McrError: the file is broken, or the section is no object or not of the `form`.
     """
-    if not workdir.manifest.exists():
-        return {}
-    found = check(workdir.manifest, read_json(workdir.manifest), {f"{name}?": form})
+    found = check(workdir.manifest, workdir.sections(), {f"{name}?": form})
     return found.get(name, {})
 
 
