@@ -200,13 +200,13 @@ def check(path: Path, value: Any, form: Form, field: str = "") -> Any:
 
 
 def wrong(value: Any, form: Form, field: str = "") -> str:
-    """What is wrong with a value, one line; "" if it has the form."""
+    """Returns the fault of a value in one line; "" if it has the form."""
     line = _wrong(value, form, field)
     return "".join(c if c.isprintable() else "?" for c in line)  # names of fields are data
 
 
 def _wrong(value: Any, form: Form, field: str) -> str:
-    """What is wrong with a value, with the name of the field; "" if nothing is."""
+    """Returns the fault of a value with the name of its field; "" without one."""
     name = f"field {field[:_LONGEST]}" if field else "it"
     match form:
         case Null():

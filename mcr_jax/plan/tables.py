@@ -129,7 +129,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _groups(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
-    """Those that lie alike, in the order of the first of each."""
+    """Groups parameters of one sharding, in the order of the first of each."""
     groups: dict[tuple, list[Parameter]] = {}
     for one in parameters:
         cut = tuple(one.spec) if any(one.spec) else ()
