@@ -88,7 +88,7 @@ class Marker(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where a marker stands in its text: as the fields of `Marker` of these names."""
+    """Position of a marker in its text; fields as in `Marker`."""
 
     text: str
     start: int
@@ -163,7 +163,7 @@ def _read(match: re.Match[str], place: _Place) -> Iterator[Marker]:
 
 
 def _values(letters: str) -> dict[str, int]:
-    """What small letters count as: {"letter": 1 to 26} and {"roman": 1 to 39}, where they do."""
+    """Returns the values of small letters: {"letter": 1 to 26} and {"roman": 1 to 39}, if any."""
     values = {"letter": ord(letters) - ord("a") + 1} if len(letters) == 1 else {}
     digits = [{"i": 1, "v": 5, "x": 10}.get(letter, 0) for letter in letters]
     if all(digits):

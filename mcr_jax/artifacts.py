@@ -190,9 +190,7 @@ def section(workdir: Workdir, name: str, form: Form = dict) -> dict[str, Any]:
     Raises:
       McrError: the file is broken, or the section is no object or not of the `form`.
     """
-    if not workdir.manifest.exists():
-        return {}
-    found = check(workdir.manifest, read_json(workdir.manifest), {f"{name}?": form})
+    found = check(workdir.manifest, workdir.sections(), {f"{name}?": form})
     return found.get(name, {})
 
 
@@ -204,13 +202,13 @@ def check(path: Path, value: Any, form: Form, field: str = "") -> Any:
 
 
 def wrong(value: Any, form: Form, field: str = "") -> str:
-    """What is wrong with a value, one line; "" if it has the form."""
+    """Returns the fault of a value in one line; "" if it has the form."""
     line = _wrong(value, form, field)
     return "".join(c if c.isprintable() else "?" for c in line)  # names of fields are data
 
 
 def _wrong(value: Any, form: Form, field: str) -> str:
-    """What is wrong with a value, with the name of the field; "" if nothing is."""
+    """Returns the fault of a value with the name of its field; "" without one."""
     name = f"field {field[:_LONGEST]}" if field else "it"
     match form:
         case Null():

@@ -368,7 +368,7 @@ def _decoded(entity: re.Match[str]) -> str:
 
 
 def _row_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """As `_problems`, and a row must have its content fields and its split."""
+    """Returns the problems of a row: missing content fields, a missing split, and `_problems`."""
     missing = [name for name in CONTENT if row.get(name) is None]
     yield from ((name, "is missing") for name in missing)
     yield from _problems({**row, **dict.fromkeys(missing, "-")})

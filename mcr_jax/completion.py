@@ -1,4 +1,4 @@
-r"""What a model writes, `<think> trace </think><answer> diagnosis </answer>`, and how it is read.
+r"""Completions, `<think> trace </think><answer> diagnosis </answer>`, parsed by named rules.
 
 In: a completion's text. Out: its trace and its answer, with the name of the rule that read it.
 
@@ -87,7 +87,7 @@ def parse(text: str, mode: str = "lenient", *, ended: bool = True) -> Completion
 
 
 def after_thoughts(text: str) -> str:
-    """What follows the blocks of thoughts that a text begins with; all of it without such blocks.
+    """Returns the text after its leading blocks of thoughts; all of it without such blocks.
 
     A `<think>` within a block stands in the way: something else comes before it then.
     """
@@ -126,7 +126,7 @@ def _read(said: str) -> tuple[_Answer | None, int]:
 
 
 def _strict(said: str) -> str:
-    """What stands between the one opening tag and the one closing tag behind it; "" if not so."""
+    """Returns the text between the only opening and the only closing tag; "" otherwise."""
     pairs, opened = [], None
     for tag in _STRICT.finditer(said):
         if tag[1] and opened is not None:
@@ -138,7 +138,7 @@ def _strict(said: str) -> str:
 
 
 def _tagged(said: str, tags: list[re.Match[str]]) -> Iterator[_Answer]:
-    """What follows each opening tag up to the next tag, or to the end."""
+    """Yields the text after each opening tag, up to the next tag or the end."""
     for tag, following in itertools.zip_longest(tags, tags[1:]):
         if tag[1]:
             continue
@@ -153,7 +153,7 @@ def _tagged(said: str, tags: list[re.Match[str]]) -> Iterator[_Answer]:
 
 
 def _boxed(said: str) -> Iterator[tuple[_Answer, int, bool]]:
-    """What stands in each \\boxed{...}, where that begins, and True."""
+    """Yields the content of each \\boxed{...}, where that begins, and True."""
     at = said.find(_BOXED)
     while at >= 0:
         begin = at + len(_BOXED)

@@ -1,4 +1,4 @@
-"""What a person sees while long work runs: one live line on a terminal, sparse lines in a log."""
+"""Progress of long work: one live line on a terminal, sparse lines in a log."""
 
 import contextlib
 import logging
@@ -28,7 +28,7 @@ class _Said(logging.Handler):
 
 
 def show_log() -> None:
-    """From here on says what the package logs at INFO, such as the attention backend it chose."""
+    """Prints what the package logs at INFO from now on, such as the attention backend it chose."""
     logger = logging.getLogger("mcr_jax")
     if not any(isinstance(handler, _Said) for handler in logger.handlers):
         logger.addHandler(_Said())

@@ -6,11 +6,11 @@ from types import ModuleType
 
 
 def installed() -> list[ModuleType]:
-    """Those of the two that are installed, httpx2 first; imports them."""
+    """Imports those of the two that are installed, httpx2 first."""
     names = [name for name in ("httpx2", "httpx") if importlib.util.find_spec(name)]
     return [importlib.import_module(name) for name in names]
 
 
 def errors() -> tuple[type[Exception], ...]:
-    """What they raise where a call fails, each the base of all of its own."""
+    """Returns the base class of the errors of each."""
     return tuple(module.HTTPError for module in installed())

@@ -23,7 +23,7 @@ def expanded(path: str | os.PathLike) -> Path:
 
 
 def local_folder(path: str | os.PathLike) -> Path:
-    """As `expanded`, for a path that Path would make a folder "gs:" of if it were an address.
+    """Expands a local path; refuses an address such as gs://BUCKET.
 
     Raises:
       UsageError: it is an address, even after Path or normpath has taken one of its slashes; or as

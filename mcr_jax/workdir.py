@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -37,6 +38,7 @@ class Workdir:
     def __init__(self, path: str | Path, writes: bool = True):
         """Opens `path`, creating it. Raises McrError where that cannot be."""
         self.path, self.writes = local_folder(path), writes
+        self._held, self._sections = False, None  # manifest.json, read once while it is `locked`
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             os.listdir(self.path)
@@ -72,15 +74,27 @@ class Workdir:
         """Reads a JSON artifact. Raises McrError if it is missing or broken."""
         return read_json(path)
 
+    def sections(self) -> dict[str, Any]:
+        """Returns the sections of manifest.json; {} without one. Raises McrError if it is broken.
+
+        While the workdir is `locked` the file is read once: no other process writes it then.
+        """
+        if self._sections is None or not self._held:
+            self._sections = read_json(self.manifest) if self.manifest.exists() else {}
+        return self._sections
+
     def note(self, section: str, facts: Mapping[str, Any]) -> None:
-        """Records `facts` under `section` of manifest.json, with versions and git state."""
+        """Records `facts` under `section` of manifest.json, with versions and git state.
+
+        The file is written only if that changes it.
+        """
         if not self.writes:
             return
-        manifest = read_json(self.manifest) if self.manifest.exists() else {}
-        manifest["environment"] = environment()
-        if manifest.get(section) != dict(facts):
-            manifest[section] = dict(facts)
-        self.write_json(self.manifest, manifest)
+        before = self.sections()
+        after = {**before, "environment": environment(), section: dict(facts)}
+        if after != before:
+            self.write_json(self.manifest, after)
+            self._sections = after
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -102,7 +116,11 @@ class Workdir:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise McrError(f"{self.path}: another mcr is at work in this workdir") from error
-            yield
+            self._held, self._sections = True, None
+            try:
+                yield
+            finally:
+                self._held = False
 
 
 def storage_path(path: str | Path) -> "epath.Path":
@@ -160,6 +178,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
 
+@functools.cache
 def environment() -> dict[str, Any]:
     """Versions of what ran and the state of the git checkout it ran from, if any."""
     versions = {}
@@ -173,14 +192,14 @@ def _git_state() -> dict[str, Any] | None:
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return None
-    call = ["git", "-C", str(root)]
+    call = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch"]
     try:
-        commit = subprocess.run(
-            [*call, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        status = subprocess.run(
-            [*call, "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout
+        done = subprocess.run(call, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit, "dirty": bool(status.strip())}
+    lines = done.stdout.splitlines()
+    heads = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# branch.oid "))
+    return {
+        "commit": heads.get("branch.oid"),
+        "dirty": any(not line.startswith("#") for line in lines),
+    }

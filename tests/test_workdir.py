@@ -1,5 +1,6 @@
 """A workdir's files are whole or absent, and one `mcr` at a time writes them."""
 
+import collections
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcr_jax import workdir as module
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.model.hf.safetensors_files import refuse_taken
 from mcr_jax.paths import local_folder
@@ -105,6 +107,54 @@ def test_notes_of_all_sections_are_kept_and_the_newest_of_a_section_counts(workd
     assert manifest["data"] == {"cases": 4}
     assert manifest["train"] == {"step": 6}
     assert {"jax", "numpy"} <= manifest["environment"]["packages"].keys()
+
+
+def test_a_command_reads_the_manifest_once_writes_changes_only_and_asks_git_once(
+    workdir, monkeypatch
+):
+    counts = collections.Counter()
+
+    def counted(name, function):
+        def call(*args, **kwargs):
+            counts[name] += 1
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(*name, call)
+
+    counted((module, "read_json"), module.read_json)
+    counted((module, "write_text"), module.write_text)
+    counted((module.subprocess, "run"), module.subprocess.run)
+    module.environment.cache_clear()
+    workdir.note("data", {"cases": 1})
+    counts.clear()
+    with workdir.locked():
+        for cases in (2, 2, 2):
+            workdir.note("data", {"cases": cases})
+            assert workdir.sections()["data"] == {"cases": cases}
+    assert set(counts.values()) == {1} and (module.subprocess, "run") not in counts
+    other = Workdir(workdir.path)  # another process, once the lock is free
+    with other.locked():
+        other.note("data", {"cases": 3})
+    with workdir.locked():
+        assert workdir.sections()["data"] == {"cases": 3}
+
+
+def test_the_commit_and_whether_it_is_changed_are_those_of_git(monkeypatch, tmp_path):
+    def git(*words):
+        call = ["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e", *words]
+        return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / "mcr_jax").mkdir()
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "mcr_jax" / "workdir.py"))
+    module.environment.cache_clear()
+    assert module.environment()["git"] is None
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message=one")
+    for dirty in (False, True):
+        module.environment.cache_clear()
+        assert module.environment()["git"] == {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
+        (tmp_path / "new").write_text("x")
+    module.environment.cache_clear()
 
 
 def test_one_that_does_not_write_leaves_nothing_reads_and_holds_nothing_up(workdir):

@@ -33,7 +33,7 @@ _OLD = "replaced"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """What stands in the data_dir after `build`.
+    """Summary of the dataset in the data_dir after `build`.
 
     Attributes:
       data_dir: The folder to give to `tfds.load(..., data_dir=...)`.
@@ -57,7 +57,7 @@ class BuildReport:
 
     @property
     def name(self) -> str:
-        """What `tfds.load` knows it by."""
+        """Name that `tfds.load` takes."""
         return "/".join(filter(None, (dataset.NAME, self.config)))
 
     @property

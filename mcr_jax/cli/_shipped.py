@@ -37,7 +37,7 @@ def config_file(given: str) -> str:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """What may have been meant by `name`, or all names that are known."""
+    """Suggests the closest known name, or lists all of them."""
     known, stem = list(known), Path(name).stem
     close = [stem] if stem in known else difflib.get_close_matches(stem, known, 1)
     listed = f"shipped are {', '.join(known)}"

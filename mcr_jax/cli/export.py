@@ -92,7 +92,7 @@ def export_adapters(experiment: Experiment, out: Path) -> None:
 
 
 def _mark(e: Experiment, **asked: Any) -> dict[str, str]:
-    """What the files of an export follow from: the call, and the run as far as it has come."""
+    """Digest of everything an export depends on: the call, and the run so far."""
     before, trained = e.refuse_other(e.origin()), {}
     if asked.get("name") != "base":
         trained = {"newest": newest_step(e.checkpoints), "which": e.config.sample.checkpoint}

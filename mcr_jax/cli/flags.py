@@ -151,7 +151,7 @@ class Flags:
         return place and place[2]
 
     def _fault(self, error: BaseException) -> str:
-        """What is wrong with a config file: the last line that ml_collections makes of it."""
+        """Returns the fault of a config file: the last line of the error of ml_collections."""
         text = str(error)
         if ":" in str(self._origin()) and re.search(r"takes 0 positional arguments but 1", text):
             return "its get_config() takes no :ARG"
@@ -167,7 +167,7 @@ class Flags:
 
 
 def _place(argv: Sequence[str], name: str) -> tuple[int, str, str] | None:
-    """Where the value of a flag stands: the argument, what is before it there, and the value."""
+    """Splits the argument that holds a flag: the argument, its part before the value, the value."""
     for position, argument in enumerate(argv):
         if match := re.fullmatch(rf"(--?{name}=)(.*)", argument, re.DOTALL):
             return position, match[1], match[2]

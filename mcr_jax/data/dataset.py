@@ -154,7 +154,7 @@ def damaged_files(builder: tfds.core.DatasetBuilder) -> list[pathlib.Path]:
 
 
 def fingerprint_of(builder: tfds.core.DatasetBuilder) -> str:
-    """As `dataset_fingerprint`, of a dataset that was opened."""
+    """Fingerprint of an open dataset (`dataset_fingerprint`)."""
     fingerprint = (builder.info.metadata or {}).get("source_fingerprint")
     if not isinstance(fingerprint, str):
         raise errors.McrError(

@@ -83,12 +83,12 @@ class Batches:
         return [self._examples[i].fingerprint for row in self._packed(step) for i in row]
 
     def epoch(self, step: int) -> float:
-        """How many passes over the data the steps before `step` have made."""
+        """Number of passes over the data that the steps before `step` have made."""
         epoch, row = self._place(step * self._rows)
         return epoch + row / len(self._epochs[epoch])
 
     def steps(self, epochs: float) -> int:
-        """How many steps so many passes over the data take; the last may reach into another."""
+        """Number of steps that a number of passes takes; the last may reach into another pass."""
         last = max(math.ceil(epochs) - 1, 0)
         self._plan(last)
         rows = self._starts[last] + (epochs - last) * len(self._epochs[last])

@@ -92,7 +92,7 @@ class Tokens(Sequence[Example]):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What rows hold.
+    """Examples that fit rows, and those that were dropped.
 
     Attributes:
       tokens: the examples that fit a row whole.

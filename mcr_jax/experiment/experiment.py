@@ -105,7 +105,7 @@ class Experiment:
 
     @functools.cached_property
     def traces(self) -> dict[str, str] | None:
-        """What training learns in place of the statements, by case; None for the statements.
+        """Traces that training learns in place of the statements, by case; None for the statements.
 
         Raises McrError if a case has no trace.
         """
@@ -139,7 +139,7 @@ class Experiment:
         return cases
 
     def origin(self) -> dict[str, str]:
-        """What every model here rests on: the tokenizer, and the folder that training starts from.
+        """Digests that every model here depends on: of the tokenizer and of config.model.folder.
 
         A folder may be written over; the name that its config has in the workdir stays the same.
         """
@@ -155,7 +155,7 @@ class Experiment:
 
 
 def devices() -> dict[str, Any]:
-    """What this process computes on, for the manifest."""
+    """Devices of this process, for the manifest."""
     import jax
 
     kinds = [device.device_kind for device in jax.devices()]

@@ -1,4 +1,4 @@
-"""What a workdir was made with: frozen config fields, the lock, and the inputs of training."""
+"""Protection of a workdir: frozen config fields, its lock, and the inputs of training."""
 
 import contextlib
 import json

@@ -17,7 +17,7 @@ class Scope(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
 class RowKey:
-    """What a row answers; artifacts are joined by this, never by position.
+    """Key of a row; artifacts are joined by it, never by position.
 
     Attributes:
       stage: "sample", "diagnosis", "reasons", "stitch" or "distortion".
@@ -113,7 +113,7 @@ def row_key(values: tuple[Any, ...]) -> RowKey:
 
 
 def values_of(attempt: Attempt) -> tuple[Any, ...]:
-    """As `_schema.insert` takes them after the id."""
+    """Returns the values of a row in the order of `_schema.insert`, without the id."""
     a, usage = attempt, attempt.usage
     return (
         *place(a.row),
@@ -125,7 +125,7 @@ def values_of(attempt: Attempt) -> tuple[Any, ...]:
 
 
 def attempt_of(values: tuple[Any, ...]) -> Attempt:
-    """From `_schema.columns`. Raises ValueError or RecursionError if the row is damaged."""
+    """Reads a row of `_schema.columns`. Raises ValueError or RecursionError if it is damaged."""
     digest, attempt, outcome, text, verdict, error, *rest = values[7:]
     prompt, output, cached, model_version, seconds, mean_logprob, *rest = rest
     shared, question, reading, max_tokens, model_status = rest

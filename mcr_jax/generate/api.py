@@ -15,7 +15,7 @@ from mcr_jax.generate.pace import Fault, Pacer
 
 
 class Outcome(enum.StrEnum):
-    """How an attempt ended. Only OK and TRUNCATED carry text a model produced."""
+    """Outcome of an attempt. Only OK and TRUNCATED carry text that a model wrote."""
 
     OK = "OK"
     TRUNCATED = "TRUNCATED"  # the token limit was reached
@@ -35,7 +35,7 @@ Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "conten
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked of a generator.
+    """Request to a generator.
 
     Attributes:
       key: names the request within a run; for samples, the case fingerprint.

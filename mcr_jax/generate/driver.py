@@ -43,7 +43,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a run did: `asked` of `total` rows were open, `settled` of those are answered now.
+    """Counts of a run: of `total` rows `asked` were open, and `settled` of those are answered now.
 
     `errors` holds the distinct last errors of the rows left open.
     """
@@ -56,7 +56,7 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a scope wants and what of it is open; made by `declare`, done by `answer`.
+    """Rows of a scope, wanted and open; made by `declare`, answered by `answer`.
 
     Attributes:
       pending: the questions of the open rows.
@@ -72,17 +72,17 @@ class Work:
 
     @property
     def total(self) -> int:
-        """How many rows are wanted."""
+        """Number of rows wanted."""
         return len(self.known)
 
     @property
     def asked(self) -> int:
-        """How many of them are open."""
+        """Number of rows open."""
         return sum(len(question.rows) for question in self.pending)
 
     @property
     def held(self) -> int:
-        """How many of them are not."""
+        """Number of rows answered before."""
         return self.total - self.asked
 
 

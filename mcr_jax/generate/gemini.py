@@ -146,7 +146,7 @@ class Gemini:
         ).aio
 
     def _kept_config(self, request: Request, index: int, system: str) -> Any:
-        """As `_config`, but made and checked once for requests with the same settings."""
+        """Caches `_config` for requests with the same settings."""
         schema = request.schema
         settings = (request.temperature, request.top_p, request.top_k, request.stop)
         asked = (id(schema), *settings, request.max_tokens, request.seed + index, system)
@@ -342,7 +342,7 @@ def _name(reason: Any) -> str:
 
 
 def _status(status: Any) -> str:
-    """What the service says of the model's retirement, one line; "" for nothing."""
+    """Returns the service's notice of the model's retirement in one line; "" without one."""
     if status is None:
         return ""
     retires = f"retires {status.retirement_time:%Y-%m-%d}" if status.retirement_time else ""

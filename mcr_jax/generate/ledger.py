@@ -269,7 +269,7 @@ class Ledger:
         return found
 
     def versions(self, scope: Scope) -> dict[str, int]:
-        """How many verdicts of `scope` each model_version gave, the most frequent first."""
+        """Counts the verdicts of `scope` by model_version, the most frequent first."""
         counts = Counter(
             attempt.model_version
             for attempt in self.answers(scope).values()

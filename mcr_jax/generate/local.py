@@ -97,7 +97,7 @@ class LocalModel:
             yield self._answer(*fitting[sample.prompt], sample)
 
     def status(self) -> str:
-        """How the run goes, for a progress line: tokens per second and slots that are writing.
+        """Progress of the run: tokens per second and busy slots.
 
         The slots are the mean since the last time this was asked.
         """

@@ -109,7 +109,7 @@ class Pacer:
         return None if self._silent_since is None else self._silent_since + self._patience - now
 
     def status(self) -> str:
-        """How the calls go, for a progress line."""
+        """Progress of the calls, for a progress line."""
         now, since = self._clock(), self._silent_since
         pause = max(0.0, self._resume_at - now)
         if since is not None and self._is_down:

@@ -1,4 +1,4 @@
-"""What is asked once, the rows that the answer goes to, and what becomes of it in the ledger."""
+"""Questions, each asked once, the ledger rows that share the answer, and its parsing."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What sampling takes of each device, told before it begins; and the slots and the mesh that fit.
+"""Plans decode memory, number of slots and mesh before sampling starts.
 
 How many slots there are follows from the config, the model and the machine alone, never from what
 is left to do or from memory that happens to be free: a run that goes on computes with the same
@@ -28,7 +28,7 @@ _EIGHT = 8  # slots come in eights: so many rows at least make a product with a 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What there is to sample on.
+    """Devices to sample on.
 
     Attributes:
       kind: of its devices, as jax calls them.
@@ -42,7 +42,7 @@ class Machine:
 
 
 def machine() -> Machine:
-    """That of this process; CPUs share out the machine's physical memory."""
+    """Returns the devices of this process; CPU devices share the machine's memory."""
     devices = jax.devices()
     stats = devices[0].memory_stats() or {}
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
@@ -89,7 +89,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a decoder is sampled on a machine.
+    """Plan of sampling a decoder on a machine.
 
     Attributes:
       config: of the decoder, without adapters.
@@ -227,7 +227,7 @@ def plan(
 
 
 def memory(config: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> Memory:
-    """What an engine of `shape` takes of each of the `tensor` devices that hold one copy."""
+    """Estimates bytes per device of an engine of `shape` over `tensor` devices."""
     mesh = AbstractMesh((1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
     weights = parameters(config)[1]
     weights = abstract(weights, shardings(mesh, weights))
@@ -246,7 +246,7 @@ def memory(config: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> Mem
 
 
 def _step(c: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> int:
-    """What a step of decoding has at a time: an attention, or the logits and their weights."""
+    """Peak bytes of a decode step: one attention, or the logits and their weights."""
     size, slots = jnp.dtype(c.dtype).itemsize, shape.slots
     kept = jnp.dtype(shape.kv_dtype or c.dtype).itemsize
     drawn = slots // tensor if slots % tensor == 0 else slots
@@ -271,7 +271,7 @@ def _step(c: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> int:
 
 
 def _prefill(c: DecoderConfig, shape: Shape, tensor: int) -> int:
-    """What one layer has of a prompt, from the inside."""
+    """Peak bytes of one layer in prefill."""
     tokens, size = shape.prompt_tokens, jnp.dtype(c.dtype).itemsize
     heads, kv_heads = _heads(c, tensor)
     streams = (3 * c.width + 2 * (heads + 2 * kv_heads) * c.head_dim) * 4

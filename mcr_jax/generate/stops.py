@@ -1,4 +1,4 @@
-"""Where a text that is written token by token first holds one of some stop strings."""
+"""Finds the first stop string in a text that grows token by token."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ class StopFinder:
         self._tails: dict[bytes, str] = {}
 
     def __call__(self, tokens: np.ndarray) -> int | None:
-        """How many of `tokens`, int [any], are kept; None if there is no stop string in them."""
+        """Returns the number of `tokens`, int [any], to keep; None without a stop string."""
         ids = tokens.tolist()
         if ids and ids[-1] in self._eos:
             ids.pop()
@@ -61,7 +61,7 @@ class StopFinder:
         return None
 
     def _known(self, tokens: np.ndarray, count: int) -> tuple[int, str]:
-        """How many tokens are known to hold no stop string, and the tail of their text."""
+        """Returns the number of tokens known to hold no stop string, and the tail of their text."""
         last = count - count % _BLOCK
         recent = range(last, max(0, last - _RECENT * _BLOCK), -_BLOCK)
         for full in recent:

@@ -149,7 +149,7 @@ def _facts(
     texts: Mapping[str, prompts.Prompt],
     config: ConfigDict,
 ) -> dict[str, Any]:
-    """What the manifest notes of the judge."""
+    """Facts of the judge for the manifest."""
     return {
         "name": name,
         "identity": generator.identity,

@@ -43,5 +43,5 @@ def reader(stage: str, config: ConfigDict) -> Reader:
 
 
 def readings(config: ConfigDict) -> dict[str, str]:
-    """By stage of judging, the name of the rules that replies are read by, with their settings."""
+    """Returns the name of the parsing rules, with their settings, by judging stage."""
     return {stage: reader(stage, config).name for stage in JUDGES}

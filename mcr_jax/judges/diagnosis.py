@@ -17,7 +17,7 @@ SCHEMA = {"type": "object", "properties": {"same": {"type": "boolean"}}, "requir
 def request(
     key: str, case: Case, answer: str, prompt: Prompt, *, max_tokens: int = 16_384
 ) -> Request:
-    """What the judge is asked about one completion.
+    """Request for a verdict on one completion.
 
     Args:
       key: names the request within the run.

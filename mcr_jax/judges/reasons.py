@@ -48,7 +48,7 @@ def request(
     quote_words: int = 4,
     max_tokens: int = 16_384,
 ) -> Request:
-    """What the judge is asked about one trace.
+    """Request for a verdict on one trace.
 
     Args:
       key: names the request within the run.

@@ -21,7 +21,7 @@ F32 = {"preferred_element_type": jnp.float32}
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attention(window, scale, q_BxTxHxD, k_BxTxKxD, v_BxTxKxD, segment_ids) -> jax.Array:
-    """What `mcr_jax.model.attention.attention` returns."""
+    """Computes `mcr_jax.model.attention.attention`."""
     return _forward(window, scale, q_BxTxHxD, k_BxTxKxD, v_BxTxKxD, segment_ids)[0]
 
 

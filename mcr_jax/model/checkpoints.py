@@ -36,7 +36,7 @@ def steps(checkpoints: str | Path) -> list[int]:
 
 
 def facts(checkpoints: Path, wanted: list[int]) -> dict[str, Any]:
-    """What tells whether the checkpoints of these steps are still the same.
+    """Facts that change if the checkpoints of these steps do.
 
     Returns:
       "steps"; "files", a digest of names, sizes and times of all their files; and "content", the

@@ -123,7 +123,7 @@ class Decoder(nnx.Module):
         dropout_key: jax.Array | None = None,
         compute: str | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """What the head reads, [B, T, E]; with `keep_kv` also keys and values, [L, B, T, K, D].
+        """Hidden states before the head, [B, T, E]; with `keep_kv` also K and V, [L, B, T, K, D].
 
         Activations have dtype `compute`, None for the embedding's own; every weight is cast to it
         where it is used, so that its gradient is summed and returned in the weight's own dtype.
@@ -317,7 +317,7 @@ _project.defvjp(_project_forward, _project_backward, symbolic_zeros=True)
 def low_rank(
     c: DecoderConfig, layer: Layer, h: jax.Array, name: str, dropout_key: jax.Array | None
 ) -> jax.Array:
-    """What the adapters add to the projection `name` of h, in h's dtype."""
+    """Low-rank update of the projection `name` of h, in h's dtype."""
     a, b = (layer[f"{name}_lora_{half}"] for half in "ab")
     if dropout_key is not None:
         kept = 1 - c.lora.dropout

@@ -11,7 +11,7 @@ from mcr_jax.model import flops
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Devices:
-    """What a run is planned for.
+    """Devices that a run is planned for.
 
     Attributes:
       kind: as the maker spells it.

@@ -1,4 +1,4 @@
-"""How much arithmetic a training step needs, and how much a device can do: what MFU is made of.
+"""Operations of a training step and peak rates of devices, for MFU.
 
 Convention, as in PaLM (Chowdhery et al., 2022, appendix B) but exact where that rounds up: a weight
 costs 2 operations per token forwards, 2 for the gradient of its input and 2 for its own; attention
@@ -90,6 +90,6 @@ def _size(config: DecoderConfig, name: str, adapter: bool = False) -> int:
 
 
 def _pairs(length: int, window: int | None) -> int:
-    """How many (query, key) pairs causal attention has over `length` tokens."""
+    """Number of (query, key) pairs in causal attention over `length` tokens."""
     seen = length if window is None else min(length, window)
     return seen * (seen + 1) // 2 + (length - seen) * seen

@@ -88,7 +88,7 @@ def initial(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
 
 
 def split(model: Decoder) -> tuple[Any, Any, Any]:
-    """What training with adapters passes around: the graph definition, the adapters, the rest.
+    """Splits a model into graph definition, adapters and the rest.
 
     Both are nested dicts of arrays; `nnx.merge(graph, adapters, frozen)` is the decoder. A step
     that differentiates by the adapters has gradients and optimizer state for them alone.
@@ -226,7 +226,7 @@ def _mesh(model: Decoder) -> Mesh:
 
 
 def _table(config: DecoderConfig, prefix: str) -> dict[str, Placed]:
-    """Where each adapter lies in the file: lora_A [r, in] and lora_B [out, r], layer by layer."""
+    """Maps each adapter to its tensors in the file: lora_A [r, in], lora_B [out, r], by layer."""
     table = {}
     for target in config.lora.targets:
         inputs, outputs = config.projection(target)

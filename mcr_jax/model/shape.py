@@ -1,4 +1,4 @@
-"""What a decoder is made of, as a frozen record that doubles as a static argument of jit.
+"""Shape of a decoder: a frozen record, also a static argument of jit.
 
 One record covers Qwen 2 and 3, Llama 3 and Gemma 3: what tells the families apart is data here.
 `hf.config_json` reads and writes it as Hugging Face's config.json.
@@ -152,7 +152,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What the low-rank path is multiplied by."""
+        """Factor of the low-rank update, alpha / rank."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 

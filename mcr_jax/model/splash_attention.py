@@ -28,7 +28,7 @@ def refusal(q: jax.Array, k: jax.Array, v: jax.Array) -> str | None:
 
 
 def attention(q, k, v, segment_ids, window, scale, *, interpret: bool = False) -> jax.Array:
-    """What `mcr_jax.model.attention.attention` returns; `interpret` runs the kernel on any CPU."""
+    """Computes `mcr_jax.model.attention.attention`; `interpret` runs the kernel on any CPU."""
     B, _, H, _ = q.shape
     kernel = functools.partial(_one_shard, window=window, scale=scale, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
@@ -56,7 +56,7 @@ def attention(q, k, v, segment_ids, window, scale, *, interpret: bool = False) -
 
 
 def _dividing(sizes: dict[str, int], names: tuple[str, ...], length: int) -> tuple[str, ...]:
-    """Those of the axes that together divide `length`."""
+    """Returns the axes that together divide `length`."""
     taken = ()
     for name in names:
         if name in sizes and length % sizes[name] == 0:

@@ -68,7 +68,7 @@ def weights_bytes(config: DecoderConfig, dtype: str) -> int:
 
 
 def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
-    """What training starts from: the weights in config.folder, or if it is "" drawn from `seed`.
+    """Parameters that training starts from: of config.folder, or drawn from `seed` if it is "".
 
     Adapters are no part of it.
 
@@ -125,7 +125,7 @@ def adapted(
     which: str = "newest",
     seed: int = 0,
 ) -> tuple[Decoder, int]:
-    """As `trained`, where adapters were trained, with them beside the weights."""
+    """Loads a trained model with its adapters beside the weights (`trained` merges them)."""
     mesh = mesh or one_device()
     graph, shapes = blueprint(config)
     adapters, step = _restored(folder, parts(shapes)[0], mesh, which)

@@ -23,7 +23,6 @@ def run(config: ConfigDict, text: str) -> None:
       UsageError: `text` names none that are known, or config.mesh does not fit them.
       McrError: the run does not fit; the line says what would help.
     """
-
     made = plan(config, devices(text))
     console = Console()
     for part in (_heading(config, made), _sharding(made), _memory(config, made), _time(made)):
@@ -34,7 +33,6 @@ def run(config: ConfigDict, text: str) -> None:
 
 
 def _heading(config: ConfigDict, made: Plan) -> str:
-
     model = config.model.folder or config.model.shape or "the model of config.model"
     trained = count(tuple(p for p in made.parameters if p.trained))
     weights = f"{_large(trained)} parameters, all trained"
@@ -68,7 +66,6 @@ def _sharding(made: Plan) -> Table:
 
 
 def _memory(config: ConfigDict, made: Plan) -> Table:
-
     c = config.train
     notes = {
         "parameters": config.model.dtype,
@@ -91,7 +88,6 @@ def _memory(config: ConfigDict, made: Plan) -> Table:
 
 
 def _time(made: Plan) -> Table:
-
     table = _table("Time", "what", "how")
     table.add_column("", justify="right", no_wrap=True)
     counted = "config.train.steps"
@@ -124,7 +120,6 @@ def _time(made: Plan) -> Table:
 
 
 def _table(title: str, *columns: str) -> Table:
-
     table = Table(
         box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False
     )
@@ -134,7 +129,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _groups(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
-    """Those that lie alike, in the order of the first of each."""
+    """Groups parameters of one sharding, in the order of the first of each."""
     groups: dict[tuple, list[Parameter]] = {}
     for one in parameters:
         cut = tuple(one.spec) if any(one.spec) else ()

@@ -102,7 +102,7 @@ def plan(
     cases: int = CASES,
     case_tokens: int = CASE_TOKENS,
 ) -> Plan:
-    """What config.train would need on `devices`, with the sharding of every parameter.
+    """Plans config.train on `devices`, with the sharding of every parameter.
 
     Args:
       config: sections model, lora, optim, mesh and train, and `attention`, are read.

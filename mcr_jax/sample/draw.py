@@ -30,7 +30,7 @@ STAGE = "sample"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What was done for one model.
+    """Outcome of sampling one model.
 
     Attributes:
       summary: how many completions are wanted, were open, and are there now.

@@ -50,7 +50,7 @@ def complete(e: Experiment, name: str) -> int | None:
 
 
 def rests(e: Experiment, name: str) -> dict[str, Any]:
-    """What the identity of a model follows from, for the manifest; {} where it cannot be told."""
+    """Facts that the identity of a model depends on, for the manifest; {} if they are unknown."""
     if "://" in str(e.checkpoints) and name == TRAINED:
         return {}
     found = _plain(e, name)
@@ -85,7 +85,7 @@ def _decoder(e: Experiment) -> str:
 
 
 def _gone(e: Experiment) -> tuple[str, ...]:
-    """What cannot be told any more, as config.model.folder is not there."""
+    """Names of facts that are unknown because config.model.folder is missing."""
     folder = e.config.model.folder
     if not folder or local_folder(folder).exists():
         return ()

@@ -1,4 +1,4 @@
-"""What a tokenized conversation is, and what keeps the text of a message from changing its turns.
+"""Tokenized conversations, and protection of their turns against the text of messages.
 
 A conversation is a sequence of messages, each with a `role` (system, user or assistant) and a
 `content`. How it is laid out as text is `plain_chat` or `template_chat`.
@@ -51,7 +51,7 @@ class Pieces(Protocol):
 
 
 class Chat(Protocol):
-    """How conversations become ids."""
+    """Encoder of conversations as token ids."""
 
     def encode_prompt(self, messages: Messages) -> list[int]:
         """Ids of a conversation that the assistant is about to continue."""
@@ -61,7 +61,7 @@ class Chat(Protocol):
 
 
 class NoChat:
-    """Of a tokenizer that nothing tells how to lay out a conversation: refuses every one."""
+    """Chat of a tokenizer without any template: refuses every conversation."""
 
     def __init__(self, reason: str):
         self._reason = reason

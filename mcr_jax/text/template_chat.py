@@ -143,7 +143,7 @@ def _with(message: Mapping[str, str], content: str) -> dict[str, str]:
 
 
 def _continuation(prompt: str, answer: str) -> str:
-    """What of `answer` is left to write where `prompt` has opened the thinking already."""
+    """Returns the part of `answer` left to write where `prompt` has opened the thinking."""
     opened = prompt.rstrip()
     if not (opened.endswith(TAGS[0]) and answer.startswith(TAGS[0])):
         return answer

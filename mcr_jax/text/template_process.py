@@ -35,7 +35,7 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a template may use each time that it is compiled or rendered.
+    """Limits of one compilation or rendering of a template.
 
     Real ones take about 50 microseconds and no memory to speak of.
 

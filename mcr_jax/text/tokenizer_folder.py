@@ -26,7 +26,7 @@ FILES = (
 
 
 class TokenizerFolder:
-    """What a folder says of its tokenizer, by the rules that transformers reads it with.
+    """Settings of the tokenizer in a folder, read by the rules of transformers.
 
     Attributes:
       path: the folder.

@@ -32,7 +32,7 @@ def usual_block(head_dim: int) -> int:
 def attention(
     q, keys, values, begins: None, ends, scale: float, *, interpret: bool, block: int = 0
 ) -> tuple[jax.Array, ...]:
-    """As `_tpu.attention`; queries of n see its first ends[n] keys, as no window is served.
+    """Computes `_tpu.attention` without windows: queries of row n see its first ends[n] keys.
 
     A program reads `block` keys at a time, 0 for the usual number.
     """

@@ -37,7 +37,7 @@ class Kept(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What a layer keeps: of prompts, N is P and S is T; of answers N is B."""
+    """KV cache of a layer: for prompts N is P and S is T; for answers N is B."""
 
     prompt_keys: Kept
     prompt_values: Kept
@@ -199,7 +199,7 @@ def _of_device(kernel: str):
 
 
 def room(places: int, kernel: str) -> int:
-    """How many places are kept so that so many fit and blocks come out even."""
+    """Rounds a number of places up to whole blocks."""
     if kernel != "xla":
         return _even(places, _of_device(kernel).EVEN)
     return _even(places, BLOCK if places > BLOCK else strip_of(places))
@@ -229,7 +229,7 @@ def _merged(a: _Part, b: _Part) -> jax.Array:
 
 
 def _sights(at: Places, window: int | None) -> tuple[_Sight, _Sight]:
-    """What slots see of their prompts, and of their answers."""
+    """Returns the keys that slots see, of their prompts and of their answers."""
     if window is None:
         return _Sight(at.prompt_lengths, None), _Sight(at.lengths, None)
     after = at.prompt_lengths[at.prompt] + at.lengths - window
@@ -240,7 +240,7 @@ def _sights(at: Places, window: int | None) -> tuple[_Sight, _Sight]:
 
 
 def _by_kernel(kernel: str, q, keys: Kept, values: Kept, sight: _Sight, scale: float) -> _Part:
-    """As `_xla`."""
+    """Computes `_xla` in a kernel."""
     device, *options = kernel.split("-")
     asked = {"interpret": "interpret" in options}
     if options and options[0].isdecimal():
@@ -250,7 +250,7 @@ def _by_kernel(kernel: str, q, keys: Kept, values: Kept, sight: _Sight, scale: f
 
 
 def _in_tiles(q: jax.Array, keys: Kept, values: Kept, sight: _Sight, scale: float) -> _Part:
-    """As `_xla`; on a CPU without the sequences of which nothing is seen."""
+    """Computes `_xla` in tiles; a CPU skips sequences of which no key is seen."""
     N = q.shape[0]
     if jax.default_backend() != "cpu" or N <= TILE:
         return _xla(q, keys, values, sight, scale)

@@ -24,7 +24,7 @@ from mcr_jax.model.shape import DecoderConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pulse:
-    """How the engine is doing.
+    """Progress of the engine.
 
     Attributes:
       tokens: drawn so far in this run.

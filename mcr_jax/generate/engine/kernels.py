@@ -42,7 +42,7 @@ def choose(c: DecoderConfig, shape: Shape) -> str:
 
 
 def _lacks(device: str) -> str | None:
-    """What the kernel needs and the device has not."""
+    """Returns the requirement of the kernel that the device does not meet."""
     if device == "tpu":
         return None
     gpu = jax.local_devices()[0]
@@ -55,7 +55,7 @@ def _lacks(device: str) -> str | None:
 
 @functools.cache
 def _fault(c: DecoderConfig, shape: Shape, kernel: str) -> str | None:
-    """What the compiler says against a kernel of this size; generations of devices differ."""
+    """Returns the error of the compiler for a kernel of this size; it differs by device."""
     layer = blueprint(c, shape, one_device(), kernel).layers[0]
     slots, prompts = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (shape.slots, shape.prompts))
     windowed = any(c.local_layers) and not refusal(

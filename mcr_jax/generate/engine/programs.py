@@ -1,4 +1,4 @@
-"""What runs on the devices: a prompt's keys and values into the store, and steps of decoding.
+"""Device programs: prefill of prompts into the KV cache, and decode steps.
 
 Every program runs on all shards of the mesh's data axis at once, each with its own work; what lies
 over the tensor axis, XLA partitions.
@@ -34,7 +34,7 @@ _OURS = PartitionSpec("data")
 
 
 class Program(NamedTuple):
-    """What is compiled for; hashable.
+    """Static arguments of the compiled programs; hashable.
 
     Attributes:
       config: of the decoder.
@@ -51,7 +51,7 @@ class Program(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """What the host adds before a chunk: `count` jobs, and rows of output whose samples stop.
+    """Input of a chunk from the host: `count` jobs, and rows of output whose samples stop.
 
     Attributes:
       jobs: [Q] of a shard; their keys are made here and may be anything.
@@ -69,7 +69,7 @@ class Feed(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What the host sees after a chunk.
+    """Output of a chunk for the host.
 
     Attributes:
       output: the rows.

@@ -17,7 +17,7 @@ _TINY = 2.0**-23
 
 
 class Options(NamedTuple):
-    """How to draw, row by row.
+    """Sampling options, one value per row.
 
     Attributes:
       temperature: float32 [B], at least 0, which takes the likeliest token.
@@ -105,7 +105,7 @@ def _drawn(keys, x, tops, best, options: Options):
     floor = jax.lax.cond(filters, lambda: _kth_largest(x, tops, options.top_k), lambda: nothing)
 
     def weights(x):
-        """Of tokens with logits x [B, …, W], not yet filtered."""
+        """Weights of tokens with logits x [B, …, W], before filtering."""
         return jnp.exp((x - best[:, None, None]) / heat[:, None, None])
 
     def left(x, above):

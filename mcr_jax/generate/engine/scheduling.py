@@ -1,4 +1,4 @@
-"""What a run of the engine is asked for, and where each sample of it is."""
+"""Schedule of a run: the prompts, and the slot and row of each sample."""
 
 import collections
 import dataclasses
@@ -127,7 +127,7 @@ class Run:
         return tokens, lengths, entries, wanted
 
     def feed(self, chunk: int) -> Feed:
-        """What is new on every shard, for the chunk of this number."""
+        """Collects the input of every shard for a chunk."""
         feeds = [shard.feed(chunk) for shard in self._shards]
         return jax.tree.map(lambda *of_shard: np.concatenate(of_shard), *feeds)
 
@@ -143,7 +143,7 @@ class Run:
 
 
 class _Shard:
-    """What one shard of the data axis has in hand."""
+    """Queue and slots of one shard of the data axis."""
 
     def __init__(self, shape: Shape):
         self._shape = shape

@@ -1,4 +1,4 @@
-"""What the engine keeps on the devices: its sizes, and how they lie on a mesh.
+"""State of the engine on the devices: its shapes and their sharding.
 
 Everything has the shards of the mesh's data axis one after the other on its first axis. A shard is
 an engine of its own: its jobs, slots and prompts name one another by places within it.
@@ -96,7 +96,7 @@ class Jobs(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What is written, by row.
+    """Output buffers, by row.
 
     Attributes:
       tokens: int32 [O, S].
@@ -220,7 +220,7 @@ def layer_kernel(c: DecoderConfig, shape: Shape, kernel: str, index: int) -> str
 
 
 def bytes_per_device(tree: Any) -> int:
-    """What the leaves of a tree of sharded shapes take on one device."""
+    """Bytes on one device of a tree of sharded abstract shapes."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
