@@ -211,6 +211,12 @@ def test_a_record_of_fewer_fields_gets_the_defaults(tmp_path):
     assert loaded.train.steps == configs.default().train.steps
 
 
+@pytest.mark.parametrize("models", [(), ("sft", "sft")])
+def test_a_model_is_sampled_once(models):
+    message = refusal("sample.models", models)
+    assert message.endswith(f"sample.models is some models, each once, not {models!r}")
+
+
 @pytest.mark.parametrize("day", ["yesterday", ""])
 def test_a_date_that_is_no_day_is_refused(day):
     message = refusal("tokenizer.date", day)
