@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mcr_jax import config as configs
 from mcr_jax.cli import _shipped
+from mcr_jax.config_fields import FIELDS
 from mcr_jax.errors import UsageError
 from mcr_jax.paths import local_folder
 
@@ -180,9 +181,8 @@ def _place(argv: Sequence[str], name: str) -> tuple[int, str, str] | None:
 def _listed(argument: str) -> str:
     """--config.a.b=q,v as ml_collections takes it, --config.a.b=('q', 'v'), where b is a tuple."""
     override = re.fullmatch(r"(--?config\.([\w.]+)=)([^(\[].*)", argument, re.DOTALL)
-    if not override or not isinstance(
-        dict(configs.fields(configs.default())).get(override[2]), tuple
-    ):
+    field = override and FIELDS.get(override[2])
+    if not field or not isinstance(field.default, tuple):
         return argument
     return override[1] + repr(tuple(word.strip(" '\"") for word in override[3].split(",")))
 

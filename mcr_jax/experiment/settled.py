@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from mcr_jax import artifacts
 from mcr_jax import config as configs
+from mcr_jax.config_fields import FIELDS, FREEZING_ARTIFACTS
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.model.checkpoints import newest_step
 from mcr_jax.model.model_names import NAMES
@@ -21,32 +22,32 @@ def check(config: ConfigDict, workdir: Workdir) -> None:
     if not workdir.config.exists():
         return
     recorded = configs.load(workdir.config)
-    before, settled = configs.frozen(recorded), None
+    before, made = configs.frozen(recorded), None
     for field, value in configs.frozen(config).items():
         if before[field] == value:
             continue
-        if settled is None:
-            settled = _settled(workdir, recorded.train.checkpoints)
-        if field.startswith(settled):
+        if made is None:
+            made = _freezing(workdir, recorded.train.checkpoints)
+        if FIELDS[field].frozen in made:
             raise UsageError(
                 f"{workdir.path} was made with {field}={before[field]!r}, this call "
                 f"says {value!r}: use another --workdir"
             )
 
 
-def _settled(workdir: Workdir, checkpoints: str) -> tuple[str, ...]:
-    """Returns prefixes of the frozen fields that something in the workdir rests on.
+def _freezing(workdir: Workdir, checkpoints: str) -> tuple[str, ...]:
+    """Returns the last of FREEZING_ARTIFACTS that the workdir holds, and those before it.
 
     A first call that failed has left nothing but its config, and a better one replaces it.
     """
-    if has_results(workdir, checkpoints):
-        return configs.FROZEN
-    cases = ("seed", "data.", "synthetic.")
-    if _answers(workdir):  # of stitching: traces are of a model not yet trained
-        return (*cases, "prompt", "tokenizer.", "model.")
-    if workdir.tokenizer.exists():
-        return (*cases, "prompt", "tokenizer.")
-    return cases if workdir.data.exists() or workdir.cases.exists() else ()
+    there = {
+        "results": lambda: has_results(workdir, checkpoints),
+        "traces": lambda: _answers(workdir) > 0,  # of a model that is not yet trained
+        "tokenizer": workdir.tokenizer.exists,
+        "dataset": lambda: workdir.data.exists() or workdir.cases.exists(),
+    }
+    last = next((artifact for artifact, holds in there.items() if holds()), None)
+    return () if last is None else FREEZING_ARTIFACTS[: FREEZING_ARTIFACTS.index(last) + 1]
 
 
 def has_results(workdir: Workdir, checkpoints: str) -> bool:

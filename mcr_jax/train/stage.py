@@ -17,10 +17,7 @@ def run(experiment: Experiment, profile: range = range(0)) -> None:
     e = experiment
     inputs = _inputs(e)
     cases = {"train": e.cases("train"), "val": e.cases("val") if e.has_split("val") else ()}
-    # Names of files may change from machine to machine; digests stand for what is in them.
-    places = ("data.source", "data.data_dir", "tokenizer.path", "train.checkpoints", "train.traces")
-    frozen = configs.frozen(e.config).items()
-    identity = {name: value for name, value in frozen if name not in places} | inputs
+    identity = configs.identity(e.config) | inputs
     if not inputs["traces"]:  # checkpoints from before there were any tell nothing of them
         del identity["traces"]
     trained = train(

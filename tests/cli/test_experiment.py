@@ -8,6 +8,7 @@ import pytest
 
 from mcr_jax import config as configs
 from mcr_jax.cli.main import main
+from mcr_jax.config_fields import FIELDS, FREEZING_ARTIFACTS, RESUME_MUTABLE
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate.api import Outcome
@@ -114,6 +115,36 @@ def test_one_that_does_not_write_takes_away_no_config_of_the_one_that_does(workd
             pass
         raise UsageError("refused")
     assert configs.load(workdir.config).sample.n == 7
+
+
+def make(workdir: Workdir, artifact: str) -> None:
+    stage = {"traces": "stitch", "results": "sample"}.get(artifact)
+    if stage:
+        with Ledger(workdir.ledger) as ledger:
+            row = RowKey(stage=stage, case="c", model="base", sample=0, judge="")
+            ledger.declare(Scope(stage, "base"), {row: "d"})
+            ledger.write(Attempt(row=row, digest="d", attempt=1, outcome=Outcome.OK))
+    else:
+        {"dataset": workdir.data, "tokenizer": workdir.tokenizer}[artifact].mkdir()
+
+
+@pytest.mark.parametrize("artifact", FREEZING_ARTIFACTS)
+def test_an_artifact_freezes_its_fields_and_those_of_the_artifacts_before_it(tmp_path, artifact):
+    workdir = Workdir(tmp_path / "w")
+    with experiment(workdir, n=7).working():
+        make(workdir, artifact)
+    order = (*FREEZING_ARTIFACTS, RESUME_MUTABLE)
+    for name, field in FIELDS.items():
+        config, kind = configs.default(), type(field.default)
+        other = {str: "other", tuple: ("other",), bool: not field.default}.get(kind)
+        other = field.default + 1 if other is None else other
+        config.update_from_flattened_dict({name: other})
+        if order.index(field.frozen) > order.index(artifact):
+            Experiment(config.lock(), workdir)
+            continue
+        with pytest.raises(UsageError) as refused:
+            Experiment(config.lock(), workdir)
+        assert f" was made with {name}={field.default!r}, this call says " in str(refused.value)
 
 
 @pytest.mark.parametrize("command", ["sample", "eval", "demo"])
