@@ -74,7 +74,7 @@ def wheel(tmp_path_factory, mcr_env):
     builder = Clean(folder / "builder", mcr_env)
     builder.install("setuptools>=77")
     tree = folder / "tree"
-    skip = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "runs", "tests")
+    skip = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "tests", "site")
     shutil.copytree(ROOT, tree, ignore=skip)
     builder.run(tree, builder.bin / "python", "-c", BUILD, folder)
     (sdist,) = folder.glob("mcr_jax-*.tar.gz")

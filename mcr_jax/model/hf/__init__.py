@@ -1,10 +1,18 @@
 """Hugging Face folders: decoders from safetensors and config.json, and back.
 
-from mcr_jax.model import hf
-model = hf.load("path/to/folder")
-hf.save(model, "out")
+    from mcr_jax.model import hf
+    model = hf.load("path/to/folder")
+    hf.save(model, "out")
 """
 
-from mcr_jax.model.hf.folder import FILE_BYTES, INDEX, SINGLE, digest, load, read_params, save
+import importlib
+from typing import Any
 
 __all__ = ["FILE_BYTES", "INDEX", "SINGLE", "digest", "load", "read_params", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the names above on first use: config.json is read here without importing jax."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("mcr_jax.model.hf.folder"), name)
