@@ -1,9 +1,4 @@
-"""Hugging Face folders: decoders from safetensors and config.json, and back.
-
-    from mcr_jax.model import hf
-    model = hf.load("path/to/folder")
-    hf.save(model, "out")
-"""
+"""Hugging Face folders: `hf.load` reads a decoder, `hf.save` writes one."""
 
 import importlib
 from typing import Any
