@@ -72,6 +72,7 @@ _RANGES = {  # smallest and largest value of a field
 _CHOICES = {  # of a tuple, each of its values
     "lora.targets": ("q", "k", "v", "o", "gate", "up", "down"),
     "model.dtype": ("float32", "bfloat16"),
+    "optim.name": ("adamw", "adafactor", "lion", "muon"),
     "optim.mu_dtype": ("float32", "bfloat16"),
     "optim.schedule": ("cosine", "linear", "constant"),
     "train.compute": ("float32", "bfloat16"),
@@ -136,10 +137,11 @@ def default() -> ConfigDict:
     c.lora.rslora = False  # alpha / sqrt(rank) instead
 
     c.optim = ConfigDict()
+    c.optim.name = "adamw"  # adamw | adafactor | lion | muon
     c.optim.learning_rate = 1e-3
     c.optim.warmup_steps = 20
     c.optim.schedule = "cosine"  # after the warm-up: cosine | linear, both to a tenth, or constant
-    c.optim.mu_dtype = "float32"  # of AdamW's mean of gradients: float32 | bfloat16
+    c.optim.mu_dtype = "float32"  # of the mean of gradients: float32 | bfloat16
     c.optim.weight_decay = 0.1
     c.optim.clip_norm = 1.0
     c.optim.b1 = 0.9

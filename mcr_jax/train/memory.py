@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.extend.core
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 
@@ -22,7 +23,6 @@ from mcr_jax.model.blueprint import blueprint
 from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.sharding import shardings
 from mcr_jax.train.loss import CHUNK
-from mcr_jax.train.step import optimizer
 
 _BATCH = 5 * 4  # bytes a place: token, target, position, segment id and weight
 _COUNTER = 4  # the step
@@ -59,7 +59,7 @@ class Memory:
 
     Attributes:
       parameters: weights and adapters, in the dtypes they are kept in.
-      optimizer: both moments of what is trained, and the counters of steps.
+      optimizer: state of the optimizer for what is trained, and the counters of steps.
       batch: tokens, targets, positions, segment ids and weights.
       gradients: of what is trained; with accumulation their float32 sums, too.
       copies: of the head in the dtype that the forward pass computes in.
@@ -110,7 +110,7 @@ def memory(
     row_tokens: int,
     accumulate: int,
     compute: str,
-    mu_dtype: str,
+    tx: optax.GradientTransformation,
     fused: bool,
 ) -> Memory:
     """What a step of `train.step` needs on each device of `mesh`.
@@ -122,21 +122,11 @@ def memory(
       row_tokens: places of a row.
       accumulate: parts that the rows go through the devices in.
       compute: dtype of the forward pass.
-      mu_dtype: of the optimizer's mean of gradients.
+      tx: the optimizer; its state is counted from its own `init`.
       fused: whether attention runs in a kernel of the device, not in plain XLA.
     """
     tree = blueprint(shape)[1]
     trained, computed = _trained(shape, tree), _cast(tree, compute)
-    tx = optimizer(
-        learning_rate=1.0,
-        warmup_steps=0,
-        steps=1,
-        weight_decay=0.0,
-        clip_norm=1.0,
-        b1=0.9,
-        b2=0.99,
-        mu_dtype=mu_dtype,
-    )[0]
     gradients = _bytes(mesh, trained)
     if accumulate > 1:  # the sums so far beside the gradients of the part at hand
         gradients = max(gradients, _bytes(mesh, _cast(trained, "float32")))

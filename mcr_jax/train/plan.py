@@ -22,6 +22,7 @@ from mcr_jax.train.devices import Devices
 from mcr_jax.train.flops import step_flops
 from mcr_jax.train.memory import Memory, Parameter, memory, parameters
 from mcr_jax.train.mesh import rows_of_part
+from mcr_jax.train.optimizer import configured
 from mcr_jax.train.timing import MFU, RATE, Traffic, seconds, traffic
 
 USABLE = 0.92  # of a device's memory; the runtime, collectives and gaps take the rest
@@ -139,7 +140,7 @@ def _plan(
         row_tokens=c.row_tokens,
         accumulate=c.accumulate,
         compute=c.compute,
-        mu_dtype=config.optim.mu_dtype,
+        tx=configured(config.optim, 1)[0],
         fused=fused,
     )
     passed = traffic(

@@ -13,13 +13,13 @@ from mcr_jax.model.config import DecoderConfig
 from mcr_jax.model.sharding import abstract, shardings
 from mcr_jax.model.store import starting_params
 from mcr_jax.train.mesh import batch_sharding, put, training_mesh
+from mcr_jax.train.optimizer import configured
 from mcr_jax.train.step import (
     Metrics,
     State,
     init_state,
     loss_sums,
     microbatches,
-    optimizer,
     train_step,
 )
 
@@ -39,7 +39,7 @@ class Trainer:
         """Allocates nothing. Raises UsageError if config.mesh cannot be."""
         c = config.train
         self.mesh = training_mesh(**config.mesh, rows=c.rows, accumulate=c.accumulate)
-        tx, schedule = optimizer(steps=steps, **config.optim)
+        tx, schedule = configured(config.optim, steps)
         graph, params = blueprint(shape)
         trained, frozen = parts(params) if shape.lora else (params, {})
         self._shape, self._seed = shape, config.seed
