@@ -7,11 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
-
-from mcr_jax import config as configs
-from mcr_jax.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,23 +76,6 @@ SCHEDULES: Mapping[str, Callable[[float, int], optax.Schedule]] = {
     "linear": lambda rate, steps: optax.linear_schedule(rate, 0.1 * rate, steps),
     "constant": lambda rate, steps: optax.constant_schedule(rate),
 }
-
-
-def configured(
-    config: ConfigDict, steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns `optimizer` of a section config.optim.
-
-    Raises:
-      UsageError: a field that the optimizer does not use differs from its default.
-    """
-    default, fields = configs.default().optim, OPTIMIZERS[config.name].fields
-    unused = {f for entry in OPTIMIZERS.values() for f in entry.fields} - {*fields}
-    changed = sorted(f for f in unused if config[f] != default[f])
-    if changed:
-        names = ", ".join(f"config.optim.{f}={config[f]}" for f in changed)
-        raise UsageError(f"{names}: optimizer {config.name} does not use it; leave the default")
-    return optimizer(steps=steps, **config)
 
 
 def optimizer(

@@ -22,8 +22,8 @@ from mcr_jax.train.devices import Devices
 from mcr_jax.train.flops import step_flops
 from mcr_jax.train.memory import Memory, Parameter, memory, parameters
 from mcr_jax.train.mesh import rows_of_part
-from mcr_jax.train.optimizer import configured
 from mcr_jax.train.timing import MFU, RATE, Traffic, seconds, traffic
+from mcr_jax.train.trainer import configured
 
 USABLE = 0.92  # of a device's memory; the runtime, collectives and gaps take the rest
 # MedCaseReasoning's train split, for a number of epochs: cases, and tokens of one with its prompt.

@@ -11,7 +11,8 @@ from mcr_jax import config as configs
 from mcr_jax.errors import UsageError
 from mcr_jax.model.sharding import AXES, make_mesh, shardings
 from mcr_jax.train.memory import _bytes
-from mcr_jax.train.optimizer import OPTIMIZERS, SCHEDULES, configured, optimizer
+from mcr_jax.train.optimizer import OPTIMIZERS, SCHEDULES, optimizer
+from mcr_jax.train.trainer import configured
 
 FIELDS = {"learning_rate": 0.1, "warmup_steps": 0, "steps": 4, "weight_decay": 0.1}
 FIELDS |= {"clip_norm": 1e9, "b1": 0.8, "b2": 0.9, "schedule": "constant"}
