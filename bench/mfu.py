@@ -128,7 +128,8 @@ def _ours(config: DecoderConfig, batch: dict[str, np.ndarray], flags) -> Measure
     import jax.numpy as jnp
 
     from mcr_jax.model.blueprint import blueprint, initial_params
-    from mcr_jax.train.step import init_state, optimizer, train_step
+    from mcr_jax.train.optimizer import optimizer
+    from mcr_jax.train.step import init_state, train_step
 
     device = jax.devices()[0]
     size = matmul_size(device.platform)

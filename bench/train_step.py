@@ -27,7 +27,8 @@ from flax import nnx
 
 from mcr_jax.data.packing import plan
 from mcr_jax.model import hf
-from mcr_jax.train.step import init_state, optimizer, train_step
+from mcr_jax.train.optimizer import optimizer
+from mcr_jax.train.step import init_state, train_step
 
 from . import alternate, line
 from .forward import SHAPES

@@ -184,15 +184,11 @@ _declare("lora", "results")(
     rslora=Field(False, "scales by alpha / sqrt(rank) instead"),
 )
 _declare("optim", "results")(
+    name=Field("adamw", "optimizer: a name in mcr_jax.train.optimizer.OPTIMIZERS"),
     learning_rate=Field(1e-3, "peak of the schedule", within=(0, 1000)),
     warmup_steps=Field(20, "steps of linear warm-up", within=(0, _INF)),
-    schedule=_choice(
-        "after the warm-up: cosine or linear decay to a tenth, or constant",
-        "cosine",
-        "linear",
-        "constant",
-    ),
-    mu_dtype=_choice("dtype of AdamW's mean of gradients", *_DTYPES),
+    schedule=Field("cosine", "after the warm-up: a name in mcr_jax.train.optimizer.SCHEDULES"),
+    mu_dtype=_choice("dtype of the mean of gradients", *_DTYPES),
     weight_decay=Field(0.1, "decoupled weight decay", within=(0, 1000)),
     clip_norm=Field(1.0, "largest global norm of the gradients", within=(1e-9, _INF)),
     b1=Field(0.9, "decay of the mean of gradients", within=(0, 0.999999)),

@@ -131,6 +131,8 @@ def _spec(name: str) -> PartitionSpec:
 
 
 def _fitting(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
+    if len(spec) > len(shape):  # a factored optimizer state: rows or columns of the parameter
+        return PartitionSpec()
     axes = (*spec, *(None,) * (len(shape) - len(spec)))[: len(shape)]
     return PartitionSpec(
         *(a if a and n % mesh.shape[a] == 0 else None for a, n in zip(axes, shape, strict=True))

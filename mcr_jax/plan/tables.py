@@ -69,7 +69,7 @@ def _memory(config: ConfigDict, made: Plan) -> Table:
     c = config.train
     notes = {
         "parameters": config.model.dtype,
-        "optimizer": f"means {config.optim.mu_dtype}, squares float32",
+        "optimizer": config.optim.name,
         "gradients": "with float32 sums of the parts" if c.accumulate > 1 else "",
         "copies": c.compute,
         "activations": f"remat {c.remat}, {_rows(made.rows)} of {made.row_tokens:,} at a time",

@@ -24,6 +24,7 @@ from mcr_jax.model.sharding import AXES, mesh_sizes
 from mcr_jax.plan.timing import MFU, RATE, Traffic, seconds, traffic
 from mcr_jax.plan.training_bytes import Memory, Parameter, memory, parameters
 from mcr_jax.train.mesh import rows_of_part
+from mcr_jax.train.trainer import configured
 
 USABLE = 0.92  # of a device's memory; the runtime, collectives and gaps take the rest
 # MedCaseReasoning's train split, for a number of epochs: cases, and tokens of one with its prompt.
@@ -139,7 +140,7 @@ def _plan(
         row_tokens=c.row_tokens,
         accumulate=c.accumulate,
         compute=c.compute,
-        mu_dtype=config.optim.mu_dtype,
+        tx=configured(config.optim, 1)[0],
         fused=fused,
     )
     passed = traffic(

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.extend.core
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 
@@ -22,7 +23,6 @@ from mcr_jax.model.blueprint import blueprint
 from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.model.sharding import shardings
 from mcr_jax.train.loss import CHUNK
-from mcr_jax.train.step import optimizer
 
 _BATCH = 5 * 4  # bytes a place: token, target, position, segment id and weight
 _COUNTER = 4  # the step
@@ -59,7 +59,7 @@ class Memory:
 
     Attributes:
       parameters: weights and adapters, in the dtypes they are kept in.
-      optimizer: both moments of what is trained, and the counters of steps.
+      optimizer: state of the optimizer for what is trained, and the counters of steps.
       batch: tokens, targets, positions, segment ids and weights.
       gradients: of what is trained; with accumulation their float32 sums, too.
       copies: of the head in the dtype that the forward pass computes in.
@@ -110,7 +110,7 @@ def memory(
     row_tokens: int,
     accumulate: int,
     compute: str,
-    mu_dtype: str,
+    tx: optax.GradientTransformation,
     fused: bool,
 ) -> Memory:
     """What a step of `train.step` needs on each device of `mesh`.
@@ -122,25 +122,15 @@ def memory(
       row_tokens: places of a row.
       accumulate: parts that the rows go through the devices in.
       compute: dtype of the forward pass.
-      mu_dtype: of the optimizer's mean of gradients.
+      tx: the optimizer; its state is counted from its own `init`.
       fused: whether attention runs in a kernel of the device, not in plain XLA.
     """
     tree = blueprint(shape)[1]
     trained, computed = _trained(shape, tree), _cast(tree, compute)
-    tx = optimizer(
-        learning_rate=1.0,
-        warmup_steps=0,
-        steps=1,
-        weight_decay=0.0,
-        clip_norm=1.0,
-        b1=0.9,
-        b2=0.99,
-        mu_dtype=mu_dtype,
-    )[0]
-    gradients = _bytes(mesh, trained)
+    gradients = bytes_on_device(mesh, trained)
     if accumulate > 1:  # the sums so far beside the gradients of the part at hand
-        gradients = max(gradients, _bytes(mesh, _cast(trained, "float32")))
-        gradients += _bytes(mesh, trained)
+        gradients = max(gradients, bytes_on_device(mesh, _cast(trained, "float32")))
+        gradients += bytes_on_device(mesh, trained)
 
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     part = rows // (shards * accumulate)
@@ -148,11 +138,11 @@ def memory(
     over_fsdp = mesh.shape["fsdp"] > 1
     layer, table = _gathered(local, over_fsdp, compute)
     return Memory(
-        parameters=_bytes(mesh, tree),
-        optimizer=_bytes(mesh, jax.eval_shape(tx.init, trained)) + _COUNTER,
+        parameters=bytes_on_device(mesh, tree),
+        optimizer=bytes_on_device(mesh, jax.eval_shape(tx.init, trained)) + _COUNTER,
         batch=rows * row_tokens * _BATCH // shards,
         gradients=gradients,
-        copies=_bytes(mesh, _head(_changed(computed, tree))),
+        copies=bytes_on_device(mesh, _head(_changed(computed, tree))),
         activations=_activations(local, part, row_tokens, compute),
         gathered=layer + table,
         work=_work(local, part, row_tokens, compute, fused, over_fsdp),
@@ -283,8 +273,8 @@ def _is_adapter(path: Any) -> bool:
     return _name(path).endswith(("_lora_a", "_lora_b"))
 
 
-def _bytes(mesh: AbstractMesh, tree: Any) -> int:
-    """What one device holds of a tree."""
+def bytes_on_device(mesh: AbstractMesh, tree: Any) -> int:
+    """Bytes of a tree on one device of `mesh`, sharded by the rules of `model.sharding`."""
     return sum(
         math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf, sharding in zip(

@@ -10,16 +10,20 @@ from mcr_jax.experiment.experiment import Experiment, devices
 from mcr_jax.model.flops import CONVENTION
 from mcr_jax.train import hosts
 from mcr_jax.train.loop import train
+from mcr_jax.train.trainer import configured
+
+# Facts that checkpoints of older versions lack, with the value that they stand for.
+ADDED = {"traces": "", "optim.name": "adamw"}
 
 
 def run(experiment: Experiment, profile: range = range(0)) -> None:
     """Trains, or says that nothing is left to train; traces the steps of `profile`."""
     e = experiment
+    configured(e.config.optim, 1)  # raises before data is read
     inputs = _inputs(e)
     cases = {"train": e.cases("train"), "val": e.cases("val") if e.has_split("val") else ()}
     identity = configs.identity(e.config) | inputs
-    if not inputs["traces"]:  # checkpoints from before there were any tell nothing of them
-        del identity["traces"]
+    identity = {n: value for n, value in identity.items() if ADDED.get(n) != value}
     trained = train(
         *(e.workdir, e.config, e.shape, cases, e.tokenizer, e.prompt),
         profile=profile,

@@ -21,60 +21,6 @@ class State(NamedTuple):
     opt_state: Any
 
 
-def optimizer(
-    *,
-    learning_rate: float,
-    warmup_steps: int,
-    steps: int,
-    weight_decay: float,
-    clip_norm: float,
-    b1: float,
-    b2: float,
-    schedule: str = "cosine",
-    mu_dtype: str = "float32",
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW under global-norm clipping, with a linear warm-up.
-
-    After it the rate falls to a tenth at `steps` along `schedule`, "cosine" or "linear", or is
-    "constant". Norm scales and biases are not decayed. The mean of gradients is in `mu_dtype`, that
-    of their squares in float32, whatever the weights are in. Returns the transformation and its
-    schedule.
-    """
-    warmup = min(warmup_steps, max(steps - 1, 0))
-    after = {
-        "cosine": optax.cosine_decay_schedule(learning_rate, max(steps - warmup, 1), alpha=0.1),
-        "linear": optax.linear_schedule(learning_rate, 0.1 * learning_rate, steps - warmup),
-        "constant": optax.constant_schedule(learning_rate),
-    }[schedule]
-    rate = optax.join_schedules([optax.linear_schedule(0, learning_rate, warmup), after], [warmup])
-
-    def decayed(params: Any) -> Any:
-        def is_matrix(path: Any, _: Any) -> bool:
-            return not _name(path).endswith(("norm", "bias"))
-
-        return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-    adamw = optax.adamw(
-        rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed, mu_dtype=mu_dtype
-    )
-    return _in_float32(optax.chain(optax.clip_by_global_norm(clip_norm), adamw)), rate
-
-
-def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same transformation for weights of any dtype: it sees and keeps float32."""
-
-    def widened(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-
-    def init(params: Any) -> Any:
-        return tx.init(widened(params))
-
-    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        return tx.update(widened(grads), state, widened(params))
-
-    return optax.GradientTransformation(init, update)
-
-
 def init_state(params: Any, tx: optax.GradientTransformation) -> State:
     """The state before the first step."""
     return State(step=jnp.int32(0), params=params, opt_state=tx.init(params))
@@ -197,7 +143,3 @@ def _moved(params: Any, updates: Any, key: jax.Array) -> Any:
 def microbatches(batch: Batch, count: int) -> Batch:
     """Cuts [rows, ...] into [count, rows / count, ...], each with rows of every device."""
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -4,22 +4,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import optax
 from ml_collections import ConfigDict
 
+from mcr_jax import config as configs
 from mcr_jax.data.loader import Batch
+from mcr_jax.errors import UsageError
 from mcr_jax.model import lora
 from mcr_jax.model.blueprint import blueprint, parts
 from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.model.sharding import abstract, shardings
 from mcr_jax.model.store import starting_params
 from mcr_jax.train.mesh import batch_sharding, put, training_mesh
+from mcr_jax.train.optimizer import OPTIMIZERS, SCHEDULES, optimizer
 from mcr_jax.train.step import (
     Metrics,
     State,
     init_state,
     loss_sums,
     microbatches,
-    optimizer,
     train_step,
 )
 
@@ -39,7 +42,7 @@ class Trainer:
         """Allocates nothing. Raises UsageError if config.mesh cannot be."""
         c = config.train
         self.mesh = training_mesh(**config.mesh, rows=c.rows, accumulate=c.accumulate)
-        tx, schedule = optimizer(steps=steps, **config.optim)
+        tx, schedule = configured(config.optim, steps)
         graph, params = blueprint(shape)
         trained, frozen = parts(params) if shape.lora else (params, {})
         self._shape, self._seed = shape, config.seed
@@ -88,3 +91,26 @@ class Trainer:
         sums = [self._sums(params, put(batch, self.mesh), frozen) for batch in batches]
         losses, tokens = zip(*sums, strict=True)
         return float(sum(losses)) / float(sum(tokens))
+
+
+def configured(
+    config: ConfigDict, steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns `optimizer` of a section config.optim.
+
+    Raises:
+      UsageError: there is no such optimizer or schedule, or a field that the optimizer does not use
+        differs from its default.
+    """
+    for field, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
+        if config[field] not in known:
+            raise UsageError(
+                f"config field optim.{field} is one of {', '.join(known)}, not {config[field]!r}"
+            )
+    default, fields = configs.default().optim, OPTIMIZERS[config.name].fields
+    unused = {f for entry in OPTIMIZERS.values() for f in entry.fields} - {*fields}
+    changed = sorted(f for f in unused if config[f] != default[f])
+    if changed:
+        names = ", ".join(f"config.optim.{f}={config[f]}" for f in changed)
+        raise UsageError(f"{names}: optimizer {config.name} does not use it; leave the default")
+    return optimizer(steps=steps, **config)

@@ -20,7 +20,8 @@ from mcr_jax.model.sharding import abstract, shardings
 from mcr_jax.train import hosts
 from mcr_jax.train.checkpoint import Checkpoints
 from mcr_jax.train.mesh import batch_sharding, put, training_mesh
-from mcr_jax.train.step import State, init_state, optimizer, train_step
+from mcr_jax.train.optimizer import optimizer
+from mcr_jax.train.step import State, init_state, train_step
 
 SHAPE = DecoderConfig(
     vocab_size=8192,  # so large that each process's part of a checkpoint is a file of its own

@@ -14,7 +14,8 @@ from mcr_jax.errors import UsageError
 from mcr_jax.model.blueprint import blueprint, initial_params
 from mcr_jax.model.sharding import abstract, make_mesh, shardings
 from mcr_jax.train.mesh import batch_sharding, put, training_mesh
-from mcr_jax.train.step import init_state, optimizer, train_step
+from mcr_jax.train.optimizer import optimizer
+from mcr_jax.train.step import init_state, train_step
 
 INTENDED = {
     "embedding": P("tensor", "fsdp"),

@@ -23,6 +23,7 @@ from mcr_jax.prompts import Prompt
 from mcr_jax.train import loop
 from mcr_jax.train.loop import Trained, train
 from mcr_jax.train.mesh import put
+from mcr_jax.train.optimizer import OPTIMIZERS
 from mcr_jax.train.trainer import Trainer
 from mcr_jax.workdir import Workdir
 
@@ -396,3 +397,15 @@ def test_checkpoints_of_another_run_are_refused(run, tmp_path):
     assert run(tmp_path / "two", told={"seed": 0}, **shared)[0].resumed == 3
     with pytest.raises(UsageError, match="another run"):
         run(tmp_path / "three", told={"seed": 7}, **shared)
+
+
+@pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n != "adamw"])
+def test_every_optimizer_learns_and_resumes_to_the_same_bits(run, tmp_path, name):
+    changes = {"optim.name": name, "train.steps": 4, "train.checkpoint_every": 2}
+    _, left = run(tmp_path / name, **changes)
+    whole = metrics(left)
+    shutil.rmtree(left.checkpoints / "4")
+    result, _ = run(tmp_path / name, **changes)
+    assert result.resumed == 2
+    losses = [[line["loss"] for line in x if "loss" in line] for x in (whole, metrics(left))]
+    assert losses[0] == losses[1] and losses[0][-1] < losses[0][0]

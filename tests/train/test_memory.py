@@ -13,7 +13,8 @@ from mcr_jax.model.shape import DecoderConfig, LoraConfig
 from mcr_jax.model.sharding import AXES, abstract, make_mesh, shardings
 from mcr_jax.plan.training_bytes import memory, parameters
 from mcr_jax.train.mesh import batch_sharding
-from mcr_jax.train.step import init_state, optimizer, train_step
+from mcr_jax.train.optimizer import optimizer
+from mcr_jax.train.step import init_state, train_step
 
 OPTIM = {"learning_rate": 1e-2, "warmup_steps": 0, "steps": 8, "weight_decay": 0.1}
 OPTIM |= {"clip_norm": 1.0, "b1": 0.9, "b2": 0.95}
@@ -57,7 +58,7 @@ def told(shape, axes, rows, row_tokens, accumulate=1, mu_dtype="float32"):
         row_tokens=row_tokens,
         accumulate=accumulate,
         compute="float32",
-        mu_dtype=mu_dtype,
+        tx=optimizer(**OPTIM, mu_dtype=mu_dtype)[0],
         fused=False,
     )
 
@@ -133,7 +134,7 @@ def test_adapters_alone_have_gradients_and_moments():
 def test_the_forward_pass_copies_the_head_alone_and_only_into_another_dtype():
     def copies(dtype, compute):
         shape = dataclasses.replace(TINY, dtype=dtype)
-        options = {"rows": 8, "row_tokens": 16, "accumulate": 1, "mu_dtype": "float32"}
+        options = {"rows": 8, "row_tokens": 16, "accumulate": 1, "tx": optimizer(**OPTIM)[0]}
         mesh = AbstractMesh((1, 1, 1), AXES)
         return memory(shape, mesh, **options, compute=compute, fused=True).copies
 
@@ -142,7 +143,7 @@ def test_the_forward_pass_copies_the_head_alone_and_only_into_another_dtype():
 
 
 def test_attention_in_a_kernel_needs_less():
-    options = {"rows": 8, "row_tokens": 512, "accumulate": 1, "mu_dtype": "float32"}
+    options = {"rows": 8, "row_tokens": 512, "accumulate": 1, "tx": optimizer(**OPTIM)[0]}
     fused, scores = (
         memory(SHAPE, AbstractMesh((1, 8, 1), AXES), **options, compute="bfloat16", fused=fused)
         for fused in (True, False)

@@ -21,7 +21,8 @@ from mcr_jax.model.shape import PROJECTIONS, LoraConfig
 from mcr_jax.model.sharding import abstract, make_mesh, shardings
 from mcr_jax.train.loss import trained_loss
 from mcr_jax.train.mesh import put
-from mcr_jax.train.step import _moved, init_state, loss_sums, optimizer, train_step
+from mcr_jax.train.optimizer import optimizer
+from mcr_jax.train.step import _moved, init_state, loss_sums, train_step
 
 OPTIM = {"learning_rate": 0.1, "warmup_steps": 4, "steps": 20, "weight_decay": 0.5}
 OPTIM |= {"clip_norm": 1.0, "b1": 0.9, "b2": 0.95}
