@@ -68,6 +68,7 @@ def test_planned_bytes_are_those_of_the_state_on_a_mesh(name, params):
     assert held == bytes_on_device(AbstractMesh((1, 4, 2), AXES), shapes)
 
 
+@pytest.mark.promise("a changed field that it does not use is refused")
 @pytest.mark.parametrize("field", ["b1", "b2"])
 def test_a_changed_field_that_the_optimizer_does_not_use_is_refused(field):
     config = configs.default().optim
