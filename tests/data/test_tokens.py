@@ -226,9 +226,7 @@ def test_the_digest_tells_any_difference_and_no_other(tokens):
     assert tokens[:2].digest != tokens[1::-1].digest
 
 
-@pytest.mark.promise(
-    "Examples longer than a row are dropped and reported, or the row length grows (`train.too_long`)."
-)
+@pytest.mark.promise("Examples longer than a row are dropped and reported, or the row length grows")
 def test_what_does_not_fit_a_row_is_left_out_whole_and_told(tokens):
     middle = sorted(tokens.lengths.tolist())[len(tokens) // 2]
     found = fit(tokens, middle, "drop")
