@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from mcr_jax import artifacts, console
-from mcr_jax.cli.flags import Flags
 from mcr_jax.cli.score import show
-from mcr_jax.cli.stage_main import opened
+from mcr_jax.cli.stage_main import stage_main
 from mcr_jax.errors import McrError
 from mcr_jax.experiment import seal
 from mcr_jax.experiment.experiment import Experiment
@@ -13,12 +12,7 @@ from mcr_jax.experiment.experiment import Experiment
 
 def main(argv: Sequence[str]) -> None:
     """`mcr eval --config=FILE.py --workdir=DIR`."""
-    flags = Flags("eval", __doc__)
-    flags.experiment()
-    if flags.parse(argv):
-        experiment = opened(flags)
-        with experiment.working():
-            evaluate(experiment)
+    stage_main("eval", __doc__, argv, evaluate)
 
 
 def evaluate(experiment: Experiment) -> None:

@@ -1,7 +1,7 @@
 """Flags to an experiment, and the `main` that the commands of stages share."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mcr_jax import console
@@ -12,10 +12,15 @@ from mcr_jax.paths import local_folder
 from mcr_jax.workdir import Workdir
 
 
-def stage_main(command: str, about: str, argv: Sequence[str]) -> Any:
-    """Runs mcr_jax/COMMAND/stage.py for a command that takes --config and --workdir only.
+def stage_main(
+    command: str,
+    about: str,
+    argv: Sequence[str],
+    run: Callable[[Experiment], Any] | None = None,
+) -> Any:
+    """Runs a command that takes --config and --workdir only: `run`, or mcr_jax/COMMAND/stage.py's.
 
-    Returns what its `run` returns; None where only help was wanted.
+    Returns what that returns; None where only help was wanted.
     """
     flags = Flags(command, about)
     flags.experiment()
@@ -23,7 +28,8 @@ def stage_main(command: str, about: str, argv: Sequence[str]) -> Any:
         return None
     experiment = opened(flags)
     with experiment.working():
-        return importlib.import_module(f"mcr_jax.{command}.stage").run(experiment)
+        run = run or importlib.import_module(f"mcr_jax.{command}.stage").run
+        return run(experiment)
 
 
 def opened(flags: Flags, judge: str = "", writes: bool = True) -> Experiment:

@@ -34,17 +34,8 @@ SCHEMA = {
 }
 
 
-def request(
-    key: str,
-    case: Case,
-    trace: str,
-    prompt: Prompt,
-    *,
-    quote_words: int = 4,
-    max_tokens: int = 16_384,
-) -> Request:
+def request(key: str, case: Case, trace: str, prompt: Prompt, **settings: int) -> Request:
     """Makes the question about one trace; the arguments are those of `reasons.request`."""
-    settings = {"quote_words": quote_words, "max_tokens": max_tokens}
     asked = reasons.request(key, case, trace, prompt, **settings)
     return dataclasses.replace(asked, schema=SCHEMA)
 

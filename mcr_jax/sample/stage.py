@@ -15,7 +15,6 @@ from mcr_jax.sigterm import stoppable
 
 def ready(experiment: Experiment) -> None:
     """Raises UsageError if a model to sample is none: better before hours of work than after."""
-
     check(experiment.config)
 
 
@@ -25,7 +24,6 @@ def run(experiment: Experiment) -> None:
     Raises:
       Stopped: SIGTERM came; every completion that was finished is in the ledger.
     """
-
     e = experiment
     ready(e)
     left = []
@@ -40,7 +38,6 @@ def run(experiment: Experiment) -> None:
 
 
 def _draw(e: Experiment, names: Sequence[str]) -> None:
-
     rests = functools.partial(finished.rests, e)
     with stoppable("stopped by SIGTERM; every finished completion is kept, call again to go on"):
         e.refuse_other(e.origin())
