@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mcr_jax.errors import McrError
+from mcr_jax.metrics import HEADLINE, METRICS, nested
 from mcr_jax.workdir import Workdir, read_json
 
 _LONGEST = 120  # characters of a field's name in an error
@@ -65,6 +66,7 @@ def _comparison(value: Any) -> Form:
     return {**_PAIR, **_DIFFERENCE} if compared else {"difference": Null(str), **_PAIR}
 
 
+_METRIC_FIELDS = [m.name if m.name == HEADLINE else f"{m.name}?" for m in METRICS]
 RESULTS = {
     "notice": str,
     "config": {
@@ -84,16 +86,13 @@ RESULTS = {
     },
     "models": Each(
         {
-            "accuracy": {"1": _metric, "5?": _metric, "10?": _metric},
-            "reasoning_recall": _metric,
-            "reasoning_recall_verified": _metric,
+            **nested(dict.fromkeys(_METRIC_FIELDS, _metric)),
             "outcomes": Each(_COUNT),
             "answers?": Each(_COUNT),
         }
     ),
     "comparisons": [_comparison],
 }
-_METRICS = {name: Null(_SHARE) for name in ("accuracy@1", "reasoning_recall")}
 SCORES = {
     "models": Each(
         Each(
@@ -101,7 +100,7 @@ SCORES = {
                 "kinds": [str],
                 "right": [Null(bool)],
                 "rules?": [Null(str)],
-                "metrics": _METRICS,
+                "metrics": dict.fromkeys(_METRIC_FIELDS, Null(_SHARE)),
             }
         )
     )

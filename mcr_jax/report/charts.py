@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from mcr_jax.metrics import Chart
 from mcr_jax.report import svg
 
 _LOSS_POINTS = 300  # a longer curve is shown as means of so many stretches
@@ -30,41 +31,72 @@ def key(series: int) -> Markup:
     return svg.markup(root)
 
 
-def accuracy(models: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Markup | None:
-    """accuracy@k against k, or None where fewer than two k have a value: the table says as much.
-
-    Every marker stands on the tick of its k; intervals are bands and whiskers.
+def of_metrics(
+    chart: Chart,
+    names: Sequence[str],
+    averages: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    by_case: Mapping[str, Sequence[Mapping[str, float | None]]],
+) -> Markup | None:
+    """Draws a chart of metrics; None where it would show nothing that the table does not.
 
     Args:
-      models: model name to k to METRIC, as in results.json.
+      chart: one of `metrics.Metric.chart`.
+      names: of the metrics that share it.
+      averages: model name to metric name to METRIC, as in results.json.
+      by_case: model name to the metrics of each case, as in scores.json.
     """
-    ks = sorted({k for of_model in models.values() for k in of_model}, key=int)
+    if chart.kind == "curve":
+        return curve(chart, names, averages)
+    values = {
+        model: [case.get(n) for case in cases for n in names] for model, cases in by_case.items()
+    }
+    return histogram(chart, {m: [v for v in found if v is not None] for m, found in values.items()})
+
+
+def curve(
+    chart: Chart, names: Sequence[str], models: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> Markup | None:
+    """NAME@K against K; None where fewer than two K have a value.
+
+    Every marker stands on the tick of its K; intervals are bands and whiskers.
+
+    Args:
+      chart: title and axis.
+      names: of the metrics, NAME@K with K rising.
+      models: model name to metric name to METRIC, as in results.json.
+    """
+    names = [name for name in names if any(name in found for found in models.values())]
     curves = [
-        [(i, k, m[k]) for i, k in enumerate(ks) if k in m and m[k]["value"] is not None]
-        for m in models.values()
+        [(i, name, found[name]) for i, name in enumerate(names) if _has_value(found.get(name))]
+        for found in models.values()
     ]
-    if len({i for curve in curves for i, _, _ in curve}) < 2:
+    if len({i for points in curves for i, _, _ in points}) < 2:
         return None
-    plot = svg.Plot("Accuracy at k per model, with intervals", (-0.3, len(ks) - 0.6), (0.0, 1.0))
-    plot.y_axis("cases right", [0, 0.25, 0.5, 0.75, 1], _tick)
-    plot.x_axis("samples drawn, any of them right (k)", range(len(ks)), lambda i: ks[int(i)])
-    for series, curve in enumerate(curves):
-        if len(curve) > 1:
-            lows = [(i, metric["low"]) for i, _, metric in curve]
-            highs = [(i, metric["high"]) for i, _, metric in reversed(curve)]
+    plot = svg.Plot(f"{chart.title}, with intervals", (-0.3, len(names) - 0.6), (0.0, 1.0))
+    plot.y_axis(chart.axis, [0, 0.25, 0.5, 0.75, 1], _tick)
+    plot.x_axis("samples drawn (k)", range(len(names)), lambda i: names[int(i)].split("@")[1])
+    for series, points in enumerate(curves):
+        if len(points) > 1:
+            lows = [(i, metric["low"]) for i, _, metric in points]
+            highs = [(i, metric["high"]) for i, _, metric in reversed(points)]
             plot.path(lows + highs, f"band s{series % 4}")
-            plot.path([(i, metric["value"]) for i, _, metric in curve], f"join s{series % 4}")
-    for series, (name, curve) in enumerate(zip(models, curves, strict=True)):
-        for i, k, metric in curve:
+            plot.path([(i, metric["value"]) for i, _, metric in points], f"join s{series % 4}")
+    for series, (model, points) in enumerate(zip(models, curves, strict=True)):
+        for i, name, metric in points:
             _whisker(plot, float(i), metric, series)
             title = (
-                f"{name}, accuracy@{k}: {percent(metric['value'])}, "
+                f"{model}, {name}: {percent(metric['value'])}, "
                 f"interval {percent(metric['low'])} to {percent(metric['high'])}"
             )
             plot.mark(plot.x(i), plot.y(metric["value"]), series, title)
-    for i in range(len(ks)):
-        _values(plot, i, [(s, m) for s, curve in enumerate(curves) for j, _, m in curve if i == j])
+    for i in range(len(names)):
+        at_k = [(s, m) for s, points in enumerate(curves) for j, _, m in points if i == j]
+        _values(plot, i, at_k)
     return svg.markup(plot.root)
+
+
+def _has_value(metric: Mapping[str, Any] | None) -> bool:
+    return metric is not None and metric["value"] is not None
 
 
 def _whisker(plot: svg.Plot, at: float, metric: Mapping[str, Any], series: int) -> None:
@@ -129,17 +161,18 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return [tuple(piece.mean(axis=0).tolist()) for piece in pieces]
 
 
-def recall_histogram(models: Mapping[str, Sequence[float]]) -> Markup | None:
-    """How many cases have which recall, one row of bars per model on one scale.
+def histogram(chart: Chart, models: Mapping[str, Sequence[float]]) -> Markup | None:
+    """Counts cases by their value, one row of bars per model on one scale.
 
     Args:
-      models: model name to the recall of each of its resolved cases.
+      chart: title and axis.
+      models: model name to the value in [0, 1] of each of its resolved cases.
 
     Returns:
       The drawing, or None where fewer than two bars would stand in it.
     """
     edges = np.linspace(0, 1, _BINS + 1)
-    # recalls are fractions: nudged up so that 3/10 does not fall below its edge by rounding
+    # values are fractions: nudged up so that 3/10 does not fall below its edge by rounding
     counts = {
         name: np.histogram(np.minimum(np.asarray(v, np.float64) + 1e-9, 1), edges)[0]
         for name, v in models.items()
@@ -149,7 +182,7 @@ def recall_histogram(models: Mapping[str, Sequence[float]]) -> Markup | None:
     highest = max(1, *(int(c.max()) for c in counts.values()))
     row, gap = max(80, 220 // len(models)), 18
     plot = svg.Plot(
-        "Distribution of reasoning recall per model",
+        f"{chart.title}, by model",
         (0.0, 1.0),
         (0.0, 1.0),
         height=(row + gap) * len(models) + 50,
@@ -166,9 +199,7 @@ def recall_histogram(models: Mapping[str, Sequence[float]]) -> Markup | None:
         for i, count in enumerate(of_model):
             x, until = plot.x(edges[i]), plot.x(edges[i + 1])
             cases = "case" if count == 1 else "cases"
-            title = (
-                f"{name}: {count} {cases} with recall {_tick(edges[i])} to {_tick(edges[i + 1])}"
-            )
+            title = f"{name}: {count} {cases} with {_tick(edges[i])} to {_tick(edges[i + 1])}"
             box = {"x": x + 1.5, "width": until - x - 3}
             svg.add(
                 plot.root,
@@ -184,7 +215,7 @@ def recall_histogram(models: Mapping[str, Sequence[float]]) -> Markup | None:
         svg.add(
             plot.root, "text", cls=f"name end s{series % 4}", x=at["x"] - 6, y=at["y"], text=name
         )
-    plot.x_axis("recall of a case", [0, 0.2, 0.4, 0.6, 0.8, 1], _tick)
+    plot.x_axis(chart.axis, [0, 0.2, 0.4, 0.6, 0.8, 1], _tick)
     middle = (plot.top + plot.bottom) / 2
     turned = f"translate(11 {svg.number(middle)}) rotate(-90)"
     svg.add(plot.root, "text", cls="label", transform=turned, text="cases")

@@ -21,17 +21,12 @@ from mcr_jax import artifacts
 from mcr_jax.cases import Case
 from mcr_jax.generate.joined import join
 from mcr_jax.generate.ledger import Ledger
+from mcr_jax.metrics import HEADLINE, METRICS, of_model
 from mcr_jax.report import charts, payload
 from mcr_jax.report.evidence import visible
 from mcr_jax.workdir import Workdir
 
-METRICS = {
-    "accuracy@1": ("Accuracy, 1 sample", "one sample names the diagnosis"),
-    "accuracy@5": ("Accuracy, 5 samples", "any of five does"),
-    "accuracy@10": ("Accuracy, 10 samples", "any of ten does"),
-    "reasoning_recall": ("Reasoning recall", "clinician’s statements that the trace makes"),
-    "reasoning_recall_verified": ("… with its quote", "and whose quote stands in the trace"),
-}
+SCATTER = ("reasoning_recall", HEADLINE)  # metrics of the axes x and y
 KINDS = {
     "right": "answered, right",
     "wrong": "answered, wrong",
@@ -125,15 +120,15 @@ def render(context: Mapping[str, Any]) -> str:
 
 
 def _lede(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The first and last model's accuracy@1 for the opening sentence."""
+    """The headline metric of the first and the last model, for the opening sentence."""
     names = list(results["models"])
-    found = [results["models"][name]["accuracy"].get("1") for name in (names[0], names[-1])]
-    if any(metric is None or metric["value"] is None for metric in found):
+    found = [of_model(results["models"][name])[HEADLINE] for name in (names[0], names[-1])]
+    if any(metric["value"] is None for metric in found):
         return None
     compared = [
         c
         for c in results["comparisons"]
-        if (c["a"], c["b"], c["metric"]) == (names[0], names[-1], "accuracy@1")
+        if (c["a"], c["b"], c["metric"]) == (names[0], names[-1], HEADLINE)
         and c["difference"] is not None
     ]
     return {
@@ -144,26 +139,23 @@ def _lede(results: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _metrics(model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    named = {f"accuracy@{k}": metric for k, metric in model["accuracy"].items()}
-    return named | {name: model[name] for name in METRICS if name in model}
-
-
 def _rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The headline table, a row per metric."""
-    by_model = [_metrics(model) for model in results["models"].values()]
+    by_model = [of_model(model) for model in results["models"].values()]
     compared = {(c["a"], c["b"], c["metric"]): c for c in results["comparisons"]}
     rows = []
-    for name, (label, meaning) in METRICS.items():
-        cells = [metrics.get(name) for metrics in by_model]
+    for metric in METRICS:
+        cells = [values.get(metric.name) for values in by_model]
         if any(cells):
             rows.append(
                 {
-                    "label": label,
-                    "meaning": meaning,
+                    "label": metric.label,
+                    "meaning": metric.meaning,
                     "cells": cells,
                     "intervals": charts.intervals(cells),
-                    "compared": [compared.get((*pair, name)) for pair in _pair_names(results)],
+                    "compared": [
+                        compared.get((*pair, metric.name)) for pair in _pair_names(results)
+                    ],
                 }
             )
     return rows
@@ -232,21 +224,20 @@ def _charts(
     results: Mapping[str, Any], scores: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The plots that have something to show, and a sentence for each that has not."""
-    values = {
+    averages = {visible(name): of_model(model) for name, model in results["models"].items()}
+    by_case = {
         visible(name): [case["metrics"] for case in scores["models"][name].values()]
         for name in results["models"]
     }
-    recalls = {
-        name: [m["reasoning_recall"] for m in cases if m["reasoning_recall"] is not None]
-        for name, cases in values.items()
-    }
+    drawn = []
+    for chart in dict.fromkeys(metric.chart for metric in METRICS if metric.chart):
+        names = [metric.name for metric in METRICS if metric.chart == chart]
+        if plot := charts.of_metrics(chart, names, averages, by_case):
+            drawn.append({"title": chart.title, "caption": chart.caption, "plot": plot})
     scatter, absent = [], []
-    for series, (name, cases) in enumerate(values.items()):
-        both = [
-            (m["reasoning_recall"], m["accuracy@1"])
-            for m in cases
-            if None not in (m["reasoning_recall"], m["accuracy@1"])
-        ]
+    for series, (name, cases) in enumerate(by_case.items()):
+        pairs = [tuple(case.get(metric) for metric in SCATTER) for case in cases]
+        both = [pair for pair in pairs if None not in pair]
         if plot := charts.recall_accuracy(name, series, both):
             r = charts.correlation(both)
             scatter.append({"name": name, "plot": plot, "r": r, "cases": len(both)})
@@ -257,12 +248,9 @@ def _charts(
     if loss is None:
         absent.append("Loss while training: this workdir holds no training log.")
     return {
-        "accuracy_plot": charts.accuracy(
-            {visible(name): model["accuracy"] for name, model in results["models"].items()}
-        ),
+        "metric_plots": drawn,
         "loss_plot": loss,
         "last_val": last[-1] if last else None,
-        "recall_plot": charts.recall_histogram(recalls),
         "scatter": scatter,
         "absent": absent,
     }

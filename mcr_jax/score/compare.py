@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mcr_jax import statistics
-from mcr_jax.score.accuracy import Estimate
+from mcr_jax.metrics import METRICS, Estimate
 
 Estimates = Mapping[str, Mapping[str, Estimate]]  # metric -> case fingerprint -> estimate
 
@@ -22,14 +22,14 @@ def compare(
       config: reads `seed`, `score.resamples` and `score.confidence`.
 
     Returns:
-      One entry per metric that both have, but for the verified recall: "difference" is b - a, with
-      "low", "high" and "p_value" (null without common cases), "test" and the number of "cases".
+      One entry per compared metric that both have: "difference" is b - a, with "low", "high" and
+      "p_value" (null without common cases), "test" and the number of "cases".
     """
     (name_a, of_a), (name_b, of_b) = a, b
     return [
-        {"a": name_a, "b": name_b, "metric": metric, **paired(of_a[metric], of_b[metric], config)}
-        for metric in of_a
-        if metric in of_b and metric != "reasoning_recall_verified"
+        {"a": name_a, "b": name_b, "metric": name, **paired(of_a[name], of_b[name], config)}
+        for name in (metric.name for metric in METRICS if metric.compared)
+        if name in of_a and name in of_b
     ]
 
 

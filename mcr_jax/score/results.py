@@ -5,9 +5,8 @@ the same bytes.
 """
 
 import collections
-import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,33 +15,15 @@ from mcr_jax import artifacts, statistics
 from mcr_jax.completion import RULES
 from mcr_jax.config import judge_name
 from mcr_jax.generate.api import Outcome
-from mcr_jax.generate.joined import Joined, Sample, join
+from mcr_jax.generate.joined import Joined, join
 from mcr_jax.generate.ledger import Attempt, Ledger
-from mcr_jax.score import accuracy, recall
-from mcr_jax.score.accuracy import Estimate
+from mcr_jax.metrics import METRICS, CaseScore, Estimate, nested
 from mcr_jax.score.compare import Estimates, compare
+from mcr_jax.score.samples import KINDS, collect
 from mcr_jax.workdir import Workdir
 
 SCHEMA = 1
 NOTICE = "Research use, not for patient care"
-RECALLS = ("reasoning_recall", "reasoning_recall_verified")
-
-
-@dataclasses.dataclass(frozen=True)
-class CaseScore:
-    """What one model did on one case.
-
-    Attributes:
-      kinds: how each sample ended, by sample index.
-      rules: which of `completion.RULES` read its answer, None where it has none.
-      rights: whether each sample is right, None while unresolved.
-      recalls: recall of each sample judged for it, from sample 0 on.
-    """
-
-    kinds: tuple[str, ...]
-    rules: tuple[str | None, ...]
-    rights: tuple[bool | None, ...]
-    recalls: tuple[recall.Shares, ...]
 
 
 def score(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
@@ -66,50 +47,14 @@ def score(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
     return results
 
 
-def collect(samples: Sequence[Sample], config: ConfigDict) -> dict[str, CaseScore]:
-    """What one model did, case by case.
-
-    Args:
-      samples: of the model, by case and sample.
-      config: reads `judge`, for the number of samples judged for recall.
-
-    Returns:
-      Case fingerprint to score, in the order of `samples`.
-
-    Raises:
-      McrError: a verdict is of another form.
-    """
-    collected = {}
-    for case, of_case in itertools.groupby(samples, key=lambda sample: sample.row.case):
-        rows = list(of_case)
-        kinds = [accuracy.kind(sample.outcome, sample.said) for sample in rows]
-        rights = [
-            accuracy.right(kind, sample.diagnosis) for kind, sample in zip(kinds, rows, strict=True)
-        ]
-        recalls = [
-            recall.sample_recall(sample.said, sample.reasons)
-            for sample in rows
-            if sample.row.sample < config.judge.recall_samples
-        ]
-        rules = [sample.said and sample.said.rule for sample in rows]
-        collected[case] = CaseScore(tuple(kinds), tuple(rules), tuple(rights), tuple(recalls))
-    return collected
-
-
-def estimates(cases: Mapping[str, CaseScore]) -> dict[str, dict[str, Estimate]]:
-    """Every metric of one model, case by case: "accuracy@K" as far as samples go, and recalls."""
+def estimates(cases: Mapping[str, CaseScore]) -> Estimates:
+    """Every metric of one model that its number of samples allows, case by case."""
     most = max(len(case.kinds) for case in cases.values())
-    found: dict[str, dict[str, Estimate]] = {
-        f"accuracy@{k}": {f: accuracy.case_accuracy(case.rights, k) for f, case in cases.items()}
-        for k in accuracy.KS
-        if k <= most
+    return {
+        metric.name: {f: metric.estimate(case) for f, case in cases.items()}
+        for metric in METRICS
+        if metric.samples <= most
     }
-    for position, metric in enumerate(RECALLS):
-        found[metric] = {
-            f: recall.case_recall([shares[position] for shares in case.recalls])
-            for f, case in cases.items()
-        }
-    return found
 
 
 def metric(cases: Mapping[str, Estimate], config: ConfigDict) -> dict[str, Any]:
@@ -137,7 +82,7 @@ def metric(cases: Mapping[str, Estimate], config: ConfigDict) -> dict[str, Any]:
 def tabulate(
     joined: Joined, workdir: Workdir, config: ConfigDict
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What results.json and scores.json are to hold, from the ledger and the manifest alone."""
+    """Computes results.json and scores.json from the ledger and the manifest alone."""
     collected = {model: collect(samples, config) for model, samples in joined.models.items()}
     by_metric = {model: estimates(cases) for model, cases in collected.items()}
     if joined.mixed:
@@ -187,8 +132,8 @@ def tabulate(
     return results, scores
 
 
-def _without_values(by_metric: Estimates) -> dict[str, dict[str, Estimate]]:
-    """The estimates with their bounds alone: verdicts of several judges have no mean."""
+def _without_values(by_metric: Estimates) -> Estimates:
+    """Returns the bounds of estimates alone: verdicts of several judges have no mean."""
     return {
         name: {f: estimate._replace(value=None) for f, estimate in of_case.items()}
         for name, of_case in by_metric.items()
@@ -198,30 +143,18 @@ def _without_values(by_metric: Estimates) -> dict[str, dict[str, Estimate]]:
 def _model_results(
     cases: Mapping[str, CaseScore], by_metric: Estimates, config: ConfigDict
 ) -> dict[str, Any]:
-    metrics = {name: metric(of_case, config) for name, of_case in by_metric.items()}
     counts = collections.Counter(kind for case in cases.values() for kind in case.kinds)
     rules = collections.Counter(rule for case in cases.values() for rule in case.rules)
     return {
-        "accuracy": {
-            name.removeprefix("accuracy@"): found
-            for name, found in metrics.items()
-            if name not in RECALLS
-        },
-        **{name: metrics[name] for name in RECALLS},
-        "outcomes": {kind: counts[kind] for kind in accuracy.KINDS if counts[kind]},
+        **nested({name: metric(of_case, config) for name, of_case in by_metric.items()}),
+        "outcomes": {kind: counts[kind] for kind in KINDS if counts[kind]},
         "answers": {rule: rules[rule] for rule in RULES if rules[rule]},
     }
 
 
 def _case_json(fingerprint: str, case: CaseScore, by_metric: Estimates) -> dict[str, Any]:
-    return {
-        "kinds": list(case.kinds),
-        "rules": list(case.rules),
-        "right": list(case.rights),
-        "recall": [shares.found for shares in case.recalls],
-        "recall_verified": [shares.verified for shares in case.recalls],
-        "metrics": {name: of_case[fingerprint].value for name, of_case in by_metric.items()},
-    }
+    values = {name: of_case[fingerprint].value for name, of_case in by_metric.items()}
+    return {**vars(case), "metrics": values}
 
 
 def _verdict_counts(joined: Joined, config: ConfigDict) -> dict[str, dict[str, int]]:

@@ -9,17 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-LABELS = {
-    "reasoning_recall": "recall",
-    "reasoning_recall_verified": "verified recall",
-}
-
-
-def metrics(model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The METRICs of one model of results.json, by their names in "comparisons"."""
-    ks = sorted(model["accuracy"], key=int)
-    named = {f"accuracy@{k}": model["accuracy"][k] for k in ks}
-    return named | {name: model[name] for name in LABELS}
+from mcr_jax.metrics import METRICS, of_model
 
 
 def table(results: Mapping[str, Any]) -> Group:
@@ -35,7 +25,7 @@ def table(results: Mapping[str, Any]) -> Group:
       tell how the completions ended, which rules read their answers, and which verdicts do not
       count. Two models fit into 80 columns.
     """
-    models = {name: metrics(model) for name, model in results["models"].items()}
+    models = {name: of_model(model) for name, model in results["models"].items()}
     compared = {(c["a"], c["b"], c["metric"]): c for c in results["comparisons"]}
     pairs = list(dict.fromkeys((a, b) for a, b, _ in compared))
     ended = [
@@ -63,11 +53,13 @@ def table(results: Mapping[str, Any]) -> Group:
     for a, b in pairs:
         shown.add_column(escape(f"{b} − {a}"), no_wrap=True)
         shown.add_column("p", no_wrap=True, justify="right")
-    for name in dict.fromkeys(name for of_model in models.values() for name in of_model):
-        cells = [_metric(of_model.get(name)) for of_model in models.values()]
-        for pair in pairs:
-            cells += _comparison(compared.get((*pair, name)))
-        shown.add_row(LABELS.get(name, name), *cells)
+    for metric in METRICS:
+        values = [found.get(metric.name) for found in models.values()]
+        if any(values):
+            cells = [_metric(value) for value in values]
+            for pair in pairs:
+                cells += _comparison(compared.get((*pair, metric.name)))
+            shown.add_row(metric.short, *cells)
     return Group(title, shown, notes)
 
 

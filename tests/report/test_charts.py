@@ -10,12 +10,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcr_jax.metrics import Chart
 from mcr_jax.quotes import find
 from mcr_jax.report import charts, svg
 from mcr_jax.report.evidence import segments, visible
 
 METRIC = {"value": 0.5, "low": 0.4, "high": 0.6}
 NOTHING = {"value": None, "low": None, "high": None}
+
+
+def _curve(models):
+    names = [f"accuracy@{k}" for k in (1, 5, 10)]
+    named = {m: {f"accuracy@{k}": v for k, v in at_k.items()} for m, at_k in models.items()}
+    return charts.of_metrics(Chart("curve", "Title", "", "axis"), names, named, {})
+
+
+def _histogram(models):
+    by_case = {m: [{"recall": value} for value in values] for m, values in models.items()}
+    return charts.of_metrics(Chart("histogram", "Title", "", "axis"), ["recall"], {}, by_case)
 
 
 def _texts(drawing, tag):
@@ -25,8 +37,8 @@ def _texts(drawing, tag):
 def test_every_chart_is_well_formed_whatever_a_model_is_called():
     name = "<script>&'\"</script>"
     drawings = [
-        charts.accuracy({name: {"1": METRIC, "5": METRIC}, "empty": {"1": NOTHING}}),
-        charts.recall_histogram({name: [0, 0.5, 1], "empty": []}),
+        _curve({name: {"1": METRIC, "5": METRIC}, "empty": {"1": NOTHING}}),
+        _histogram({name: [0, 0.5, 1], "empty": []}),
         charts.recall_accuracy(name, 0, [(0.5, 0.5), (0, 1)]),
         charts.loss([{"step": 1, "loss": 2.0}]),
         charts.intervals([METRIC, NOTHING, None]),
@@ -38,7 +50,7 @@ def test_every_chart_is_well_formed_whatever_a_model_is_called():
 
 
 def test_the_accuracy_chart_tells_value_and_interval_on_hover():
-    titles = _texts(charts.accuracy({"sft": {"1": METRIC, "5": METRIC, "10": NOTHING}}), "title")
+    titles = _texts(_curve({"sft": {"1": METRIC, "5": METRIC, "10": NOTHING}}), "title")
     assert titles == [
         f"sft, accuracy@{k}: 50.0\xa0%, interval 40.0\xa0% to 60.0\xa0%" for k in (1, 5)
     ]
@@ -47,7 +59,7 @@ def test_the_accuracy_chart_tells_value_and_interval_on_hover():
 def test_every_marker_stands_on_the_tick_of_its_k_and_figures_are_clear_of_each_other_and_axis():
     low, alike = {"value": 0.0, "low": 0.0, "high": 0.1}, {"value": 0.01, "low": 0.0, "high": 0.1}
     models = {name: {"1": m, "5": METRIC} for name, m in (("a", low), ("b", alike), ("c", low))}
-    root = ElementTree.fromstring(str(charts.accuracy(models)))
+    root = ElementTree.fromstring(str(_curve(models)))
     ticks = sorted(float(line.get("x1")) for line in root.findall("line[@class='tick']"))
     whiskers = [line for line in root.findall("line") if "whisker" in line.get("class")]
     upright = [float(line.get("x1")) for line in whiskers if line.get("x1") == line.get("x2")]
@@ -62,8 +74,8 @@ def test_every_marker_stands_on_the_tick_of_its_k_and_figures_are_clear_of_each_
 
 
 def test_a_plot_without_variation_is_not_drawn():
-    assert charts.accuracy({"a": {"1": METRIC}, "b": {"1": METRIC, "5": NOTHING}}) is None
-    assert charts.recall_histogram({"a": [0.01, 0.05], "b": [0.0], "c": []}) is None
+    assert _curve({"a": {"1": METRIC}, "b": {"1": METRIC, "5": NOTHING}}) is None
+    assert _histogram({"a": [0.01, 0.05], "b": [0.0], "c": []}) is None
     for points in ([], [(0.5, 0.5)], [(0, 0), (0, 1)], [(0, 1), (0.5, 1)]):
         assert charts.recall_accuracy("a", 0, points) is None
 
@@ -79,7 +91,7 @@ def test_intervals_of_all_models_stand_on_one_axis_each_in_its_lane():
 
 def test_the_histogram_counts_every_case_once_and_tenths_in_their_bin():
     recalls = [i / 10 for i in range(11)] + [0.1 + 0.2, 2 / 3]
-    titles = _texts(charts.recall_histogram({"m": recalls}), "title")
+    titles = _texts(_histogram({"m": recalls}), "title")
     counts = [int(title.split(": ")[1].split()[0]) for title in titles]
     assert sum(counts) == len(recalls)
     assert counts == [1, 1, 1, 2, 1, 1, 2, 1, 1, 2]

@@ -1,18 +1,23 @@
 """The report, from a real ledger to what a reader sees and clicks in a browser."""
 
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from mcr_jax import artifacts, completion, config
 from mcr_jax.cases import Case
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
+from mcr_jax.metrics import METRICS, Chart, Metric, case_mean
 from mcr_jax.report import page, payload
 from mcr_jax.score import results as scoring
+from mcr_jax.score.table import table
+from mcr_jax.score.verify import verify
 from mcr_jax.workdir import Workdir
 
 JUDGE = "offline"
@@ -210,6 +215,52 @@ def opened(browser, workdir):
     yield tab
     tab.close()
     assert untoward == [f"request {address}"]
+
+
+@pytest.fixture
+def answered():
+    """A metric that the package does not have: share of samples with exactly one answer."""
+    share = {"OK": 1.0, "no_answer": 0.0}
+    metric = Metric(
+        name="answered",
+        label="Share answered",
+        short="has an answer",
+        meaning="samples with exactly one answer",
+        estimate=lambda case: case_mean([share.get(kind) for kind in case.kinds]),
+        chart=Chart("histogram", "Who answers at all", "Cases by share.", "share answered"),
+    )
+    METRICS.append(metric)
+    yield metric
+    METRICS.remove(metric)
+
+
+def test_one_entry_reaches_results_comparisons_table_page_and_verify(
+    workdir, answered, tmp_path, browser
+):
+    again = Workdir(tmp_path)
+    again.ledger.write_bytes(workdir.ledger.read_bytes())
+    results = scoring.score(again, _config())
+    base, sft = (results["models"][model]["answered"] for model in ("base", "sft"))
+    assert base["value"] == pytest.approx(2 / 3) and sft["value"] == 1.0
+    assert (base["worst"], base["best"]) == (0.5, pytest.approx(2 / 3))  # one sample failed
+    (paired,) = [c for c in results["comparisons"] if c["metric"] == "answered"]
+    assert paired["difference"] == pytest.approx(1 / 3)
+    terminal = Console(width=120, file=io.StringIO())
+    terminal.print(table(results))
+    assert re.search(r"has an answer\s+0\.667\s+1\.000\s+\+0\.333", terminal.file.getvalue())
+    tab = browser.new_page(viewport={"width": 1200, "height": 900})
+    tab.goto(page.report(again, _config(), CASES).as_uri())
+    row = tab.locator(".results tbody tr", has_text="Share answered").inner_text()
+    assert all(part in row for part in ("66.7\xa0%", "100.0\xa0%", "+33.3 points"))
+    figure = tab.locator("figure", has_text="Who answers at all")
+    assert figure.locator("svg.plot rect").count() > 1 and figure.is_visible()
+    tab.close()
+    assert not [line for line in verify(again, _config(), CASES).differences if "json" in line]
+    results["models"]["sft"]["answered"]["value"] = 0.9
+    again.write_json(again.results, results)
+    assert any(
+        "models.sft.answered" in line for line in verify(again, _config(), CASES).differences
+    )
 
 
 def _at(tab, where):
