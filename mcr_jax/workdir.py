@@ -38,7 +38,8 @@ class Workdir:
     def __init__(self, path: str | Path, writes: bool = True):
         """Opens `path`, creating it. Raises McrError where that cannot be."""
         self.path, self.writes = local_folder(path), writes
-        self._held, self._sections = False, None  # manifest.json, read once while it is `locked`
+        self._sections = None  # manifest.json, read once while it is `locked`
+        self.kept: dict[str, Any] | None = None  # while `locked`: objects that its end closes
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             os.listdir(self.path)
@@ -79,7 +80,7 @@ class Workdir:
 
         While the workdir is `locked` the file is read once: no other process writes it then.
         """
-        if self._sections is None or not self._held:
+        if self._sections is None or self.kept is None:
             self._sections = read_json(self.manifest) if self.manifest.exists() else {}
         return self._sections
 
@@ -116,11 +117,13 @@ class Workdir:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise McrError(f"{self.path}: another mcr is at work in this workdir") from error
-            self._held, self._sections = True, None
+            self.kept, self._sections = {}, None
             try:
                 yield
             finally:
-                self._held = False
+                for kept in self.kept.values():
+                    kept.close()
+                self.kept = None
 
 
 def storage_path(path: str | Path) -> "epath.Path":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mcr_jax import artifacts, prompts
 from mcr_jax.model.checkpoints import newest_step
 from mcr_jax.paths import local_folder
-from mcr_jax.workdir import digest
+from mcr_jax.workdir import Workdir, digest
 
 if TYPE_CHECKING:
     from mcr_jax.experiment.experiment import Experiment
@@ -18,34 +18,40 @@ if TYPE_CHECKING:
 def finished(experiment: "Experiment", what: str) -> bool:
     """Whether `finish(what)` was called and nothing it rests on has changed since."""
     sealed = artifacts.section(experiment.workdir, what)
-    return bool(sealed) and sealed == _seal(experiment)
+    if not sealed or sealed != {**sealed, **_facts(experiment)}:
+        return False  # before the ledger is opened to read: the command goes on to write it
+    return sealed.get("ledger_rows") == _ledger_rows(experiment.workdir)
 
 
 def finish(experiment: "Experiment", what: str) -> None:
     """Records that all of `what` is done."""
-    experiment.workdir.note(what, _seal(experiment))
+    rows = {"ledger_rows": _ledger_rows(experiment.workdir)}
+    experiment.workdir.note(what, {**_facts(experiment), **rows})
 
 
-def _seal(e: "Experiment") -> dict[str, Any]:
+def _facts(e: "Experiment") -> dict[str, Any]:
     from mcr_jax.data.dataset import MissingDatasetError, dataset_fingerprint
-    from mcr_jax.generate.ledger import Ledger
 
-    w, rows, dataset = e.workdir, 0, None
-    folder = e.config.model.folder
+    w, folder, dataset = e.workdir, e.config.model.folder, None
     with contextlib.suppress(MissingDatasetError):
         dataset = dataset_fingerprint(e.data_dir)
-    if w.ledger.exists():
-        with Ledger(w.ledger, readonly=True) as ledger:
-            rows = ledger.count()
     return {
         "config": digest(json.loads(e.config.to_json())),
         "prompts": {name: prompts.load(name, e.config.prompts).digest for name in prompts.names()},
         "dataset": dataset,
         "model.folder": e.folder_digest() if folder and local_folder(folder).is_dir() else "",
         "step": newest_step(e.checkpoints),
-        "ledger_rows": rows,
         **{path.name: _file_digest(path) for path in (w.results, w.report)},
     }
+
+
+def _ledger_rows(workdir: Workdir) -> int:
+    from mcr_jax.generate.ledger import opened
+
+    if not workdir.ledger.exists():
+        return 0
+    with opened(workdir, readonly=True) as ledger:
+        return ledger.count()
 
 
 def _file_digest(path: Path) -> str | None:

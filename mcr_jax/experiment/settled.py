@@ -57,11 +57,11 @@ def has_results(workdir: Workdir, checkpoints: str) -> bool:
 
 
 def _was_sampled(workdir: Workdir) -> bool:
-    from mcr_jax.generate.ledger import Ledger, Scope
+    from mcr_jax.generate.ledger import Scope, opened
 
     if not workdir.ledger.exists():
         return False
-    with Ledger(workdir.ledger, readonly=True) as ledger:
+    with opened(workdir, readonly=True) as ledger:
         return any(ledger.answers(Scope("sample", model)) for model in NAMES)
 
 
@@ -113,9 +113,11 @@ def refuse_other(config: ConfigDict, workdir: Workdir, inputs: Mapping[str, Any]
 def _work(workdir: Workdir) -> dict[str, int]:
     """Returns what work was spent on in the workdir, with times of change in ns.
 
-    Of the ledger it is the number of answers: to open it and declare rows is no work.
+    Of the ledger it is the number of answers that this command wrote: opening it and declaring rows
+    is no work.
     """
-    w, made = workdir, {"answers": _answers(workdir)}
+    w, ledger = workdir, (workdir.kept or {}).get("ledger")
+    made = {"answers": ledger.written if ledger else 0}
     unspent = (w.config, w.manifest, w.tokens)  # tokens are a cache
     for path in w.path.iterdir():
         if path in unspent or path.name.startswith((".", w.ledger.name)):
@@ -127,12 +129,12 @@ def _work(workdir: Workdir) -> dict[str, int]:
 
 def _answers(workdir: Workdir) -> int:
     """Counts the rows of the ledger; of one that cannot be read, returns its time of change."""
-    from mcr_jax.generate.ledger import Ledger
+    from mcr_jax.generate.ledger import opened
 
     if not workdir.ledger.exists():
         return 0
     try:
-        with Ledger(workdir.ledger, readonly=True) as ledger:
+        with opened(workdir, readonly=True) as ledger:
             return ledger.count()
     except McrError:  # whoever needs it says so
         return workdir.ledger.stat().st_mtime_ns

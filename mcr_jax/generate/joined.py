@@ -63,7 +63,7 @@ class Joined(NamedTuple):
 
 
 def read(attempt: Attempt | None, mode: str) -> Completion | None:
-    """Reads the text of a completion; None where its outcome is none that has text.
+    """Reads the text of a completion; None where its outcome has no text.
 
     Args:
       attempt: the completion's.
@@ -74,17 +74,30 @@ def read(attempt: Attempt | None, mode: str) -> Completion | None:
     return completion.parse(attempt.text, mode, ended=attempt.outcome is Outcome.OK)
 
 
+def read_once(ledger: Ledger, attempt: Attempt | None, mode: str) -> Completion | None:
+    """Reads a completion of `ledger` as `read` does; a second call gives the same object."""
+    key = (attempt and attempt.id, mode)
+    if key not in ledger.memo:
+        ledger.memo[key] = read(attempt, mode)
+    return ledger.memo[key]
+
+
 def join(ledger: Ledger, config: ConfigDict) -> Joined:
     """Joins the completions of every model in config.sample.models with the verdicts that count.
 
+    A command that joins again, with nothing written since, gets the same object.
+
     Args:
-      ledger: where all are.
+      ledger: of the completions and the verdicts.
       config: reads `sample.models`, `score.answer` and `judge`.
 
     Raises:
       McrError: a model has no completions, or the ledger cannot be read.
     """
-    return counting(read_all(ledger, config), config)
+    asked = (ledger.changes, *config.sample.models, config.score.answer, config.judge.to_json())
+    if ledger.memo.get("joined", ("",))[0] != asked:
+        ledger.memo["joined"] = asked, counting(read_all(ledger, config), config)
+    return ledger.memo["joined"][1]
 
 
 def read_all(ledger: Ledger, config: ConfigDict) -> dict[str, list[Sample]]:
@@ -133,7 +146,7 @@ def _samples(ledger: Ledger, config: ConfigDict, model: str) -> list[Sample]:
     joined = []
     for at, row in sorted((_place(row), row) for row in attempts):
         attempt = attempts.pop(row)
-        said = read(attempt, mode)
+        said = read_once(ledger, attempt, mode)
         answered = said is not None and said.answer is not None
         traced = said is not None and said.trace and row.sample < config.judge.recall_samples
         joined.append(

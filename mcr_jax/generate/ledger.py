@@ -21,6 +21,7 @@ from mcr_jax.errors import McrError
 from mcr_jax.generate import _rows, _schema
 from mcr_jax.generate._rows import Attempt, RowKey, Scope
 from mcr_jax.generate.api import Outcome
+from mcr_jax.workdir import Workdir
 
 _LOCK_WAIT_S = 30.0  # for another process's lock
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -35,7 +36,9 @@ class Ledger:
         Raises:
           McrError: it cannot be used.
         """
-        self.path = Path(path)
+        self.path, self.readonly = Path(path), readonly
+        self.written = 0  # attempts that this object added or read again
+        self.memo: dict[Any, Any] = {}  # of readers (`generate.joined`): no text is read twice
         self._lock = threading.Lock()
         if readonly and not self.path.exists():
             raise McrError(f"{self.path}: no ledger here; run `mcr sample` first")
@@ -153,6 +156,7 @@ class Ledger:
             for start in range(0, len(rows), _schema.ROWS_AT_ONCE):
                 part = rows[start : start + _schema.ROWS_AT_ONCE]
                 self._db.execute(_schema.insert(len(part)), [v for row in part for v in row])
+            self.written += len(rows)
 
     def reread(self, attempts: Iterable[Attempt]) -> None:
         """Replaces outcome, verdict, error and reading of rows whose text was parsed again.
@@ -167,6 +171,7 @@ class Ledger:
         query = "UPDATE attempts SET outcome = ?, verdict = ?, error = ?, reading = ? WHERE id = ?"
         with self._lock, self._reporting(), self._transaction():
             self._db.executemany(query, values)
+            self.written += len(values)
 
     def declare(self, scope: Scope, digests: Mapping[RowKey, str]) -> None:
         """States what `scope` wants now, row by row, in place of what it wanted before.
@@ -277,6 +282,11 @@ class Ledger:
         )
         return dict(counts.most_common())
 
+    @property
+    def changes(self) -> int:
+        """The number of rows that this object has inserted, changed or deleted."""
+        return self._db.total_changes
+
     def count(self) -> int:
         """The number of rows."""
         return self._fetch("SELECT count(*) FROM attempts", ())[0][0]
@@ -306,6 +316,24 @@ class Ledger:
 
     def __exit__(self, *unused: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def opened(workdir: Workdir, *, readonly: bool = False) -> Iterator[Ledger]:
+    """Opens the ledger of a workdir. While that is locked, one connection serves every caller.
+
+    Raises McrError as `Ledger`.
+    """
+    if workdir.kept is None:
+        with Ledger(workdir.ledger, readonly=readonly) as ledger:
+            yield ledger
+        return
+    kept = workdir.kept.get("ledger")
+    if kept is None or (kept.readonly and not readonly):
+        if kept is not None:
+            kept.close()
+        kept = workdir.kept["ledger"] = Ledger(workdir.ledger, readonly=readonly)
+    yield kept
 
 
 def damaged(attempt: Attempt, error: str) -> str:

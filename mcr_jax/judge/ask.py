@@ -24,7 +24,7 @@ from mcr_jax.config import judge_name
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate import driver, joined
 from mcr_jax.generate.api import Generator, Outcome, Remote
-from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
+from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope, opened
 from mcr_jax.generate.questions import is_open
 from mcr_jax.generate.room import require_room
 from mcr_jax.judges import diagnosis, reasons
@@ -42,7 +42,7 @@ def check(workdir: Workdir, config: ConfigDict) -> None:
     make_judge(config)
     _texts(config)
     if workdir.ledger.exists():
-        with Ledger(workdir.ledger, readonly=True) as ledger:
+        with opened(workdir) as ledger:
             _check_version(ledger, judge_name(config), config)
 
 
@@ -77,7 +77,7 @@ def judge(
         raise McrError(f"{workdir.ledger}: no completions yet; run `mcr sample` first")
     texts = _texts(config)
     name, models, answers = judge_name(config), {model: {} for model in config.sample.models}, []
-    with Ledger(workdir.ledger) as ledger:
+    with opened(workdir) as ledger:
         told = {model: list(_told(ledger, model, cases, config)) for model in config.sample.models}
         generator = generator or make_judge(config)
         _check_version(ledger, name, config)
@@ -87,7 +87,7 @@ def judge(
             for stage in JUDGES
         }
         remedy, count = "use another --workdir", sum(map(len, wanted.values()))
-        require_room(workdir.ledger, wanted, count, _VERDICT_TOKENS, remedy)
+        require_room(workdir, wanted, count, _VERDICT_TOKENS, remedy)
         for scope, jobs in wanted.items():
             driver.want(scope, jobs, generator, ledger)
         workdir.note("judge", _facts(name, generator, texts, config))
@@ -188,7 +188,7 @@ def _told(ledger: Ledger, model: str, cases: Sequence[Case], config: ConfigDict)
         raise McrError(f"{ledger.path}: no completions of {model} yet; run `mcr sample` first")
     known = {case.fingerprint: case for case in cases}
     for row, attempt in attempts.items():
-        said = joined.read(attempt, config.score.answer) if row.case in known else None
+        said = joined.read_once(ledger, attempt, config.score.answer) if row.case in known else None
         if said is not None:
             yield known[row.case], row, said
 

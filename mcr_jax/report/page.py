@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from mcr_jax import artifacts
 from mcr_jax.cases import Case
 from mcr_jax.generate.joined import join
-from mcr_jax.generate.ledger import Ledger
+from mcr_jax.generate.ledger import opened
 from mcr_jax.metrics import HEADLINE, METRICS, of_model
 from mcr_jax.report import charts, payload
 from mcr_jax.report.evidence import visible
@@ -67,7 +67,7 @@ def report(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Path:
     """
     results = artifacts.results(workdir)
     scores = artifacts.scores(workdir, list(results["models"]))
-    with Ledger(workdir.ledger, readonly=True) as ledger:
+    with opened(workdir, readonly=True) as ledger:
         index, details = payload.browser(join(ledger, config), config, scores, cases)
     fictional = bool(results["data"].get("synthetic"))
     context = {

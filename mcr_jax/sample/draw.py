@@ -14,7 +14,7 @@ from mcr_jax.cases import Case
 from mcr_jax.data.example import prompt_messages
 from mcr_jax.generate import driver, room
 from mcr_jax.generate.api import Request
-from mcr_jax.generate.ledger import Ledger, RowKey, Scope
+from mcr_jax.generate.ledger import Ledger, RowKey, Scope, opened
 from mcr_jax.model.model_names import check_name
 from mcr_jax.prompts import Prompt
 from mcr_jax.workdir import Workdir, digest
@@ -76,14 +76,13 @@ def held(
         job = driver.Job(row=_row(request, name), request=request)
         wanted |= dict.fromkeys(map(job.row_of, request.wanted), request.digest(identity))
     scope = Scope(STAGE, name)
-    with Ledger(workdir.ledger, readonly=True) as ledger:
+    with opened(workdir) as ledger:
         there = ledger.answers(scope)
-    for row, request_digest in wanted.items():
-        attempt = there.get(row)
-        if attempt is None or attempt.digest != request_digest or not attempt.outcome.settled:
-            return None
-    if there.keys() != wanted.keys():  # fewer than before
-        with Ledger(workdir.ledger) as ledger:
+        for row, request_digest in wanted.items():
+            attempt = there.get(row)
+            if attempt is None or attempt.digest != request_digest or not attempt.outcome.settled:
+                return None
+        if there.keys() != wanted.keys():  # fewer than before
             ledger.declare(scope, wanted)
     return len(wanted)
 
@@ -100,7 +99,7 @@ def require_room(
     """
     c, scopes = config.sample, [Scope(STAGE, name) for name in names]
     remedy = "use another --workdir, or lower config.sample.n or config.sample.max_tokens"
-    room.require_room(workdir.ledger, scopes, len(cases) * c.n * len(names), c.max_tokens, remedy)
+    room.require_room(workdir, scopes, len(cases) * c.n * len(names), c.max_tokens, remedy)
 
 
 def sample(
@@ -148,7 +147,7 @@ def sample(
         for line in (*plan.lines(), *_too_long(requests, tokenizer, config)):
             console.say(f"sample: {line}")
 
-    with Ledger(workdir.ledger) as ledger:
+    with opened(workdir) as ledger:
         for name in names:
             model, origin = local.load(name, plan, mesh, decoder, workdir, config, tokenizer)
             facts = {

@@ -16,7 +16,7 @@ from mcr_jax.completion import RULES
 from mcr_jax.config import judge_name
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.joined import Joined, join
-from mcr_jax.generate.ledger import Attempt, Ledger
+from mcr_jax.generate.ledger import Attempt, opened
 from mcr_jax.metrics import METRICS, CaseScore, Estimate, nested
 from mcr_jax.score.compare import Estimates, compare
 from mcr_jax.score.samples import KINDS, collect
@@ -40,7 +40,7 @@ def score(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
     Raises:
       McrError: a model has no completions, or the ledger holds a verdict of another form.
     """
-    with Ledger(workdir.ledger, readonly=True) as ledger:
+    with opened(workdir, readonly=True) as ledger:
         results, scores = tabulate(join(ledger, config), workdir, config)
     workdir.write_json(workdir.scores, scores)
     workdir.write_json(workdir.results, results)

@@ -17,7 +17,7 @@ from mcr_jax import prompts
 from mcr_jax.cases import Case
 from mcr_jax.generate.api import Outcome, Request
 from mcr_jax.generate.joined import Sample, counting, read_all, uncollected
-from mcr_jax.generate.ledger import Attempt, Ledger
+from mcr_jax.generate.ledger import Attempt, opened
 from mcr_jax.judges import diagnosis, reasons
 from mcr_jax.score.results import tabulate
 from mcr_jax.workdir import Workdir
@@ -53,7 +53,7 @@ def verify(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Verif
     Raises:
       McrError: a file is missing or broken, or the ledger cannot be scored.
     """
-    with Ledger(workdir.ledger, readonly=True) as ledger:
+    with opened(workdir, readonly=True) as ledger:
         models = read_all(ledger, config)
     again = _Again(config, cases)
     lines = []

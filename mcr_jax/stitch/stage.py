@@ -15,7 +15,7 @@ from mcr_jax.errors import McrError
 from mcr_jax.experiment.experiment import Experiment, devices
 from mcr_jax.generate.api import Generator, Remote
 from mcr_jax.generate.gemini import Gemini
-from mcr_jax.generate.ledger import Ledger, Scope
+from mcr_jax.generate.ledger import Scope, opened
 from mcr_jax.generate.room import require_room
 from mcr_jax.judges.choose import make_judge
 from mcr_jax.model.checkpoints import newest_step
@@ -50,12 +50,12 @@ def run(experiment: Experiment) -> None:
     cases = e.training_cases()
     scope = Scope(STAGE, model_name(e.config))
     remedy = "use another --workdir, or lower config.stitch.max_tokens"
-    require_room(workdir.ledger, [scope], len(cases), e.config.stitch.max_tokens, remedy)
+    require_room(workdir, [scope], len(cases), e.config.stitch.max_tokens, remedy)
     judge = _judge(e.config)
     generator, origin, status = _generator(e)
     workdir.note("stitch.model", {"identity": generator.identity, "weights": origin})
     stopped = "stopped by SIGTERM; every trace that came is kept, call again to go on"
-    with stoppable(stopped), Ledger(workdir.ledger) as ledger:
+    with stoppable(stopped), opened(workdir) as ledger:
         name = model_name(e.config)
         meaning = Meaning(ledger, e.config, judge, name) if judge else None
         if meaning:

@@ -12,7 +12,7 @@ from mcr_jax.config_fields import FIELDS, FREEZING_ARTIFACTS, RESUME_MUTABLE
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate.api import Outcome
-from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
+from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope, opened
 from mcr_jax.workdir import Workdir
 
 CONFIG = "from mcr_jax import config\n\n\ndef get_config():\n    return config.default()\n"
@@ -52,7 +52,7 @@ def test_a_call_that_fails_before_it_has_made_anything_leaves_the_config_of_befo
     assert configs.load(workdir.config).sample.n == 5
 
 
-@pytest.mark.parametrize("name", ["ledger.sqlite", "results.json", "checkpoints/4/params"])
+@pytest.mark.parametrize("name", ["results.json", "checkpoints/4/params"])
 def test_a_call_that_has_made_something_keeps_its_config_though_it_fails(workdir, name):
     with pytest.raises(McrError, match="later"), experiment(workdir, n=7).working():
         made = workdir.path / name
@@ -67,7 +67,7 @@ def test_a_call_that_only_stated_in_the_ledger_what_it_wants_has_made_nothing(wo
     before = recorded(workdir)
     with pytest.raises(McrError, match="refused"), experiment(workdir, n=7).working():
         workdir.note("judge", {"name": "gemini:none"})
-        with Ledger(workdir.ledger) as ledger:
+        with opened(workdir) as ledger:
             row = RowKey(stage="reasons", case="c", model="sft", sample=0, judge="gemini:none")
             ledger.declare(Scope("reasons", "sft", "gemini:none"), {row: "d"})
         raise McrError("refused")
@@ -82,7 +82,7 @@ def test_a_call_that_only_stated_in_the_ledger_what_it_wants_has_made_nothing(wo
 
 def test_a_call_that_got_one_answer_keeps_its_config_though_it_fails(workdir):
     with pytest.raises(McrError, match="later"), experiment(workdir, n=7).working():
-        with Ledger(workdir.ledger) as ledger:
+        with opened(workdir) as ledger:
             row = RowKey(stage="reasons", case="c", model="sft", sample=0, judge="gemini:m")
             ledger.write(Attempt(row=row, digest="d", attempt=1, outcome=Outcome.OK))
         raise McrError("later")
@@ -90,13 +90,13 @@ def test_a_call_that_got_one_answer_keeps_its_config_though_it_fails(workdir):
 
 
 def test_reading_a_ledger_that_a_killed_call_left_open_makes_nothing(workdir, tmp_path):
-    with Ledger(tmp_path / "ledger.sqlite") as opened:
-        opened.declare(Scope("stitch", "base"), {})
+    with Ledger(tmp_path / "ledger.sqlite") as killed:
+        killed.declare(Scope("stitch", "base"), {})
         for file in tmp_path.glob("ledger.sqlite*"):
             shutil.copy(file, workdir.path)
     before = recorded(workdir)
     with pytest.raises(UsageError), experiment(workdir, n=7).working():
-        with Ledger(workdir.ledger, readonly=True) as ledger:
+        with opened(workdir, readonly=True) as ledger:
             assert ledger.count() == 0
         raise UsageError("refused")
     assert recorded(workdir) == before

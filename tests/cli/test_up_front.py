@@ -1,9 +1,14 @@
 """What a command lacks is told before its first sample, in one line with the setting that helps."""
 
+import collections
 import shutil
+import sqlite3
+import subprocess
 
 import pytest
 
+from mcr_jax import completion
+from mcr_jax import workdir as workdirs
 from mcr_jax.cli.main import main
 
 SMALL = {
@@ -80,10 +85,42 @@ def test_stitching_without_a_key_is_told_before_the_demo_builds(tmp_path, capsys
     assert not (tmp_path / "w" / "data").exists()
 
 
-def test_any_size_and_any_family_is_measured_and_ends_with_results(call, tmp_path, tiny_folder):
+@pytest.fixture
+def counts(monkeypatch):
+    """How often a command parsed a completion, opened a ledger, read a manifest and asked git."""
+    found = collections.Counter()
+
+    def count(module, function, name, counts=lambda *args: True):
+        original = getattr(module, function)
+
+        def call(*args, **kwargs):
+            found[name] += counts(*args)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, function, call)
+
+    count(completion, "parse", "completions")
+    count(sqlite3, "connect", "ledger")
+    count(workdirs, "read_json", "manifest", lambda path: path.name == "manifest.json")
+    count(workdirs, "write_text", "written", lambda path, text: path.name == "manifest.json")
+    count(subprocess, "run", "git", lambda call: call[0] == "git")
+    workdirs.environment.cache_clear()
+    return found
+
+
+def test_a_whole_run_ends_with_results_and_reads_each_thing_once(
+    call, tmp_path, tiny_folder, counts
+):
     (tmp_path / "a model").symlink_to(tiny_folder)
-    assert call("eval", **{"model.folder": tmp_path / "a model", "score.resamples": 20}) == (0, [])
+    fields = {"model.folder": tmp_path / "a model", "score.resamples": 20}
+    assert call("eval", **fields) == (0, [])
     assert (tmp_path / "results.json").exists() and (tmp_path / "report.html").exists()
+    assert counts.pop("completions") == SMALL["data.eval_cases"] * SMALL["sample.n"]
+    assert counts.pop("written") == 5  # data, sample.base, sample, judge, eval
+    assert max(counts.values()) == 1
+    counts.clear()
+    assert call("eval", **fields) == (0, [])  # nothing to do
+    assert counts.keys() <= {"ledger", "manifest", "written"} and counts["written"] == 0
 
 
 @pytest.mark.parametrize("config", ["sft_qwen2_5_7b", "sft_qwen2_5_7b:lora"])
