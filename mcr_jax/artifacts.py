@@ -1,7 +1,6 @@
-"""Forms of the JSON files of a workdir: what a stage reads of another is checked before its use.
+"""Forms of the JSON files of a workdir, checked by every stage that reads another's file.
 
-People edit these files, and disks damage them. A file of another form is one line that names the
-file and the field.
+People edit these files and disks damage them. The error is one line that names file and field.
 """
 
 import json
@@ -14,7 +13,7 @@ from mcr_jax.errors import McrError
 from mcr_jax.metrics import HEADLINE, METRICS, nested
 from mcr_jax.workdir import Workdir, read_json
 
-_LONGEST = 120  # characters of a field's name in an error
+_MAX_NAME_CHARS = 120  # of a field's name in an error
 
 
 class Number(NamedTuple):
@@ -36,9 +35,9 @@ class Each(NamedTuple):
     form: Any
 
 
-# A form: str, bool or dict; one of the above; a list with the form of its items; a dict of names to
-# forms, an object that has these and maybe others, where a name with "?" may be absent; or a
-# function that chooses the form by the value.
+# A form is one of: str, bool or dict; a class above; a list of the form of its items; a dict from
+# names to forms, for an object that may have further names ("NAME?" is optional); a function from
+# the value to its form.
 Form = type | Number | Null | Each | list | dict | Callable[[Any], Any]
 
 _SHARE, _POINTS, _COUNT = Number(0, 1), Number(-1, 1), Number(0, 1e15)
@@ -129,7 +128,7 @@ def results(workdir: Workdir) -> dict[str, Any]:
 
 
 def scores(workdir: Workdir, models: list[str]) -> dict[str, Any]:
-    """Reads scores.json, which has these models.
+    """Reads scores.json, which must have these models.
 
     Raises:
       McrError: it is missing, broken, of another form or of other models.
@@ -152,10 +151,9 @@ def scores(workdir: Workdir, models: list[str]) -> dict[str, Any]:
 
 
 def metrics(workdir: Workdir) -> list[dict[str, Any]]:
-    """Reads the rows of metrics.jsonl that have a step; none where there is no such file.
+    """Reads the rows of metrics.jsonl that have a step; [] without the file.
 
-    A last line that a kill cut short is left out; NaN and Infinity, of a training that diverged,
-    are None.
+    Skips a last line that a kill cut short. NaN and Infinity of a diverged run become None.
 
     Raises:
       McrError: a row is broken or of another form; rows count from 1.
@@ -184,31 +182,31 @@ def stitching(workdir: Workdir) -> dict[str, Any]:
 
 
 def section(workdir: Workdir, name: str, form: Form = dict) -> dict[str, Any]:
-    """Reads a section of manifest.json; {} where there is none.
+    """Reads a section of manifest.json; {} if it is absent.
 
     Raises:
-      McrError: the file is broken, or the section is no object or not of the `form`.
+      McrError: the file is broken, or the section does not have the `form`.
     """
     found = check(workdir.manifest, workdir.sections(), {f"{name}?": form})
     return found.get(name, {})
 
 
 def check(path: Path, value: Any, form: Form, field: str = "") -> Any:
-    """Returns `value`, which was read from `path`. Raises McrError unless it has the form."""
+    """Returns `value`, read from `path`. Raises McrError unless it has the form."""
     if line := wrong(value, form, field):
         raise McrError(f"{path}: {line}; was it changed by hand? Run the stage that makes it")
     return value
 
 
 def wrong(value: Any, form: Form, field: str = "") -> str:
-    """Returns the fault of a value in one line; "" if it has the form."""
+    """Describes the fault of a value in one line; "" if it has the form."""
     line = _wrong(value, form, field)
     return "".join(c if c.isprintable() else "?" for c in line)  # names of fields are data
 
 
 def _wrong(value: Any, form: Form, field: str) -> str:
-    """Returns the fault of a value with the name of its field; "" without one."""
-    name = f"field {field[:_LONGEST]}" if field else "it"
+    """Describes the fault of a value and names its field; "" if it has the form."""
+    name = f"field {field[:_MAX_NAME_CHARS]}" if field else "it"
     match form:
         case Null():
             return "" if value is None else _wrong(value, form.form, field)
@@ -237,7 +235,7 @@ def _of_field(value: dict[str, Any], key: str, form: Form, field: str) -> str:
     inside = key.removesuffix("?") if key not in value else key
     at = f"{field}.{inside}" if field else inside
     if inside not in value:
-        return "" if key != inside else f"field {at[:_LONGEST]} is missing"
+        return "" if key != inside else f"field {at[:_MAX_NAME_CHARS]} is missing"
     return _wrong(value[inside], form, at)
 
 

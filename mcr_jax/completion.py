@@ -2,12 +2,11 @@ r"""Completions, `<think> trace </think><answer> diagnosis </answer>`, parsed by
 
 In: a completion's text. Out: its trace and its answer, with the name of the rule that read it.
 
-Reasoning models have no opening `<think>` where their chat template writes it, and their thoughts
-may mention `<answer>`. So the answer is read from what follows the last `</think>`, and from the
-whole text where there is none.
+A chat template may write the opening `<think>`, which the completion then lacks, and thoughts may
+mention `<answer>`. So the answer is read from the text after the last `</think>`, if there is one.
 
-Two modes, `config.score.answer`. Strict: exactly one non-empty pair of `<answer>` tags. Lenient:
-where that fails, the rules in `RULES` one after the other. Two different answers are no answer.
+Two modes, `config.score.answer`. Strict: exactly one non-empty pair of `<answer>` tags. Lenient: if
+that fails, the other `RULES` in their order. Two different answers are no answer.
 """
 
 import dataclasses
@@ -19,25 +18,29 @@ from typing import NamedTuple
 from mcr_jax.quotes import normal
 
 MODES = ("lenient", "strict")
-# strict: one pair of tags. tags: in any case, with spaces. unclosed: without the closing tag, at
-# the end. repeated: the same answer several times. boxed: \boxed{...}. line: a last line such as
-# "Final answer: ...".
-RULES = ("strict", "tags", "unclosed", "repeated", "boxed", "line")
+RULES = {  # name to meaning
+    "strict": "one pair of <answer> tags",
+    "tags": "tags in another case, or with spaces",
+    "unclosed": "no closing tag",
+    "repeated": "the same answer repeated",
+    "boxed": "in \\boxed{…}",
+    "line": "on a line “Final answer: …”",
+}
 
 _THOUGHTS_END = "</think>"
 _THOUGHTS_BEGIN = re.compile(r"\s*<think>")
 _STRICT = re.compile(r"<(/?)answer>")
 _TAG = re.compile(r"<\s{0,8}(/?)\s{0,8}answer\s{0,8}>", re.IGNORECASE)
-_HALF_TAG = re.compile(r"<\s{0,8}/\s{0,8}[a-z]{0,6}\Z", re.IGNORECASE)  # the begin of a closing tag
+_HALF_TAG = re.compile(r"<\s{0,8}/\s{0,8}[a-z]{0,6}\Z", re.IGNORECASE)  # closing tag, cut off
 _BOXED = "\\boxed{"
-_LONGEST = 300  # characters of an answer that is not between tags
+_MAX_CHARS = 300  # of an answer that is not between tags
 _LABEL = re.compile(
     r"(?:(?:my|the)\s+)?(?:final\s+answer|answer|(?:(?:final|most\s+likely)\s+)?diagnosis)"
     r"(?:\s+is)?[\s*_]*[:：]\s*(.*)",
     re.IGNORECASE,
 )
 _MARKS = "*_`~#> \t"  # Markdown's, around a line or an answer
-_RULE = "-=\n"  # with `_MARKS`, what a closing line without a word is made of
+_RULE = "-=\n"  # with `_MARKS`: characters of a closing line without a word
 _LATEX = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\{([^{}]*)\}")
 
 
@@ -47,8 +50,8 @@ class Completion:
 
     Attributes:
       trace: the reasoning, stripped; the same in every mode.
-      answer: the diagnosis, stripped, or None where there is no single one.
-      rule: which of `RULES` read the answer, or None.
+      answer: the diagnosis, stripped; None unless there is exactly one.
+      rule: which of `RULES` read the answer; None without an answer.
     """
 
     trace: str
@@ -65,10 +68,10 @@ def parse(text: str, mode: str = "lenient", *, ended: bool = True) -> Completion
     """Reads any text, well-formed or not, in time linear in its length; never raises.
 
     Args:
-      text: what the model wrote.
+      text: of the completion.
       mode: "lenient" or "strict".
-      ended: whether the model ended by itself. Of a text that was cut off only a strict answer
-        counts, for any other may be cut, too, and none from thoughts that were never closed.
+      ended: whether the model ended by itself. In a text that was cut off only a strict answer
+        counts, since any other may be cut too, and only after closed thoughts.
     """
     thoughts, closed, said = text.rpartition(_THOUGHTS_END)
     found, end = _read(said)
@@ -89,7 +92,7 @@ def parse(text: str, mode: str = "lenient", *, ended: bool = True) -> Completion
 def after_thoughts(text: str) -> str:
     """Returns the text after its leading blocks of thoughts; all of it without such blocks.
 
-    A `<think>` within a block stands in the way: something else comes before it then.
+    A block that holds a `<think>` of its own is not a leading block.
     """
     thoughts, _, said = text.rpartition(_THOUGHTS_END)
     blocks = thoughts.split(_THOUGHTS_END)
@@ -97,19 +100,18 @@ def after_thoughts(text: str) -> str:
 
 
 def render(trace: str, answer: str) -> str:
-    """The text a model is trained to write; `parse` gives trace and answer back."""
+    """Returns the text that a model is trained to write; `parse` reads both back."""
     return f"<think>\n{trace}\n</think>\n<answer>{answer}</answer>"
 
 
 def _opened(block: str) -> str:
-    """A block of thoughts without the tag that opens it, which a chat template may have written."""
+    """Removes the opening tag from a block of thoughts, if it is there."""
     opened = _THOUGHTS_BEGIN.match(block)
     return block[opened.end() :] if opened else block
 
 
 def _read(said: str) -> tuple[_Answer | None, int]:
-    """The answer in what follows the thoughts, by the first rule that reads one, and where the
-    reasoning before it ends."""
+    """Reads the text after the thoughts: the answer, and where the reasoning before it ends."""
     tags = list(_TAG.finditer(said))
     if strict := _strict(said):
         return _Answer("strict", strict), said.index("<answer>")
@@ -148,7 +150,7 @@ def _tagged(said: str, tags: list[re.Match[str]]) -> Iterator[_Answer]:
             continue
         if following:
             yield _Answer("tags", text)
-        elif len(text) <= _LONGEST and not re.search(r"\n\s*\n", inside):
+        elif len(text) <= _MAX_CHARS and not re.search(r"\n\s*\n", inside):
             yield _Answer("unclosed", text)
 
 
@@ -158,7 +160,7 @@ def _boxed(said: str) -> Iterator[tuple[_Answer, int, bool]]:
     while at >= 0:
         begin = at + len(_BOXED)
         depth = 1
-        for place in range(begin, min(begin + _LONGEST, len(said))):
+        for place in range(begin, min(begin + _MAX_CHARS, len(said))):
             depth += {"{": 1, "}": -1}.get(said[place], 0)
             if not depth:
                 if text := _plain(_LATEX.sub(r"\1", said[begin:place])):
@@ -168,9 +170,11 @@ def _boxed(said: str) -> Iterator[tuple[_Answer, int, bool]]:
 
 
 def _labelled(said: str) -> Iterator[tuple[_Answer, int, bool]]:
-    """What follows a label on its line, or on the next one if that is the last; where it begins,
-    and whether it is last."""
-    place, label = 0, -1  # where a label without an answer stood on the line before
+    """Yields each answer after a label, its offset, and whether it ends the text.
+
+    The answer stands on the label's line, or on the next line if that is the last.
+    """
+    place, label = 0, -1  # offset of a label without an answer on the line before; -1 for none
     closing = len(said.rstrip().rstrip(_MARKS + _RULE))
     for line in said.splitlines(keepends=True):
         start, place = place, place + len(line)
@@ -183,12 +187,12 @@ def _labelled(said: str) -> Iterator[tuple[_Answer, int, bool]]:
         closes = place >= closing
         if _BOXED in answer or not (match or closes):  # `_boxed` reads a box
             continue
-        if (answer := _plain(answer)) and len(answer) <= _LONGEST:
+        if (answer := _plain(answer)) and len(answer) <= _MAX_CHARS:
             yield _Answer("line", answer), begin, closes
 
 
 def _agreed(given: list[_Answer]) -> _Answer | None:
-    """The one answer that all of `given` are."""
+    """Returns the one answer that all of `given` agree on; None if they differ."""
     if len({normal(answer.text).strip(_MARKS + ".,;:!") for answer in given}) > 1:
         return None
     rules = {answer.rule for answer in given}
@@ -196,5 +200,5 @@ def _agreed(given: list[_Answer]) -> _Answer | None:
 
 
 def _plain(text: str) -> str:
-    """Without white space and Markdown's marks around it, nor bold ones inside."""
+    """Strips white space and Markdown's marks around a text, and bold marks inside."""
     return text.replace("**", "").replace("__", "").strip().strip(_MARKS).strip()

@@ -1,7 +1,7 @@
-"""The configuration: made from the records of config_fields.py, checked, and read from a workdir.
+"""The configuration: built from the records of config_fields.py, checked, read from a workdir.
 
-A config file is Python with a `get_config()` that starts from `default()` and sets what differs.
-Values are plain data; `check` refuses an unknown field, so a typo never passes in silence.
+A config file is Python with a `get_config()` that changes fields of `default()`. Values are plain
+data. `check` refuses unknown fields, so a typo is an error.
 """
 
 import difflib
@@ -46,15 +46,15 @@ def check(config: ConfigDict, origin: str) -> ConfigDict:
 
 
 def judge_name(config: ConfigDict, name: str = "") -> str:
-    """The name in the ledger of a judge, by default config.judge.name: offline | gemini:MODEL."""
+    """Returns a judge's name in the ledger: offline | gemini:MODEL; default config.judge.name."""
     kind = name or config.judge.name
     return kind if kind == "offline" else f"{kind}:{config.judge.model}"
 
 
 def sampling_dtype(config: ConfigDict) -> str:
-    """The dtype that weights are sampled in: config.sample.dtype, or "" what training computes in.
+    """Returns the dtype of weights in sampling.
 
-    Weights that are kept in bfloat16 are not made larger unless sample.dtype says so.
+    config.sample.dtype; if empty, bfloat16 for bfloat16 parameters, else config.train.compute.
     """
     if config.sample.dtype:
         return config.sample.dtype
@@ -62,7 +62,7 @@ def sampling_dtype(config: ConfigDict) -> str:
 
 
 def load(path: Path) -> ConfigDict:
-    """The config recorded in a workdir. Raises McrError if the file is broken."""
+    """Reads the config recorded in a workdir. Raises McrError if the file is broken."""
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"), object_hook=_tuples)
     except (OSError, ValueError) as error:
@@ -75,20 +75,20 @@ def load(path: Path) -> ConfigDict:
 
 
 def frozen(config: ConfigDict) -> dict[str, Any]:
-    """Returns the fields that some artifact of the workdir freezes, by dotted name."""
+    """Returns the fields that an artifact of the workdir freezes, by dotted name."""
     return {name: value for name, value in fields(config) if FIELDS[name].frozen}
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
     """Returns the frozen fields that identify a training run by their value.
 
-    Names of files differ from machine to machine: digests of what they hold take their place.
+    File names differ between machines: the caller adds digests of the files instead.
     """
     return {n: value for n, value in frozen(config).items() if not FIELDS[n].by_content}
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every (dotted name, value) of a config."""
+    """Yields (dotted name, value) of every field of a config."""
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             yield from fields(value, f"{prefix}{name}.")

@@ -46,7 +46,7 @@ class Field:
     by_content: bool = False
 
     def accepts(self, value: Any) -> bool:
-        """Whether `value`, of the right type, is allowed."""
+        """Returns whether `value`, of the right type, is allowed."""
         if self.rule:
             return self.rule[0](value)
         if self.choices and isinstance(value, tuple):
@@ -59,7 +59,7 @@ class Field:
 
     @property
     def allowed(self) -> str:
-        """The values that are allowed, in words."""
+        """The allowed values, in words."""
         if self.rule:
             return self.rule[1]
         if self.choices:

@@ -1,8 +1,7 @@
 """Metrics of the benchmark, one entry each in `METRICS`.
 
-Scores, the terminal's table, comparisons, the page and the forms of results.json and scores.json
-read that list: appending an entry is all that a new metric needs. A metric is a mean over cases of
-a number in [0, 1].
+A metric is a mean over cases of a number in [0, 1]. Results, comparisons, the terminal's table, the
+page and the checks of both JSON files read the list: a new metric is one new entry.
 """
 
 import dataclasses

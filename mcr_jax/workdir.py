@@ -1,4 +1,4 @@
-"""The folder one experiment lives in: where its artifacts are, and what it was made with."""
+"""Folder of one experiment: paths of its artifacts, atomic writes, and the manifest."""
 
 import contextlib
 import fcntl
@@ -27,12 +27,11 @@ _RECORDED_PACKAGES = (
 
 
 class Workdir:
-    """Names the artifacts of one experiment and writes the small ones whole or not at all.
+    """Paths of the artifacts of one experiment, with atomic writes of the small ones.
 
     Attributes:
       path: of the folder.
-      writes: False for all but one of several processes that work in it together, or each in one of
-        its host: these read what is there, and what they would write is left out.
+      writes: False in all but the primary of several processes; then every write is skipped.
     """
 
     def __init__(self, path: str | Path, writes: bool = True):
@@ -45,24 +44,24 @@ class Workdir:
             os.listdir(self.path)
         except OSError as error:
             raise McrError(f"{self.path}: cannot use this workdir: {error.strerror}") from error
-        self.cases = self.path / "cases"  # the fictional clinic's source files
-        self.data = self.path / "data"  # TFDS data_dir, where config.data.data_dir is "workdir"
+        self.cases = self.path / "cases"  # source files of the fictional clinic
+        self.data = self.path / "data"  # TFDS data_dir if config.data.data_dir is "workdir"
         self.tokenizer = self.path / "tokenizer"
-        self.tokens = self.path / "tokens"  # tokenized cases and packed rows, made anew if missing
+        self.tokens = self.path / "tokens"  # cache of tokenized cases and packed rows
         self.checkpoints = self.path / "checkpoints"
         self.config = self.path / "config.json"
         self.manifest = self.path / "manifest.json"
         self.metrics = self.path / "metrics.jsonl"  # one line per logged training step
         self.tensorboard = self.path / "tb"  # the same for TensorBoard, and traces of steps
         self.traces = self.path / "traces.parquet"  # one per case that training reads
-        self.stitching = self.path / "stitch.json"  # what the audit of the traces found
+        self.stitching = self.path / "stitch.json"  # audit of the traces
         self.ledger = self.path / "ledger.sqlite"
-        self.scores = self.path / "scores.json"  # per case, what results.json averages
+        self.scores = self.path / "scores.json"  # per-case values behind results.json
         self.results = self.path / "results.json"
         self.report = self.path / "report.html"
 
     def write_text(self, path: Path, text: str) -> None:
-        """Writes `path` atomically: readers see the old file or the whole new one."""
+        """Writes `path` atomically: readers see the old file or the new one."""
         if self.writes:
             write_text(path, text)
 
@@ -78,7 +77,7 @@ class Workdir:
     def sections(self) -> dict[str, Any]:
         """Returns the sections of manifest.json; {} without one. Raises McrError if it is broken.
 
-        While the workdir is `locked` the file is read once: no other process writes it then.
+        While the workdir is `locked` the file is read once.
         """
         if self._sections is None or self.kept is None:
             self._sections = read_json(self.manifest) if self.manifest.exists() else {}
@@ -87,7 +86,7 @@ class Workdir:
     def note(self, section: str, facts: Mapping[str, Any]) -> None:
         """Records `facts` under `section` of manifest.json, with versions and git state.
 
-        The file is written only if that changes it.
+        Writes the file only if its content changes.
         """
         if not self.writes:
             return
@@ -99,11 +98,9 @@ class Workdir:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the workdir against a second `mcr` that would write it at the same time.
+        """Locks the workdir against other writing processes; does nothing unless `writes`.
 
-        Processes that leave the writing to another leave that to it, too.
-
-        Raises McrError if it is held already or cannot be written.
+        Raises McrError if another process holds the lock or the folder is not writable.
         """
         if not self.writes:
             yield
@@ -127,9 +124,9 @@ class Workdir:
 
 
 def storage_path(path: str | Path) -> "epath.Path":
-    """A local folder, made absolute, or an address such as gs://BUCKET/RUN as it is.
+    """Returns an absolute local path, or an address such as gs://BUCKET/RUN unchanged.
 
-    Raises UsageError where the path begins with ~ and the name of no user.
+    Raises UsageError if the path begins with ~ and an unknown user.
     """
     from etils import epath
 
@@ -137,7 +134,7 @@ def storage_path(path: str | Path) -> "epath.Path":
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `path` atomically and durably. Raises McrError, the old file intact."""
+    """Writes `path` atomically and durably. Raises McrError; the old file then stays intact."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,11 +153,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads the object in a JSON file. Raises McrError if it is missing or broken."""
+    """Reads a JSON object. Raises McrError if the file is missing or broken."""
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)
-        if "\\ud" in text.lower():  # an escape of half a character, which no file could hold
+        if "\\ud" in text.lower():  # maybe a lone surrogate, which cannot be encoded
             json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise McrError(f"{path}: not there; run the stage that makes it first") from None
@@ -176,14 +173,14 @@ def read_json(path: Path) -> Any:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON of plain data."""
+    """Returns the SHA-256 (hex) of the canonical JSON of plain data."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
 
 @functools.cache
 def environment() -> dict[str, Any]:
-    """Versions of what ran and the state of the git checkout it ran from, if any."""
+    """Returns package versions and the state of the git checkout, if there is one."""
     versions = {}
     for name in _RECORDED_PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""One config in one workdir: what the commands share, each part loaded when first asked for."""
+"""One config in one workdir: parts that the commands share, each loaded on first use."""
 
 import contextlib
 import functools
@@ -24,15 +24,15 @@ IN_WORKDIR = "workdir"  # config.data.data_dir of a dataset that belongs to one 
 
 
 class Experiment:
-    """A resolved config and the workdir it is worked out in.
+    """A resolved config and its workdir.
 
     Attributes:
       config: locked.
-      workdir: where everything goes.
+      workdir: holds all artifacts.
     """
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
-        """Raises UsageError if something in the workdir rests on another config."""
+        """Raises UsageError if artifacts in the workdir were made with another config."""
         settled.check(config, workdir)
         self.config, self.workdir = config, workdir
 
@@ -46,7 +46,7 @@ class Experiment:
 
     @property
     def checkpoints(self) -> str | Path:
-        """The folder or the address of the checkpoints."""
+        """Folder or address of the checkpoints."""
         given = self.config.train.checkpoints
         if given and "://" not in given:
             return expanded(given)
@@ -54,18 +54,18 @@ class Experiment:
 
     @property
     def data_dir(self) -> Path | str | None:
-        """The TFDS data_dir; None is TFDS's default."""
+        """TFDS data_dir; None is TFDS's default."""
         given = self.config.data.data_dir
         return self.workdir.data if given == IN_WORKDIR else given or None
 
     @functools.cached_property
     def prompt(self) -> prompts.Prompt:
-        """The question a case is put in, the same for training and sampling."""
+        """Prompt around a case's presentation, the same for training and sampling."""
         return prompts.load(self.config.prompt, self.config.prompts)
 
     @functools.cached_property
     def tokenizer(self) -> "Tokenizer":
-        """The tokenizer, loaded, or trained on the train split and kept (`parts.tokenizer`)."""
+        """Tokenizer: loaded, or trained on the train split and saved (`parts.tokenizer`)."""
         from mcr_jax.data.example import training_texts
 
         return parts.tokenizer(
@@ -74,10 +74,10 @@ class Experiment:
 
     @functools.cached_property
     def shape(self) -> "DecoderConfig":
-        """The shape of the decoder. Raises UsageError if config.model is impossible."""
+        """Shape of the decoder. Raises UsageError if config.model is impossible."""
         tokenizer = self.tokenizer
         shape = parts.decoder_shape(self.config, tokenizer.vocab_size)
-        # Tokenizers may have more ids than the model, for special tokens; these are needed.
+        # A tokenizer may have more ids than the model, but these must have embeddings.
         if beyond := [i for i in tokenizer.eos_ids if i >= shape.vocab_size]:
             raise UsageError(
                 f"the tokenizer ends an answer with id {beyond[0]}, and the model in "
@@ -87,25 +87,25 @@ class Experiment:
 
     @functools.cache  # noqa: B019 - one experiment per process
     def cases(self, split: str) -> Sequence[Case]:
-        """The cases of a split, in the order of the dataset."""
+        """Returns the cases of a split, in the order of the dataset."""
         from mcr_jax.data.dataset import load_cases
 
         return load_cases(self.data_dir, split)
 
     def has_split(self, split: str) -> bool:
-        """Whether the dataset holds cases of `split`."""
+        """Returns whether the dataset holds cases of `split`."""
         from mcr_jax.data.dataset import open_builder
 
         return split in open_builder(self.data_dir).info.splits
 
     def training_cases(self) -> list[Case]:
-        """The cases that training reads: of the splits train and, where there is one, val."""
+        """Returns the cases that training reads: splits train and, if there is one, val."""
         splits = ("train", "val") if self.has_split("val") else ("train",)
         return [case for split in splits for case in self.cases(split)]
 
     @functools.cached_property
     def traces(self) -> dict[str, str] | None:
-        """Traces that training learns in place of the statements, by case; None for the statements.
+        """Traces to train on, by case fingerprint; None to train on the statements.
 
         Raises McrError if a case has no trace.
         """
@@ -116,7 +116,7 @@ class Experiment:
         return traces.load(self.workdir.traces, self.training_cases())
 
     def eval_cases(self) -> Sequence[Case]:
-        """The cases that are sampled and judged; notes in the manifest which they are."""
+        """Returns the cases to sample and judge, and records them in the manifest."""
         from mcr_jax.data.dataset import NAME, open_builder
 
         split, limit = self.config.data.eval_split, self.config.data.eval_cases
@@ -139,14 +139,14 @@ class Experiment:
         return cases
 
     def origin(self) -> dict[str, str]:
-        """Digests that every model here depends on: of the tokenizer and of config.model.folder.
+        """Returns digests of the tokenizer and of config.model.folder.
 
-        A folder may be written over; the name that its config has in the workdir stays the same.
+        Every model here depends on both, and a folder of the same name may hold other files.
         """
         return {"tokenizer": self.tokenizer.fingerprint, "model.folder": self.folder_digest()}
 
     def folder_digest(self) -> str:
-        """SHA-256 of the files in config.model.folder; "" without one."""
+        """Returns the SHA-256 of the files in config.model.folder; "" without a folder."""
         if not self.config.model.folder:
             return ""
         from mcr_jax.model import hf
@@ -155,7 +155,7 @@ class Experiment:
 
 
 def devices() -> dict[str, Any]:
-    """Devices of this process, for the manifest."""
+    """Returns the devices of this process, for the manifest."""
     import jax
 
     kinds = [device.device_kind for device in jax.devices()]

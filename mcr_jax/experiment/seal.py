@@ -1,4 +1,4 @@
-"""Seals on finished work: a command that finds nothing changed since has nothing to do."""
+"""Seals on finished work: a command that finds its seal unchanged has nothing to do."""
 
 import contextlib
 import hashlib
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def finished(experiment: "Experiment", what: str) -> bool:
-    """Whether `finish(what)` was called and nothing it rests on has changed since."""
+    """Returns whether `finish(what)` was called and its inputs are unchanged since."""
     sealed = artifacts.section(experiment.workdir, what)
     if not sealed or sealed != {**sealed, **_facts(experiment)}:
-        return False  # before the ledger is opened to read: the command goes on to write it
+        return False  # without opening the ledger: the command will open it for writing
     return sealed.get("ledger_rows") == _ledger_rows(experiment.workdir)
 
 
 def finish(experiment: "Experiment", what: str) -> None:
-    """Records that all of `what` is done."""
+    """Records in the manifest that all of `what` is done."""
     rows = {"ledger_rows": _ledger_rows(experiment.workdir)}
     experiment.workdir.note(what, {**_facts(experiment), **rows})
 

@@ -18,7 +18,7 @@ from mcr_jax.workdir import Workdir
 
 
 def check(config: ConfigDict, workdir: Workdir) -> None:
-    """Raises UsageError if results in the workdir rest on another value of a frozen field."""
+    """Raises UsageError if artifacts in the workdir were made with another frozen field."""
     if not workdir.config.exists():
         return
     recorded = configs.load(workdir.config)
@@ -38,11 +38,11 @@ def check(config: ConfigDict, workdir: Workdir) -> None:
 def _freezing(workdir: Workdir, checkpoints: str) -> tuple[str, ...]:
     """Returns the last of FREEZING_ARTIFACTS that the workdir holds, and those before it.
 
-    A first call that failed has left nothing but its config, and a better one replaces it.
+    A first call that failed leaves only its config, which the next call may replace.
     """
     there = {
         "results": lambda: has_results(workdir, checkpoints),
-        "traces": lambda: _answers(workdir) > 0,  # of a model that is not yet trained
+        "traces": lambda: _answers(workdir) > 0,  # answers before any training
         "tokenizer": workdir.tokenizer.exists,
         "dataset": lambda: workdir.data.exists() or workdir.cases.exists(),
     }
@@ -51,7 +51,10 @@ def _freezing(workdir: Workdir, checkpoints: str) -> tuple[str, ...]:
 
 
 def has_results(workdir: Workdir, checkpoints: str) -> bool:
-    """Whether training saved a step or completions were sampled; `checkpoints` as configured."""
+    """Returns whether training saved a step or completions were sampled.
+
+    `checkpoints` is config.train.checkpoints.
+    """
     there = newest_step(checkpoints or workdir.checkpoints) is not None
     return there or _was_sampled(workdir)
 
@@ -69,8 +72,8 @@ def _was_sampled(workdir: Workdir) -> bool:
 def working(config: ConfigDict, workdir: Workdir) -> Iterator[None]:
     """Holds the workdir against other writers, with this config recorded in it.
 
-    A call that fails before it has made anything puts back the config and the manifest that were
-    there before: a mistake in a config must not break every later call.
+    A call that fails before it has made anything restores the previous config and manifest: a
+    mistake in a config must not break every later call.
     """
     with workdir.locked():
         check(config, workdir)  # another mcr may have been first
@@ -82,7 +85,7 @@ def working(config: ConfigDict, workdir: Workdir) -> Iterator[None]:
         before = _work(workdir)
         try:
             yield
-        except Stopped:  # called again it goes on
+        except Stopped:  # the next call resumes
             raise
         except McrError:
             if recorded != plain and _work(workdir) == before:
@@ -111,10 +114,10 @@ def refuse_other(config: ConfigDict, workdir: Workdir, inputs: Mapping[str, Any]
 
 
 def _work(workdir: Workdir) -> dict[str, int]:
-    """Returns what work was spent on in the workdir, with times of change in ns.
+    """Returns modification times in ns of the artifacts that took work, by name.
 
-    Of the ledger it is the number of answers that this command wrote: opening it and declaring rows
-    is no work.
+    For the ledger it is the number of answers that this command wrote: opening it and declaring
+    rows is no work.
     """
     w, ledger = workdir, (workdir.kept or {}).get("ledger")
     made = {"answers": ledger.written if ledger else 0}
@@ -128,7 +131,7 @@ def _work(workdir: Workdir) -> dict[str, int]:
 
 
 def _answers(workdir: Workdir) -> int:
-    """Counts the rows of the ledger; of one that cannot be read, returns its time of change."""
+    """Counts the rows of the ledger; returns the modification time of one that is unreadable."""
     from mcr_jax.generate.ledger import opened
 
     if not workdir.ledger.exists():
@@ -136,12 +139,12 @@ def _answers(workdir: Workdir) -> int:
     try:
         with opened(workdir, readonly=True) as ledger:
             return ledger.count()
-    except McrError:  # whoever needs it says so
+    except McrError:  # the stage that reads it reports the fault
         return workdir.ledger.stat().st_mtime_ns
 
 
 def _text(path: Path) -> str | None:
-    """Reads a file: None where there is none, "" where it cannot be read."""
+    """Reads a file: None if it is missing, "" if it is unreadable."""
     try:
         return path.read_text(encoding="utf-8") if path.exists() else None
     except (OSError, ValueError):
@@ -149,9 +152,9 @@ def _text(path: Path) -> str | None:
 
 
 def _put_back(workdir: Workdir, recorded: dict[str, Any] | None, noted: str | None) -> None:
-    """Restores the config and the text of the manifest that a call found; None for none."""
+    """Restores config and manifest text; None removes the file."""
     w = workdir
-    with contextlib.suppress(McrError, OSError):  # what failed before this is to be told
+    with contextlib.suppress(McrError, OSError):  # the caller reports the first error
         if noted:
             w.write_text(w.manifest, noted)
         elif noted is None and w.writes:

@@ -1,14 +1,14 @@
-"""The judging stage: completions in the ledger to verdicts in the ledger.
+"""Judging: completions in the ledger get verdicts in the ledger.
 
 Each completion with exactly one answer goes to the diagnosis judge; the first traces of each case
-go to the reasons judge. Rows are joined by case fingerprint, model and sample. A verdict that is
-there is not asked for again; whatever else is stored (truncated, blocked, malformed) is, by every
-call, and equal questions are asked once.
+go to the reasons judge. Rows are joined by case fingerprint, model and sample. Every call requests
+the missing verdicts and those that failed (truncated, blocked, malformed); equal questions are one
+request.
 
-A service may change the model behind a name. Each verdict keeps the model_version that was reported
-with it. `config.judge.version` names the one that counts: verdicts of another version then count as
-missing and are asked for once per call; they stay in the ledger, and count again without a call
-when `config.judge.version` names theirs or none.
+A service may change the model behind a name, so each verdict keeps its reported model_version.
+`config.judge.version` names the one that counts. Verdicts of another version then count as missing
+and are requested once per call; they stay in the ledger, and count again without a request when
+`config.judge.version` names theirs or none.
 """
 
 import collections
@@ -34,11 +34,11 @@ from mcr_jax.workdir import Workdir
 _VERDICT_TOKENS = 250  # of a verdict with its quotes, about
 _COUNTS = ("total", "asked", "settled", "unresolved")
 
-Told = tuple[Case, RowKey, Completion]  # a case and what a model said about it
+Answered = tuple[Case, RowKey, Completion]  # a case and a model's completion for it
 
 
 def check(workdir: Workdir, config: ConfigDict) -> None:
-    """Raises UsageError where `judge` would before its first call: judge, key, prompts, version."""
+    """Raises UsageError if `judge` would before its first request: judge, key, prompts, version."""
     make_judge(config)
     _texts(config)
     if workdir.ledger.exists():
@@ -56,20 +56,20 @@ def judge(
     """Judges the completions of every model in `config.sample.models`.
 
     Args:
-      workdir: its ledger has the completions and takes the verdicts; its manifest takes the judge's
-        name, identity and prompt digests.
-      config: a resolved config; `sample.models`, `judge` and `prompts` are read.
-      cases: the cases to judge; completions of others are left alone.
-      generator: answers instead of the one that `config.judge` names, under the same name.
+      workdir: its ledger holds the completions and receives the verdicts; its manifest receives
+        the judge's name, identity and prompt digests.
+      config: a resolved config; reads `sample.models`, `judge` and `prompts`.
+      cases: the cases to judge; completions of others are ignored.
+      generator: answers in place of the judge that `config.judge` names, under the same name.
 
     Returns:
       Counts of verdicts, {"judge": NAME, "total", "asked", "settled", "unresolved", "versions":
       {model_version: verdicts}, "models": {MODEL: {"diagnosis": {the four counts}, "reasons": {the
-      four counts}}}}. `asked` were open when the call began, `settled` of those are not any more;
-      `unresolved` have no verdict, for whatever cause. A call that finds all done has `asked` 0.
+      four counts}}}}. `asked` were open when the call began, `settled` of those no longer are;
+      `unresolved` have no verdict. `asked` is 0 if nothing was left to do.
 
     Raises:
-      McrError: a model has no completions, there is no verdict at all, or ledger or judge fail.
+      McrError: a model has no completions, no verdict came at all, or ledger or judge fail.
       UsageError: the config or a prompt is wrong.
       Stopped: SIGTERM came, or the judge's daily quota is used up.
     """
@@ -78,12 +78,15 @@ def judge(
     texts = _texts(config)
     name, models, answers = judge_name(config), {model: {} for model in config.sample.models}, []
     with opened(workdir) as ledger:
-        told = {model: list(_told(ledger, model, cases, config)) for model in config.sample.models}
+        completions = {
+            model: list(_completions(ledger, model, cases, config))
+            for model in config.sample.models
+        }
         generator = generator or make_judge(config)
         _check_version(ledger, name, config)
         wanted = {
             Scope(stage, model, name): _JOBS[stage](rows, name, texts, config)
-            for model, rows in told.items()
+            for model, rows in completions.items()
             for stage in JUDGES
         }
         remedy, count = "use another --workdir", sum(map(len, wanted.values()))
@@ -106,7 +109,7 @@ def judge(
 
 
 def too_few(counts: Mapping[str, Any], config: ConfigDict) -> str:
-    """One line if more verdicts are missing than `config.judge.unresolved_limit` allows, else "".
+    """Returns a line if more verdicts are missing than `judge.unresolved_limit` allows, else "".
 
     Args:
       counts: as `judge` returns them.
@@ -122,15 +125,12 @@ def too_few(counts: Mapping[str, Any], config: ConfigDict) -> str:
 
 
 def _texts(config: ConfigDict) -> dict[str, prompts.Prompt]:
-    """The prompt of each stage."""
+    """Loads the prompt of each stage of judging."""
     return {stage: prompts.load(JUDGES[stage].PROMPT, config.prompts) for stage in JUDGES}
 
 
 def _check_version(ledger: Ledger, name: str, config: ConfigDict) -> None:
-    """Raises UsageError if the version that is to count gave none of the verdicts that are there.
-
-    Where there are no verdicts yet, any version may be named.
-    """
+    """Raises UsageError if there are verdicts and none is of config.judge.version."""
     wanted = config.judge.version
     if not wanted:
         return
@@ -149,7 +149,7 @@ def _facts(
     texts: Mapping[str, prompts.Prompt],
     config: ConfigDict,
 ) -> dict[str, Any]:
-    """Facts of the judge for the manifest."""
+    """Returns the judge's facts for the manifest."""
     return {
         "name": name,
         "identity": generator.identity,
@@ -171,7 +171,7 @@ def _listed(versions: Mapping[str, int]) -> str:
 def _say_about_the_service(
     name: str, answers: Iterable[Attempt | None], versions: Mapping[str, int], config: ConfigDict
 ) -> None:
-    """Says if several model versions gave verdicts, and what the service says of the model."""
+    """Prints several model versions, if there are, and the service's notices on the model."""
     if len(versions) > 1 and not config.judge.version:
         console.say(
             f"judge: the verdicts of {name} are from {len(versions)} model versions, "
@@ -181,8 +181,10 @@ def _say_about_the_service(
         console.say(f"judge: the service says of {name}: {status}")
 
 
-def _told(ledger: Ledger, model: str, cases: Sequence[Case], config: ConfigDict) -> Iterator[Told]:
-    """The completions of `model` that have text, for the cases given, by case and sample."""
+def _completions(
+    ledger: Ledger, model: str, cases: Sequence[Case], config: ConfigDict
+) -> Iterator[Answered]:
+    """Yields the completions of `model` that have text, for these cases, by case and sample."""
     attempts = ledger.answers(Scope("sample", model))
     if not any(attempts.values()):
         raise McrError(f"{ledger.path}: no completions of {model} yet; run `mcr sample` first")
@@ -194,7 +196,7 @@ def _told(ledger: Ledger, model: str, cases: Sequence[Case], config: ConfigDict)
 
 
 def _diagnosis_jobs(
-    rows: Sequence[Told], judge: str, texts: Mapping[str, prompts.Prompt], config: ConfigDict
+    rows: Sequence[Answered], judge: str, texts: Mapping[str, prompts.Prompt], config: ConfigDict
 ) -> list[driver.Job]:
     limit, prompt = config.judge.max_tokens, texts["diagnosis"]
     return [
@@ -208,7 +210,7 @@ def _diagnosis_jobs(
 
 
 def _reasons_jobs(
-    rows: Sequence[Told], judge: str, texts: Mapping[str, prompts.Prompt], config: ConfigDict
+    rows: Sequence[Answered], judge: str, texts: Mapping[str, prompts.Prompt], config: ConfigDict
 ) -> list[driver.Job]:
     c, prompt = config.judge, texts["reasons"]
     settings = {"quote_words": c.quote_words, "max_tokens": c.max_tokens}
@@ -236,7 +238,7 @@ def _run(
     ledger: Ledger,
     config: ConfigDict,
 ) -> dict[str, int]:
-    """Answers one scope; says how many rows have no verdict and why; returns its counts."""
+    """Requests the open verdicts of one scope; prints those still missing; returns its counts."""
     read_by, attempts = reader(scope.stage, config), config.judge.attempts
     work = driver.declare(scope, jobs, generator, ledger, attempts=attempts, reader=read_by)
     label = f"{scope.stage} of {scope.model}"
@@ -256,7 +258,7 @@ def _run(
 
 
 def _causes(left: Iterable[Attempt | None]) -> str:
-    """Why there is no verdict, counted, with one error as an example."""
+    """Counts the causes of missing verdicts, with one error as an example."""
     left = list(left)
     causes = collections.Counter(
         "no reply" if a is None else a.outcome.value if a.verdict is None else "another version"

@@ -1,4 +1,4 @@
-"""The judging stage: is the diagnosis right, and which of the clinician's reasons are found."""
+"""The judging stage: rates the diagnosis and the clinician's reasons in every completion."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ class Judged(NamedTuple):
 
     Attributes:
       whole: whether every verdict is there.
-      problem: one line if more are missing than config.judge.unresolved_limit allows, else "".
+      problem: a line if more are missing than config.judge.unresolved_limit allows, else "".
     """
 
     whole: bool
@@ -21,12 +21,12 @@ class Judged(NamedTuple):
 
 
 def ready(experiment: Experiment) -> None:
-    """Raises UsageError if the judge cannot be called: better before hours of work than after."""
+    """Raises UsageError if the judge cannot be called; to be called before hours of sampling."""
     check(experiment.workdir, experiment.config)
 
 
 def run(experiment: Experiment) -> Judged:
-    """Judges what has no verdict yet.
+    """Judges every completion that has no verdict yet.
 
     Raises:
       Stopped: SIGTERM came; every verdict that came is in the ledger.

@@ -1,1 +1,1 @@
-"""The page a person reads: one self-contained HTML file made of what the other stages left."""
+"""The report: one self-contained HTML page made from the artifacts of the other stages."""

@@ -1,4 +1,4 @@
-"""The charts of the page, each a function from numbers to inline SVG."""
+"""Charts of the page: functions from numbers to inline SVG."""
 
 import collections
 import math
@@ -11,12 +11,12 @@ from markupsafe import Markup
 from mcr_jax.metrics import Chart
 from mcr_jax.report import svg
 
-_LOSS_POINTS = 300  # a longer curve is shown as means of so many stretches
+_LOSS_POINTS = 300  # a longer curve is averaged over this number of stretches
 _BINS = 10
 
 
 def percent(value: float | None) -> str:
-    """A share as people read it."""
+    """Formats a share as a percentage; an en dash for None."""
     return "–" if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
@@ -25,7 +25,7 @@ def _tick(value: float) -> str:
 
 
 def key(series: int) -> Markup:
-    """The sign of a model, for legends and table heads."""
+    """Draws the sign of a model for legends and table heads."""
     root = svg.Element("svg", {"viewBox": "-8 -8 16 16", "class": "key", "aria-hidden": "true"})
     svg.sign(root, 0.0, 0.0, series)
     return svg.markup(root)
@@ -100,7 +100,7 @@ def _has_value(metric: Mapping[str, Any] | None) -> bool:
 
 
 def _whisker(plot: svg.Plot, at: float, metric: Mapping[str, Any], series: int) -> None:
-    """An interval; its ends are wider for later models, so that two on one tick are told apart."""
+    """Draws an interval; later models get wider ends, so two on one tick can be distinguished."""
     x, low, high = plot.x(at), plot.y(metric["low"]), plot.y(metric["high"])
     cls, half = f"whisker s{series % 4}", 4 + 2 * series
     svg.add(plot.root, "line", cls=cls, x1=x, x2=x, y1=low, y2=high)
@@ -109,7 +109,7 @@ def _whisker(plot: svg.Plot, at: float, metric: Mapping[str, Any], series: int) 
 
 
 def _values(plot: svg.Plot, at: int, metrics: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-    """The values of one k in figures, right of their markers, clear of each other and the axis."""
+    """Writes the values of one k right of their markers, clear of each other and of the axis."""
     wanted = sorted((plot.y(metric["value"]) + 4, series, metric) for series, metric in metrics)
     baseline, lowest = -math.inf, []
     for y, _, _ in wanted:
@@ -124,7 +124,7 @@ def _values(plot: svg.Plot, at: int, metrics: Sequence[tuple[int, Mapping[str, A
 
 
 def loss(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """Training and validation loss against the step, or None where no loss was logged.
+    """Training and validation loss against the step; None without a logged loss.
 
     Args:
       rows: of metrics.jsonl: "step" with "loss" or "val_loss", in nats per token.
@@ -169,7 +169,7 @@ def histogram(chart: Chart, models: Mapping[str, Sequence[float]]) -> Markup | N
       models: model name to the value in [0, 1] of each of its resolved cases.
 
     Returns:
-      The drawing, or None where fewer than two bars would stand in it.
+      The drawing; None if it would have fewer than two bars.
     """
     edges = np.linspace(0, 1, _BINS + 1)
     # values are fractions: nudged up so that 3/10 does not fall below its edge by rounding
@@ -223,9 +223,9 @@ def histogram(chart: Chart, models: Mapping[str, Sequence[float]]) -> Markup | N
 
 
 def recall_accuracy(name: str, series: int, points: Sequence[tuple[float, float]]) -> Markup | None:
-    """Accuracy@1 against recall, both rounded to tenths so that bubbles never overlap.
+    """Accuracy@1 against recall, both rounded to tenths so that bubbles do not overlap.
 
-    A bubble's area is the number of its cases; the larger ones show it in figures.
+    A bubble's area is proportional to its number of cases, which the larger ones also show.
 
     Args:
       name: the model's.
@@ -233,7 +233,7 @@ def recall_accuracy(name: str, series: int, points: Sequence[tuple[float, float]
       points: (recall, accuracy@1) of each case resolved for both.
 
     Returns:
-      The drawing, or None where recall or accuracy is the same in every case.
+      The drawing; None if recall or accuracy is the same in every case.
     """
     if not points or any(np.ptp(values) < 1e-12 for values in zip(*points, strict=True)):
         return None
@@ -261,7 +261,7 @@ def _tenth(share: float) -> float:
 
 
 def correlation(points: Sequence[tuple[float, float]]) -> float | None:
-    """Pearson's r, or None where it is not defined: fewer than three points, or no variation."""
+    """Returns Pearson's r; None for fewer than three points or without variation."""
     if len(points) < 3:
         return None
     x, y = np.asarray(points, np.float64).T
@@ -270,14 +270,14 @@ def correlation(points: Sequence[tuple[float, float]]) -> float | None:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-_LANE, _WIDE, _EDGE = 14, 320, 7  # of the intervals: a model's height, the width, the margin
+_LANE, _WIDE, _EDGE = 14, 320, 7  # interval drawing: height per model, width, margin
 
 
 def intervals(metrics: Sequence[Mapping[str, Any] | None]) -> Markup:
-    """The intervals of all models on one axis from 0 to 1, a lane for each, to compare by eye.
+    """Draws the intervals of all models on one axis from 0 to 1, one lane per model.
 
     Args:
-      metrics: a METRIC per model, or None where the model has none.
+      metrics: a METRIC per model; None for a model without it.
     """
     height = _LANE * len(metrics) + 6
     root = _strip(height, "range")
@@ -297,7 +297,7 @@ def intervals(metrics: Sequence[Mapping[str, Any] | None]) -> Markup:
 
 
 def axis() -> Markup:
-    """The scale above a column of `intervals`."""
+    """Draws the scale above a column of `intervals`."""
     root = _strip(14, "range")
     for share in _QUARTERS:
         cls = {0: "start", 1: "end"}.get(share, "num")
@@ -318,7 +318,7 @@ def _strip(height: int, cls: str) -> svg.Element:
 
 
 def share_bar(share: float, series: int) -> Markup:
-    """A share of a whole as a bar."""
+    """Draws a share of a whole as a bar."""
     root = svg.Element(
         "svg",
         {"viewBox": "0 0 100 8", "class": "share", "aria-hidden": "true"}

@@ -7,42 +7,41 @@ from collections.abc import Sequence
 
 from mcr_jax.quotes import find
 
-# What is invisible, or changes how other characters show. The ranges are those that have the
-# property Default_Ignorable_Code_Point in Unicode 14.0 (DerivedCoreProperties.txt,
-# https://www.unicode.org/Public/14.0.0/ucd/). Joiners and variation selectors are among them, also
-# within emoji and Indic words: a reader is to see all that is there.
+# Invisible characters and those that change how others show: the ranges with the property
+# Default_Ignorable_Code_Point in Unicode 14.0 (DerivedCoreProperties.txt,
+# https://www.unicode.org/Public/14.0.0/ucd/). Joiners and variation selectors in emoji and Indic
+# words are among them: the reader sees every character.
 _IGNORABLE = (
     "\u00ad\u034f\u061c\u115f-\u1160\u17b4-\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f"  # all but tab and newline
-# Separators of lines and paragraphs, marks of annotations, and halves of characters, which no file
-# can hold.
+# Line and paragraph separators, annotation marks, and lone surrogates, which no file can hold.
 _OTHERS = "\u2028\u2029\ufff9-\ufffb\ud800-\udfff"
 _HIDDEN = re.compile(f"[{_CONTROLS}{_IGNORABLE}{_OTHERS}]")
 
 
 def visible(text: str) -> str:
-    """`text` with every control and every invisible character written out, as in ⟨U+202E⟩.
+    """Writes out every control and every invisible character of `text`, as in ⟨U+202E⟩.
 
-    Tab and newline are left alone; CR and CR LF become newlines.
+    Tab and newline stay; CR and CR LF become newlines.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _HIDDEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
 
 
 def segments(trace: str, evidence: Sequence[Sequence[str]]) -> list[tuple[str, list[int]]]:
-    """Cuts a trace where the evidence begins and ends.
+    """Cuts a trace at the borders of the evidence.
 
     Args:
       trace: the reasoning.
-      evidence: what the judge quoted for each statement, in order; what is not in the trace is
-        passed over.
+      evidence: the judge's quotes for each statement, in order; quotes that are not in the trace
+        are ignored.
 
     Returns:
-      Pieces that together are the trace, each with the numbers (from 1) of the statements it
-      is evidence for.
+      Pieces that join to the trace, each with the numbers (from 1) of the statements that it
+      supports.
     """
     if not any(evidence):
         return [(trace, [])] if trace else []
@@ -56,7 +55,7 @@ def segments(trace: str, evidence: Sequence[Sequence[str]]) -> list[tuple[str, l
     for start, end, statement in spans:
         begins[start].append(statement)
         ends[end].append(statement)
-    pieces, here = [], collections.Counter()  # how many spans of each statement are open
+    pieces, here = [], collections.Counter()  # open spans by statement
     for a, b in itertools.pairwise(sorted({0, len(trace), *begins, *ends})):
         here.update(begins[a])
         here.subtract(ends[a])

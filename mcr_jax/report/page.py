@@ -1,8 +1,8 @@
-"""The report stage: results.json, scores.json, metrics.jsonl and the ledger to report.html.
+"""The page: results.json, scores.json, metrics.jsonl and the ledger become report.html.
 
-The page is one file that works from a folder, without a network: styles, script, charts and data
-are inside, and its Content-Security-Policy lets nothing else in. Completions are untrusted text:
-templates escape, and the script only ever sets text content.
+The page is one file that works offline: styles, script, charts and data are inline, and its
+Content-Security-Policy admits nothing else. Completions are untrusted text: the template escapes
+them, and the script sets text content only.
 """
 
 import base64
@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from mcr_jax import artifacts
 from mcr_jax.cases import Case
+from mcr_jax.completion import RULES
 from mcr_jax.generate.joined import join
 from mcr_jax.generate.ledger import opened
 from mcr_jax.metrics import HEADLINE, METRICS, of_model
@@ -41,26 +42,16 @@ KINDS = {
 }
 
 
-RULES = {
-    "strict": "one pair of <answer> tags",
-    "tags": "tags in another case, or with spaces",
-    "unclosed": "no closing tag",
-    "repeated": "the same answer repeated",
-    "boxed": "in \\boxed{…}",
-    "line": "on a line “Final answer: …”",
-}
-
-
 def report(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Path:
     """Writes report.html.
 
     Args:
-      workdir: holds results.json, scores.json and the ledger, and metrics.jsonl if it was trained.
+      workdir: holds results.json, scores.json, the ledger and, after training, metrics.jsonl.
       config: a resolved config; reads `data.source` and `judge`.
-      cases: the texts of the evaluated cases; others are left out.
+      cases: texts of the evaluated cases; others are left out.
 
     Returns:
-      Where the page is.
+      Path of the page.
 
     Raises:
       McrError: an artifact is missing or broken, or the page cannot be written.
@@ -102,7 +93,7 @@ def report(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Path:
 
 
 def render(context: Mapping[str, Any]) -> str:
-    """Fills the template; style and script go inline under a policy that names their hashes."""
+    """Fills the template; style and script go inline, and the policy lists their hashes."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mcr_jax.report", "."),
         autoescape=True,
@@ -120,7 +111,7 @@ def render(context: Mapping[str, Any]) -> str:
 
 
 def _lede(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The headline metric of the first and the last model, for the opening sentence."""
+    """Returns the headline metric of the first and the last model, for the opening sentence."""
     names = list(results["models"])
     found = [of_model(results["models"][name])[HEADLINE] for name in (names[0], names[-1])]
     if any(metric["value"] is None for metric in found):
@@ -140,7 +131,7 @@ def _lede(results: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The headline table, a row per metric."""
+    """Returns the rows of the table of results, one per metric."""
     by_model = [of_model(model) for model in results["models"].values()]
     compared = {(c["a"], c["b"], c["metric"]): c for c in results["comparisons"]}
     rows = []
@@ -170,12 +161,12 @@ def _pairs(results: Mapping[str, Any]) -> list[str]:
 
 
 def _points(difference: float) -> str:
-    """A difference of shares, in percentage points with its sign."""
+    """Formats a difference of shares as percentage points with a sign."""
     return f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def _outcomes(results: Mapping[str, Any], scores: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """How the completions ended, a row per kind; answers are told apart by their verdict."""
+    """Counts the outcomes of completions, one row per kind; answers are split by verdict."""
     counts = []
     for name in results["models"]:
         count = collections.Counter()
@@ -196,7 +187,7 @@ def _outcomes(results: Mapping[str, Any], scores: Mapping[str, Any]) -> list[dic
 
 
 def _judge(judge: Mapping[str, Any]) -> dict[str, str]:
-    """The judge in words: its name, identity, versions, and what of its verdicts does not count."""
+    """Returns what the page says of the judge: name, identity, versions, note on its verdicts."""
     counts = collections.Counter()
     for of_stage in judge.get("versions", {}).values():
         counts.update(of_stage)
@@ -207,7 +198,7 @@ def _judge(judge: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _answers(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """By which rule the answers were read, a row per rule."""
+    """Counts answers by the rule that read them, one row per rule."""
     counts = [model.get("answers", {}) for model in results["models"].values()]
     rows = []
     for rule in dict.fromkeys((*RULES, *(rule for count in counts for rule in count))):
@@ -223,7 +214,7 @@ def _answers(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _charts(
     results: Mapping[str, Any], scores: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The plots that have something to show, and a sentence for each that has not."""
+    """Draws the plots; a plot without content becomes a sentence in "absent"."""
     averages = {visible(name): of_model(model) for name, model in results["models"].items()}
     by_case = {
         visible(name): [case["metrics"] for case in scores["models"][name].values()]
@@ -257,12 +248,12 @@ def _charts(
 
 
 def _alike(points: Sequence[tuple[float, float]]) -> str:
-    """Which of recall and accuracy is the same in every case, in words."""
+    """Says which of recall and accuracy has the same value in every case."""
     recall, accuracy = ({round(v, 9) for v in values} for values in zip(*points, strict=True))
-    said = [
+    constant = [
         f"{word} is {charts.percent(*values)}"
         for word, values in (("recall", recall), ("accuracy", accuracy))
         if len(values) == 1
     ]
     cases = "the only case" if len(points) == 1 else f"every one of the {len(points)} cases"
-    return f"{' and '.join(said)} in {cases}"
+    return f"{' and '.join(constant)} in {cases}"

@@ -1,4 +1,4 @@
-"""Data of the browser of cases: a small index, and the texts of each case, packed until opened."""
+"""Data of the case browser: a small index, and the texts of each case, compressed until opened."""
 
 import base64
 import json
@@ -23,13 +23,13 @@ _ESCAPES = {
 
 
 def embed(value: Any) -> Markup:
-    """JSON that is safe inside a <script> element: it holds no character HTML could act on."""
+    """Encodes JSON for a <script> element, with every character escaped that HTML acts on."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.translate(_ESCAPES))
 
 
 def pack(value: Any) -> str:
-    """JSON, compressed (zlib) and in base64: what the page unpacks when a case is opened."""
+    """Encodes JSON as zlib in base64; the page unpacks it when the reader opens a case."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(zlib.compress(text.encode(), 6)).decode("ascii")
 
@@ -37,16 +37,16 @@ def pack(value: Any) -> str:
 def browser(
     joined: Joined, config: ConfigDict, scores: Mapping[str, Any], cases: Sequence[Case]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any] | str]]:
-    """The index of cases and their details, in the same order: that of `cases`.
+    """Returns the index of cases and their details, both in the order of `cases`.
 
-    The details of the first case are plain, those of the others packed: unpacking takes a browser
-    until after it has printed a page from its command line.
+    Details of the first case are plain, the others packed: a browser that prints from its command
+    line prints before it has unpacked anything.
 
     Args:
       joined: the completions and their verdicts.
       config: reads `judge`.
       scores: scores.json.
-      cases: texts; a scored case that is not among them is listed at the end by its fingerprint.
+      cases: texts; a scored case without text comes last, under its fingerprint.
     """
     by_fingerprint = {case.fingerprint: case for case in cases}
     scored = {f: None for of_model in scores["models"].values() for f in of_model}
@@ -102,7 +102,7 @@ def _case_detail(case: Case | None, fingerprint: str) -> dict[str, Any]:
 def _model_detail(
     score: Mapping[str, Any] | None, samples: Mapping[int, Sample], config: ConfigDict
 ) -> dict[str, Any]:
-    """Samples of one model on one case, and per judged sample which statements were found."""
+    """Returns the samples of one model on one case, and statements found per judged sample."""
     shown: list[dict[str, Any]] = []
     judged: list[dict[str, Any]] = []
     if score is None:
@@ -110,7 +110,7 @@ def _model_detail(
     for index, (kind, right) in enumerate(zip(score["kinds"], score["right"], strict=True)):
         sample = samples.get(index)
         verdict = _verdict(sample and sample.reasons)
-        # A quote that is too short to verify may stand in the trace, and is no evidence.
+        # A quote too short to verify is no evidence, even if it stands in the trace.
         checked = zip(verdict["quotes"], verdict["verified"], strict=False)
         evidence = [quotes if verified else [] for quotes, verified in checked]
         shown.append({"kind": kind, "right": right, **_completion(sample, evidence)})
@@ -120,7 +120,7 @@ def _model_detail(
 
 
 def _verdict(attempt: Attempt | None) -> dict[str, list[Any]]:
-    """What a reasons judge found; raises McrError where it is of another form."""
+    """Returns the verdict of a reasons judge. Raises McrError if it has another form."""
     if attempt is None or attempt.outcome is not Outcome.OK:
         return {"found": [], "verified": [], "quotes": []}
     form = {"found": [bool], "verified": [bool], "quotes": [[str]]}
@@ -130,8 +130,7 @@ def _verdict(attempt: Attempt | None) -> dict[str, list[Any]]:
 
 
 def _completion(sample: Sample | None, evidence: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Answer and trace in pieces of evidence; where there is no single answer, the whole text in
-    place of the trace, which is a part of it."""
+    """Returns the answer, and the trace cut at its evidence; without an answer, the whole text."""
     if sample is None:
         return {"trace": [], "whole": False, "answer": None, "rule": None, "error": ""}
     said = sample.said
@@ -147,6 +146,6 @@ def _completion(sample: Sample | None, evidence: Sequence[Sequence[str]]) -> dic
 
 
 def _tally(samples: Sequence[Mapping[str, Any]]) -> list[int]:
-    """How many samples are right, wrong, unresolved."""
+    """Counts right, wrong and unresolved samples."""
     rights = [sample["right"] for sample in samples]
     return [rights.count(True), rights.count(False), rights.count(None)]

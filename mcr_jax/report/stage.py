@@ -1,4 +1,4 @@
-"""The report stage: one self-contained page with the numbers, the plots and every case."""
+"""The report stage: writes one self-contained page with numbers, plots and every case."""
 
 from mcr_jax import console
 from mcr_jax.experiment.experiment import Experiment

@@ -1,7 +1,7 @@
-"""A little SVG: elements that escape what they hold, scales, axes.
+"""SVG drawings: escaped elements, scales, axes.
 
-Colours are not in here: marks carry the classes s0, s1, … of their model and the page's style sheet
-gives each class its colour in light and in dark.
+Marks carry the classes s0, s1, … of their model; the page's style sheet has a light and a dark
+colour for each class.
 """
 
 import math
@@ -30,17 +30,17 @@ def add(
 
 
 def number(value: object) -> str:
-    """Coordinates to a hundredth; anything else as it is."""
+    """Formats coordinates to a hundredth, and any other value as text."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 def markup(root: Element) -> Markup:
-    """The drawing as markup for an HTML page."""
+    """Returns the drawing as markup for an HTML page."""
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers in [low, high], about so many."""
+    """Returns round numbers in [low, high], about as many as `about`."""
     if not high > low:
         return [low]
     step = 10.0 ** math.floor(math.log10((high - low) / about))
@@ -84,12 +84,12 @@ class Plot:
         )
 
     def x(self, value: float) -> float:
-        """Where a value lies, in drawing units from the left."""
+        """Returns the position of a value in drawing units from the left."""
         low, high = self._x
         return self.left + (value - low) / (high - low) * (self.right - self.left)
 
     def y(self, value: float) -> float:
-        """Where a value lies, in drawing units from the top."""
+        """Returns the position of a value in drawing units from the top."""
         low, high = self._y
         return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
 
@@ -126,19 +126,19 @@ class Plot:
         add(self.root, "text", cls="label", transform=turned, text=label)
 
     def path(self, points: Sequence[tuple[float, float]], cls: str) -> None:
-        """Draws a line through points given in values."""
+        """Draws a line through points (x, y), in units of the axes."""
         steps = [f"{number(self.x(x))} {number(self.y(y))}" for x, y in points]
         add(self.root, "path", cls=cls, d="M" + "L".join(steps))
 
     def mark(self, x: float, y: float, series: int, title: str, size: float = 5.0) -> None:
-        """Draws the sign of a model at a point in drawing units: no colour is needed to tell it."""
+        """Draws the sign of a model at a point in drawing units; its shape works without colour."""
         sign(self.root, x, y, series, title, size)
 
 
 def sign(
     parent: Element, x: float, y: float, series: int, title: str = "", size: float = 5.0
 ) -> None:
-    """Circle, diamond, square, triangle: the sign of the first, second, … model."""
+    """Draws the sign of a model: circle, diamond, square or triangle, by `series`."""
     cls = f"mark s{series % 4}"
     if series % 4 == 0:
         add(parent, "circle", title, cls=cls, cx=x, cy=y, r=size)

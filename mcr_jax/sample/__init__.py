@@ -1,1 +1,1 @@
-"""The stage that draws completions of every case into the ledger."""
+"""The sampling stage: draws completions of every case into the ledger."""

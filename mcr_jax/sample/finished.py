@@ -1,8 +1,8 @@
-"""Whether a model's completions are all there already, found without its weights.
+"""Check that all completions of a model are in the ledger, without loading its weights.
 
-The manifest's section sample.MODEL records what the identity of the model rests on. While all of
-that is the same, the recorded identity is the model's, and the ledger says what is open under it.
-Where weights are gone, nothing can be sampled from them, and what they wrote still counts.
+The manifest's section sample.MODEL records the facts that the model's identity depends on. While
+they are unchanged, the recorded identity is valid and the ledger shows which completions are open.
+If the weights were deleted, nothing new can be sampled, and completions in the ledger still count.
 """
 
 import dataclasses
@@ -19,13 +19,11 @@ from mcr_jax.paths import local_folder
 from mcr_jax.workdir import digest
 
 _FORM = {"identity?": str, "weights?": str, "rests?": dict}
-_HOW = ("attention", "remat", "folder")  # of a decoder's config, what changes no weight
+_NO_EFFECT = ("attention", "remat", "folder")  # DecoderConfig fields that change no weight
 
 
 def complete(e: Experiment, name: str) -> int | None:
-    """The number of completions of a model where none is open and its weights need not be loaded.
-
-    None where something is open, or what is recorded does not tell.
+    """Returns the number of a model's completions; None if some are open or it cannot be told.
 
     Raises:
       McrError: manifest or ledger cannot be read, or the cases cannot.
@@ -50,7 +48,7 @@ def complete(e: Experiment, name: str) -> int | None:
 
 
 def rests(e: Experiment, name: str) -> dict[str, Any]:
-    """Facts that the identity of a model depends on, for the manifest; {} if they are unknown."""
+    """Returns the facts that a model's identity depends on, for the manifest; {} if unknown."""
     if "://" in str(e.checkpoints) and name == TRAINED:
         return {}
     found = _plain(e, name)
@@ -60,14 +58,14 @@ def rests(e: Experiment, name: str) -> dict[str, Any]:
 
 
 def _plain(e: Experiment, name: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """All but the checkpoints."""
+    """Returns the facts without the checkpoints."""
     c = e.config
     found = {
         "seed": c.seed,
         "prompt_tokens": c.sample.prompt_tokens,
         "dtype": sampling_dtype(c),
         "kv_dtype": c.sample.kv_dtype,
-        "jax": metadata.version("jax"),  # draws the weights of a model that is from a seed
+        "jax": metadata.version("jax"),  # randomly initialized weights depend on its version
     }
     if name == TRAINED:
         found["which"] = c.sample.checkpoint
@@ -81,11 +79,11 @@ def _plain(e: Experiment, name: str, without: tuple[str, ...] = ()) -> dict[str,
 
 def _decoder(e: Experiment) -> str:
     fields: Mapping[str, Any] = dataclasses.asdict(e.shape)
-    return digest({key: str(value) for key, value in fields.items() if key not in _HOW})
+    return digest({key: str(value) for key, value in fields.items() if key not in _NO_EFFECT})
 
 
 def _gone(e: Experiment) -> tuple[str, ...]:
-    """Names of facts that are unknown because config.model.folder is missing."""
+    """Returns names of facts that are unknown because config.model.folder is missing."""
     folder = e.config.model.folder
     if not folder or local_folder(folder).exists():
         return ()
@@ -93,7 +91,7 @@ def _gone(e: Experiment) -> tuple[str, ...]:
 
 
 def _steps(e: Experiment) -> list[int]:
-    """The checkpoints that decide which one is sampled from: "best" is the best of all."""
+    """Returns the checkpoints that the choice depends on: all for "best", else the newest."""
     steps = checkpoints.steps(e.checkpoints)
     return steps if e.config.sample.checkpoint == "best" else [max(steps)] if steps else []
 

@@ -14,12 +14,12 @@ from mcr_jax.sigterm import stoppable
 
 
 def ready(experiment: Experiment) -> None:
-    """Raises UsageError if a model to sample is none: better before hours of work than after."""
+    """Raises UsageError if config.sample names an unknown model."""
     check(experiment.config)
 
 
 def run(experiment: Experiment) -> None:
-    """Samples what is missing; loads the models of which something is.
+    """Samples the missing completions; loads only models with missing completions.
 
     Raises:
       Stopped: SIGTERM came; every completion that was finished is in the ledger.
@@ -55,7 +55,7 @@ def _draw(e: Experiment, names: Sequence[str]) -> None:
 
 
 def _require_checkpoint(e: Experiment, names: Sequence[str]) -> None:
-    """Raises McrError if one is missing: the models before it would be sampled first."""
+    """Raises McrError if a checkpoint is missing, before any model is sampled."""
     if TRAINED not in names:
         return
     if newest_step(e.checkpoints) is None:

@@ -1,4 +1,4 @@
-"""Two models on the same cases: paired differences with intervals and p-values."""
+"""Comparison of two models on the same cases: paired differences, intervals, p-values."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +17,8 @@ def compare(
     """Compares model `b` with model `a`, metric by metric, over the cases resolved for both.
 
     Args:
-      a: name and estimates of the model to compare with.
-      b: name and estimates of the model in question.
+      a: name and estimates of the reference model.
+      b: name and estimates of the other model.
       config: reads `seed`, `score.resamples` and `score.confidence`.
 
     Returns:
@@ -36,7 +36,7 @@ def compare(
 def paired(
     a: Mapping[str, Estimate], b: Mapping[str, Estimate], config: ConfigDict
 ) -> dict[str, Any]:
-    """The paired difference b - a of one metric; see `compare`."""
+    """Returns the paired difference b - a of one metric; see `compare`."""
     differences = [
         b[case].value - a[case].value
         for case in sorted(a.keys() & b.keys())

@@ -1,7 +1,7 @@
-"""The scoring stage: completions and verdicts in the ledger to scores.json and results.json.
+"""Scoring: completions and verdicts in the ledger become scores.json and results.json.
 
-The ledger is all it needs, so `score.verify` can repeat it offline. The same ledger and config give
-the same bytes.
+It needs the ledger and the manifest only, so `score.verify` repeats it offline. The same ledger and
+config give the same bytes.
 """
 
 import collections
@@ -34,11 +34,11 @@ def score(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
       config: a resolved config; reads `name`, `seed`, `sample.models`, `judge` and `score`.
 
     Returns:
-      What results.json holds, schema 1: per model "accuracy" by k, the two recalls and "outcomes";
-      "comparisons" of consecutive models; "data", "judge", "config" and "notice".
+      The content of results.json, schema 1: per model its `metrics.METRICS`, "outcomes" and
+      "answers"; "comparisons" of consecutive models; "data", "judge", "config" and "notice".
 
     Raises:
-      McrError: a model has no completions, or the ledger holds a verdict of another form.
+      McrError: a model has no completions, or a verdict in the ledger has another form.
     """
     with opened(workdir, readonly=True) as ledger:
         results, scores = tabulate(join(ledger, config), workdir, config)
@@ -48,7 +48,7 @@ def score(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
 
 
 def estimates(cases: Mapping[str, CaseScore]) -> Estimates:
-    """Every metric of one model that its number of samples allows, case by case."""
+    """Returns every metric of one model that its number of samples allows, case by case."""
     most = max(len(case.kinds) for case in cases.values())
     return {
         metric.name: {f: metric.estimate(case) for f, case in cases.items()}
@@ -58,7 +58,7 @@ def estimates(cases: Mapping[str, CaseScore]) -> Estimates:
 
 
 def metric(cases: Mapping[str, Estimate], config: ConfigDict) -> dict[str, Any]:
-    """One METRIC of results.json: the mean over resolved cases, its interval and its coverage."""
+    """Returns a METRIC of results.json: mean over resolved cases, interval and coverage."""
     values = [estimate.value for estimate in cases.values() if estimate.value is not None]
     low = high = None
     if values:
@@ -88,7 +88,7 @@ def tabulate(
     if joined.mixed:
         by_metric = {model: _without_values(of_model) for model, of_model in by_metric.items()}
     name, noted = judge_name(config), artifacts.section(workdir, "judge", {"identity?": str})
-    if noted.get("name", name) != name:  # of another judge that was asked since
+    if noted.get("name", name) != name:  # `mcr judge` ran with another judge since
         noted = {}
     judge = {
         **noted,
@@ -158,7 +158,7 @@ def _case_json(fingerprint: str, case: CaseScore, by_metric: Estimates) -> dict[
 
 
 def _verdict_counts(joined: Joined, config: ConfigDict) -> dict[str, dict[str, int]]:
-    """How many verdicts the completions take, as they are read now, and how many of them count."""
+    """Counts, per stage, the verdicts that the completions need and those that are there."""
     samples = [sample for of_model in joined.models.values() for sample in of_model]
     said = [sample for sample in samples if sample.said is not None]
     wanted = {

@@ -13,11 +13,11 @@ from mcr_jax.generate.joined import Sample
 from mcr_jax.generate.ledger import Attempt, damaged
 from mcr_jax.metrics import CaseScore
 
-NO_ANSWER = "no_answer"  # ended by itself, without exactly one answer
-MISSING = "missing"  # wanted, and never attempted
+NO_ANSWER = "no_answer"  # the model ended by itself without exactly one answer
+MISSING = "missing"  # declared in the ledger, never attempted
 KINDS = (*(outcome.value for outcome in Outcome), NO_ANSWER, MISSING)
 
-# What only a judge can decide, and what is wrong without asking one. Other kinds are unresolved.
+# A judge decides on ANSWERED; WRONG needs no judge; every other kind is unresolved.
 ANSWERED = Outcome.OK.value
 WRONG = frozenset({NO_ANSWER, Outcome.TRUNCATED.value})
 
@@ -55,11 +55,11 @@ def collect(samples: Sequence[Sample], config: ConfigDict) -> dict[str, CaseScor
 
 
 def kind(outcome: Outcome | None, said: Completion | None) -> str:
-    """How a completion ended, one of `KINDS`; "OK" means that it has exactly one answer.
+    """Returns how a completion ended, one of `KINDS`; "OK" means exactly one answer.
 
     Args:
-      outcome: of the attempt at it, None where there was none.
-      said: its text, read; None where its outcome is none that has text.
+      outcome: of the attempt; None without an attempt.
+      said: the parsed text; None if the outcome has no text.
     """
     if outcome is None:
         return MISSING
@@ -71,11 +71,11 @@ def kind(outcome: Outcome | None, said: Completion | None) -> str:
 
 
 def right(kind_: str, verdict: Attempt | None) -> bool | None:
-    """Whether a completion of that kind names the diagnosis; None while that is unresolved.
+    """Returns whether a completion names the diagnosis; None while that is unresolved.
 
     Args:
-      kind_: what `kind` says of the completion.
-      verdict: the diagnosis judge's attempt at it, if any.
+      kind_: of the completion, as `kind` returns it.
+      verdict: the diagnosis judge's attempt, if any.
 
     Raises:
       McrError: the verdict has another form than {"same": bool}.
@@ -91,11 +91,11 @@ def right(kind_: str, verdict: Attempt | None) -> bool | None:
 
 
 class Shares(NamedTuple):
-    """Recall of one trace, each in [0, 1] or None while unresolved.
+    """Recall of one trace; each share in [0, 1], or None while unresolved.
 
     Attributes:
       found: share of statements the judge found in the trace.
-      verified: share of those it found with a quote that does stand in the trace.
+      verified: share of statements found with a quote that stands in the trace.
     """
 
     found: float | None
@@ -107,10 +107,10 @@ UNKNOWN = Shares(None, None)
 
 
 def sample_recall(said: Completion | None, verdict: Attempt | None) -> Shares:
-    """Recall of one completion; an empty trace makes no statement, and no judge is asked.
+    """Returns the recall of one completion; 0 for an empty trace, which no judge sees.
 
     Args:
-      said: the completion's text, read; None where it has none.
+      said: the parsed text; None if the outcome has no text.
       verdict: the reasons judge's attempt at its trace, if any.
 
     Raises:

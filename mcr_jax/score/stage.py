@@ -1,4 +1,4 @@
-"""The scoring stage: results.json from the ledger, and its table."""
+"""The scoring stage: computes results.json from the ledger."""
 
 from typing import Any
 

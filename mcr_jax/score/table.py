@@ -1,4 +1,4 @@
-"""results.json as a table on the terminal: models side by side, with intervals and coverage."""
+"""Terminal table of results.json: models side by side, with intervals and coverage."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,11 +19,11 @@ def table(results: Mapping[str, Any]) -> Group:
       results: schema 1.
 
     Returns:
-      A title, a table and notes. The table has a row per metric; a column per model with value,
-      interval and, where something is unresolved, coverage and the range left open; and for each
-      pair of consecutive models the paired difference with its interval and p-value. The notes
-      tell how the completions ended, which rules read their answers, and which verdicts do not
-      count. Two models fit into 80 columns.
+      A title, a table and notes. The table has a row per metric, a column per model and two columns
+      per pair of consecutive models. A model's cell holds value and interval and, if cases are
+      unresolved, coverage and bounds; a pair's cells hold the paired difference with its interval,
+      and the p-value. The notes list outcomes of completions, rules that read the answers, and
+      verdicts that do not count. Two models fit into 80 columns.
     """
     models = {name: of_model(model) for name, model in results["models"].items()}
     compared = {(c["a"], c["b"], c["metric"]): c for c in results["comparisons"]}
@@ -84,5 +84,5 @@ def _comparison(entry: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def p_text(p_value: float) -> str:
-    """A p-value as people write it."""
+    """Formats a p-value: three decimals, or "<0.001"."""
     return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"

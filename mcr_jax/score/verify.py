@@ -1,8 +1,7 @@
-"""Check of the numbers: from the replies in the ledger to every value of results.json again.
+"""Verification: recomputes every number of results.json from the replies in the ledger.
 
-Each verdict is read again from the judge's reply, by the code that reads replies when they arrive,
-so a verdict that was written into the ledger by hand is found. What the numbers follow from is the
-verdicts, so these are compared, too.
+Each stored verdict is compared with one parsed again from the judge's reply, by the code that
+parses replies when they arrive: a verdict edited by hand shows as a difference.
 """
 
 import dataclasses
@@ -26,12 +25,12 @@ _SHOWN = 160  # characters of a value in a line
 
 
 class Verified(NamedTuple):
-    """What `verify` found.
+    """Result of `verify`.
 
     Attributes:
-      differences: one line per value or verdict that is another when it is made again.
-      verdicts: how many verdicts were read again from their replies.
-      unchecked: how many could not be, as their cases are not at hand.
+      differences: one line per value or verdict that differs when it is computed again.
+      verdicts: number of verdicts parsed again from their replies.
+      unchecked: number of verdicts not parsed again, because their cases are missing.
     """
 
     differences: list[str]
@@ -40,15 +39,15 @@ class Verified(NamedTuple):
 
 
 def verify(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Verified:
-    """Reads every verdict again and recomputes results.json and scores.json from the ledger.
+    """Parses every verdict again and recomputes results.json and scores.json from the ledger.
 
-    Numbers agree when they do to nine digits, as processors may sum differently.
+    Numbers are compared to nine digits: processors may sum differently.
 
     Args:
       workdir: holds the ledger, results.json and scores.json.
       config: a resolved config, as for `score`.
-      cases: those that were evaluated; a verdict on reasons is read with the statements of its case
-        and counts as unchecked without them.
+      cases: the evaluated cases; parsing a reasons verdict takes the statements of its case, and
+        without them the verdict counts as unchecked.
 
     Raises:
       McrError: a file is missing or broken, or the ledger cannot be scored.
@@ -64,16 +63,18 @@ def verify(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Verif
     fresh = tabulate(counting(models, config), workdir, config)
     stored = [workdir.read_json(path) for path in (workdir.results, workdir.scores)]
     for path, old, new in zip((workdir.results, workdir.scores), stored, fresh, strict=True):
-        if json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):  # the fast way
+        if json.dumps(old, sort_keys=True) != json.dumps(
+            new, sort_keys=True
+        ):  # cheap; most are equal
             lines += [f"{path.name}: {line}" for line in _differences(old, new, "")]
     return Verified(lines, again.verdicts, again.unchecked)
 
 
 class _Again:
-    """Reads replies again.
+    """Parses replies again.
 
     Attributes:
-      verdicts, unchecked: as in `Verified`, so far.
+      verdicts, unchecked: counts so far, as in `Verified`.
     """
 
     def __init__(self, config: ConfigDict, cases: Sequence[Case]):
@@ -85,7 +86,7 @@ class _Again:
         self.verdicts = self.unchecked = 0
 
     def differences(self, sample: Sample) -> Iterator[str]:
-        """Yields a line for each verdict on a completion that is another when read again."""
+        """Yields a line for each verdict on a completion that differs when parsed again."""
         for attempt in (sample.diagnosis, sample.reasons):
             if attempt is None or attempt.outcome not in (Outcome.OK, Outcome.MALFORMED):
                 continue
@@ -107,7 +108,7 @@ class _Again:
                 )
 
     def _read(self, sample: Sample, attempt: Attempt) -> Any:
-        """The verdict in a reply. Raises ValueError where there is none."""
+        """Returns the verdict in a reply. Raises ValueError if it holds none."""
         if attempt is sample.diagnosis:
             return diagnosis.parse(Request(key="", messages=()), attempt.text)
         asked = self._asked[sample.row.case]
