@@ -11,8 +11,10 @@ there are `q_lora_a` [L, in..., r] and `q_lora_b` [L, r, out...]. What they comp
 `model.decoder`.
 """
 
+import collections
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,23 +29,15 @@ from jax.sharding import Mesh, NamedSharding
 from mcr_jax.errors import McrError
 from mcr_jax.model.blueprint import blueprint, initial_params, parts
 from mcr_jax.model.decoder import Decoder
+from mcr_jax.model.families import layer_tensors
 from mcr_jax.model.hf.safetensors_files import DTYPES, new_folder, opened, write
-from mcr_jax.model.hf.tensor_names import Placed
+from mcr_jax.model.hf.tensor_names import Placed, fused_rows
 from mcr_jax.model.hf.weight_files import grouped
 from mcr_jax.model.shape import PROJECTIONS, DecoderConfig, LoraConfig
 from mcr_jax.model.sharding import make_mesh, shardings
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
-_MODULES = {  # transformers' names within a layer
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
 _WRAPPED = "base_model.model."  # what PEFT puts before the names of the model it wraps
 _PREFIX = re.compile(r"base_model\.model\.((?:model\.|language_model\.){1,2})layers\.")
 _VISION = re.compile(r"\.(vision_tower|multi_modal_projector)\.")  # `hf` takes the text half, too
@@ -51,6 +45,7 @@ _VISION = re.compile(r"\.(vision_tower|multi_modal_projector)\.")  # `hf` takes 
 # Keys of adapter_config.json with more than one value in use. Any key that is not here turns
 # something on that is not here, unless its value is false, null or empty.
 _READ = frozenset({"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"})
+_READ |= {"rank_pattern", "alpha_pattern"}
 _HARMLESS = frozenset(
     (
         *("auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "inference_mode"),
@@ -138,6 +133,9 @@ def merge(model: Decoder, *, keep: bool = True) -> Decoder:
 def save(model: Decoder, folder: str | Path) -> None:
     """Writes the adapters as PEFT does, in their dtype; whole or not at all.
 
+    Where a family's files fuse n projections, their adapters become one of n times the rank, whose
+    B is block-diagonal: it computes the same.
+
     Args:
       model: with adapters; its weights are not written.
       folder: must not exist, or be empty.
@@ -149,10 +147,10 @@ def save(model: Decoder, folder: str | Path) -> None:
     config, folder = _adapted(model), Path(folder)
     layers = _params(model)["layers"]
     tensors = {}
-    for own, placed in _table(model.config, "model.").items():
-        values = np.asarray(layers[own])
-        tensors |= {name: placed.to_file(values[i]) for i, name in enumerate(placed.names)}
-    told = json.dumps(_to_json(config, model.config.folder), indent=2)
+    for own, placed in _table(model.config, "model.", in_blocks=True).items():
+        for name, values in zip(placed.names, np.asarray(layers[own]), strict=True):
+            tensors[name] = placed.to_file(values, tensors.get(name))
+    told = json.dumps(_to_json(config, _modules(model.config), model.config.folder), indent=2)
     with new_folder(folder, CONFIG) as aside:
         (aside / CONFIG).write_text(told + "\n", encoding="utf-8")
         write(tensors, aside / TENSORS)
@@ -183,12 +181,19 @@ def load(model: Decoder, folder: str | Path, *, dtype: str | None = None) -> Dec
         raise McrError(f"{told}: cannot read: {error.strerror}") from error
     except ValueError as error:  # of JSON, too
         raise McrError(f"{told}: {error}") from error
-    table = _table(shape, prefix)
+    in_blocks = bool(read.get("rank_pattern"))
+    table = _table(shape, prefix, in_blocks)
     if faults := _faults(table, found):
         raise McrError(f"{tensors}: {len(faults)} tensors are wrong: {grouped(faults)}")
+    if in_blocks:  # projections of a fused tensor that had no adapter are zero in its A
+        used = {name: _used(table[f"{name}_lora_a"], found) for name in shape.lora.targets}
+        targets = tuple(name for name in used if used[name]) or shape.lora.targets
+        shape = dataclasses.replace(shape, lora=dataclasses.replace(shape.lora, targets=targets))
+        table = _table(shape, prefix, in_blocks)
 
     def stack(placed: Placed, sharding: NamedSharding) -> jax.Array:
-        layers = [placed.from_file(found[name], placed.shape[1:]) for name in placed.names]
+        parts = [found[name][placed.region] for name in placed.names]
+        layers = [placed.from_file(part, placed.shape[1:]) for part in parts]
         values = np.stack(layers).astype(jnp.dtype(dtype or layers[0].dtype))
         return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
 
@@ -225,20 +230,41 @@ def _mesh(model: Decoder) -> Mesh:
     return make_mesh(1, 1, 1, list(sharding.device_set))
 
 
-def _table(config: DecoderConfig, prefix: str) -> dict[str, Placed]:
-    """Maps each adapter to its tensors in the file: lora_A [r, in], lora_B [out, r], by layer."""
-    table = {}
+def _modules(config: DecoderConfig) -> dict[str, str]:
+    """Returns the module within a layer of each projection; fused ones have the same."""
+    tensors = layer_tensors(config)
+    return {name: tensors[name].removesuffix(".weight") for name in PROJECTIONS}
+
+
+def _table(config: DecoderConfig, prefix: str, in_blocks: bool) -> dict[str, Placed]:
+    """Maps each adapter to its tensors in the file: lora_A [r, in], lora_B [out, r], by layer.
+
+    Projections that are fused have rows of B each; columns of B, and rows of A, each if
+    `in_blocks`, and the same otherwise.
+    """
+    table, modules, rank = {}, _modules(config), config.lora.rank
+    outs = {name: (modules[name], math.prod(config.projection(name)[1])) for name in PROJECTIONS}
+    rows = fused_rows(outs)
+    columns = dict.fromkeys(PROJECTIONS, (0, rank))
+    if in_blocks:
+        columns = fused_rows({name: (modules[name], rank) for name in PROJECTIONS})
     for target in config.lora.targets:
         inputs, outputs = config.projection(target)
-        shapes = {
-            "a": ((*inputs, config.lora.rank), len(inputs)),
-            "b": ((config.lora.rank, *outputs), 1),
+        (row, height), (column, width) = rows[target], columns[target]
+        halves = {
+            "a": ((*inputs, rank), len(inputs), (column, 0), (width, math.prod(inputs))),
+            "b": ((rank, *outputs), 1, (row, column), (height, width)),
         }
-        for half, (shape, columns) in shapes.items():
+        for half, (shape, axes, *place) in halves.items():
             stem, leaf = f"{_WRAPPED}{prefix}layers", f"lora_{half.upper()}.weight"
-            names = tuple(f"{stem}.{i}.{_MODULES[target]}.{leaf}" for i in range(config.layers))
-            table[f"{target}_lora_{half}"] = Placed((config.layers, *shape), names, True, columns)
+            names = tuple(f"{stem}.{i}.{modules[target]}.{leaf}" for i in range(config.layers))
+            shape = (config.layers, *shape)
+            table[f"{target}_lora_{half}"] = Placed(shape, names, True, axes, *place)
     return table
+
+
+def _used(placed: Placed, found: Mapping[str, np.ndarray]) -> bool:
+    return any(found[name][placed.region].any() for name in placed.names)
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -266,8 +292,8 @@ def _faults(table: Mapping[str, Placed], found: Mapping[str, np.ndarray]) -> lis
     return faults
 
 
-def _to_json(config: LoraConfig, base: str) -> dict[str, Any]:
-    """adapter_config.json, with old keys only: PEFT refuses those that it does not know."""
+def _to_json(config: LoraConfig, modules: Mapping[str, str], base: str) -> dict[str, Any]:
+    """Makes adapter_config.json, with old keys only: PEFT refuses those that it does not know."""
     alpha = config.alpha
     return {
         "peft_type": "LORA",
@@ -279,7 +305,7 @@ def _to_json(config: LoraConfig, base: str) -> dict[str, Any]:
         "r": config.rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": config.dropout,
-        "target_modules": sorted(_MODULES[name].split(".")[-1] for name in config.targets),
+        "target_modules": sorted({_end(modules[name]) for name in config.targets}),
         "use_rslora": config.rslora,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -287,18 +313,35 @@ def _to_json(config: LoraConfig, base: str) -> dict[str, Any]:
         "modules_to_save": None,
         "layers_to_transform": None,
         "layers_pattern": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        **_patterns(config, modules),
     }
 
 
-def _from_json(told: Any, prefix: str, config: DecoderConfig) -> LoraConfig:
-    """The adapters that an adapter_config.json tells of. Raises ValueError naming the key."""
-    if not isinstance(told, dict):
+def _patterns(config: LoraConfig, modules: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Returns PEFT's ranks and alphas of fused modules, by which the scale is the same in all."""
+    fused = collections.Counter(modules.values())
+    sizes = {_end(modules[name]): fused[modules[name]] for name in config.targets}
+    sizes = {end: size for end, size in sizes.items() if size > 1}
+    alpha = {
+        end: config.alpha * (size**0.5 if config.rslora else size) for end, size in sizes.items()
+    }
+    return {
+        "rank_pattern": {end: config.rank * size for end, size in sizes.items()},
+        "alpha_pattern": alpha,
+    }
+
+
+def _end(module: str) -> str:
+    return module.split(".")[-1]
+
+
+def _from_json(keys: Any, prefix: str, config: DecoderConfig) -> LoraConfig:
+    """Reads a parsed adapter_config.json. Raises ValueError naming the key that is wrong."""
+    if not isinstance(keys, dict):
         raise ValueError("not an object")
-    if "peft_type" not in told:
+    if "peft_type" not in keys:
         raise ValueError("peft_type is missing")
-    for key, value in told.items():
+    for key, value in keys.items():
         allowed = _ALLOWED.get(key)
         if allowed is not None and value not in allowed:
             raise ValueError(f"{key} = {value!r}: none of {', '.join(map(repr, allowed))}")
@@ -306,30 +349,37 @@ def _from_json(told: Any, prefix: str, config: DecoderConfig) -> LoraConfig:
             continue
         if allowed is None and key not in _READ and key not in _HARMLESS and value:
             raise ValueError(f"{key} = {value!r}: these adapters do not have that")
-    return LoraConfig(
-        rank=told.get("r", 8),
-        alpha=told.get("lora_alpha", 8),
-        dropout=told.get("lora_dropout") or 0.0,
-        rslora=bool(told.get("use_rslora")),
-        targets=_targets(told.get("target_modules"), prefix, config.layers),
+    modules = _modules(config)
+    lora = LoraConfig(
+        rank=keys.get("r", 8),
+        alpha=keys.get("lora_alpha", 8),
+        dropout=keys.get("lora_dropout") or 0.0,
+        rslora=bool(keys.get("use_rslora")),
+        targets=_targets(keys.get("target_modules"), prefix, modules, config.layers),
     )
+    ours = _patterns(lora, modules)
+    patterns = {key: keys[key] for key in ours if keys.get(key)}
+    if patterns and patterns != ours:
+        key, value = next(iter(patterns.items()))
+        raise ValueError(f"{key} = {value!r}: these adapters have one rank and one alpha")
+    return lora
 
 
-def _targets(told: Any, prefix: str, layers: int) -> tuple[str, ...]:
-    """The projections that target_modules means: "all-linear", a regex, or ends of names."""
-    if isinstance(told, str) and told.lower() == "all-linear":
+def _targets(raw: Any, prefix: str, modules: Mapping[str, str], layers: int) -> tuple[str, ...]:
+    """Finds the projections of target_modules: "all-linear", a regex, or ends of names."""
+    if isinstance(raw, str) and raw.lower() == "all-linear":
         return PROJECTIONS
     names = {
         target: [f"{prefix}layers.{i}.{module}" for i in range(layers)]
-        for target, module in _MODULES.items()
+        for target, module in modules.items()
     }
-    if isinstance(told, str):
+    if isinstance(raw, str):
         try:
-            matches = re.compile(told).fullmatch
+            matches = re.compile(raw).fullmatch
         except re.error as error:
-            raise ValueError(f"target_modules = {told!r}: not a regular expression") from error
-    elif told and isinstance(told, list) and all(isinstance(end, str) for end in told):
-        ends = tuple(f".{end}" for end in told)
+            raise ValueError(f"target_modules = {raw!r}: not a regular expression") from error
+    elif raw and isinstance(raw, list) and all(isinstance(end, str) for end in raw):
+        ends = tuple(f".{end}" for end in raw)
         every = [f".{name}" for of_target in names.values() for name in of_target]
         for end in ends:
             if not any(name.endswith(end) for name in every):
@@ -338,16 +388,16 @@ def _targets(told: Any, prefix: str, layers: int) -> tuple[str, ...]:
         def matches(name: str) -> bool:
             return f".{name}".endswith(ends)
     else:
-        raise ValueError(f"target_modules = {told!r}: neither names nor a regular expression")
+        raise ValueError(f"target_modules = {raw!r}: neither names nor a regular expression")
     targets = []
     for target, of_target in names.items():
         hits = sum(bool(matches(name)) for name in of_target)
         if 0 < hits < layers:
             raise ValueError(
-                f"target_modules = {told!r}: {_MODULES[target]} in {hits} of {layers} layers; "
+                f"target_modules = {raw!r}: {modules[target]} in {hits} of {layers} layers; "
                 "these adapters are in all or in none"
             )
         targets += [target] * bool(hits)
     if not targets:
-        raise ValueError(f"target_modules = {told!r}: no projection is of that name")
+        raise ValueError(f"target_modules = {raw!r}: no projection is of that name")
     return tuple(targets)

@@ -19,6 +19,7 @@ import transformers
 
 ADAPTERS = {
     "llama3": {"r": 4, "lora_alpha": 6, "lora_dropout": 0.1, "target_modules": "all-linear"},
+    "phi3": {"r": 4, "lora_alpha": 6, "target_modules": ["qkv_proj", "o_proj", "gate_up_proj"]},
     "gemma3": {
         "r": 3,
         "lora_alpha": 2,

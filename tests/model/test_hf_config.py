@@ -120,6 +120,14 @@ def test_a_qwen_whose_window_is_not_used_has_none():
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3", {"sliding_window": 0}, "window"),
         ("gemma3", {"rope_scaling": ..., "rope_parameters": {"rope_theta": 1e6}}, "by layer type"),
+        ("mistral", {"use_sliding_window": False}, "use_sliding_window"),
+        ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
+        ("phi3", {"rope_scaling": {"type": "longrope", "long_factor": [1.0] * 6}}, "longrope"),
+        ("phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0] * 6}}, "'su'"),
+        ("phi3", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+        ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
+        ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ("mistral", {"original_max_position_embeddings": 64}, "original_max_position_embeddings"),
     ],
 )
 def test_what_would_change_the_numbers_is_refused_by_name(variant, keys, names):
@@ -205,6 +213,13 @@ def test_null_says_that_there_is_no_window_and_a_key_head_per_query_head():
     told = changed("qwen2_windowed", sliding_window=None, num_key_value_heads=None)
     config = config_json.from_json(told)
     assert (config.window, config.local_layers, config.kv_heads) == (None, (), config.heads)
+
+
+def test_a_mistral_has_its_window_in_all_layers_and_a_default_one():
+    layers = tiny_hf.VARIANTS["mistral"]["num_hidden_layers"]
+    for keys, window in (({}, 100), ({"sliding_window": ...}, 4096)):
+        config = config_json.from_json(changed("mistral", **keys))
+        assert (config.window, config.local_layers) == (window, (True,) * layers)
 
 
 _JSON = st.recursive(

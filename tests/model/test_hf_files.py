@@ -1,6 +1,8 @@
 """Weights are read as transformers reads them; what cannot be is one line with its cause."""
 
+import collections
 import json
+import math
 import re
 
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ import tiny_hf
 from model_folders import BFLOAT16, in_files, refusal, same, tensors
 
 from mcr_jax.model import hf
+from mcr_jax.model.hf import weight_files
+from mcr_jax.model.sharding import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -31,6 +35,20 @@ def test_the_text_half_of_a_multimodal_gemma_is_taken_whatever_its_prefix(tmp_pa
     assert told["model_type"] == "gemma3_text"
     assert told["architectures"] == ["Gemma3ForCausalLM"]
     assert hf.load(tmp_path / "out").config == model.config
+
+
+def test_a_fused_tensor_is_read_by_parts_and_each_part_once(folder, monkeypatch):
+    read, counts = weight_files._read, collections.Counter()
+
+    def counting(slot, block):
+        values = read(slot, block)
+        counts[slot.name] += values.size
+        assert values.size < math.prod(slot.shape) / 2 or "qkv" not in slot.name
+        return values
+
+    monkeypatch.setattr(weight_files, "_read", counting)
+    hf.load(folder("phi3"), mesh=make_mesh(2, 2, 2))
+    assert counts == {name: tensor.size for name, tensor in tensors("phi3").items()}
 
 
 def test_a_tied_model_may_hold_its_head_once_more_but_not_another_one(folder):

@@ -23,6 +23,8 @@ PARAMETERS = {  # as the model cards count them, medgemma without its eye
     "Qwen3-8B, fine-tuned with Unsloth": 8_190_735_360,
     "Llama-3.2-1B-Instruct": 1_235_814_400,
     "medgemma-4b-it": 3_880_263_168,
+    "Mistral-7B-v0.1": 7_241_732_096,
+    "Phi-3-mini-4k-instruct": 3_821_079_552,
 }
 LLAMA = tiny_hf.VARIANTS["llama3"]
 

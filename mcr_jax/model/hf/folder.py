@@ -50,7 +50,7 @@ def load(
     """The decoder in a Hugging Face folder.
 
     Args:
-      folder: with config.json and model*.safetensors of Qwen 2, Qwen 3, Llama 3 or Gemma 3; of a
+      folder: with config.json and model*.safetensors of a family in `model.families`; of a
         multimodal Gemma 3 the text half is taken.
       mesh: where the parameters go, by the rules of `model.sharding`; None is the first device.
       dtype: "float32", "bfloat16" or "float16" to cast to; None keeps each tensor's.
@@ -110,7 +110,6 @@ def save(
     if not config.source and not config.tied:  # a head of its own: the scale can go into the table
         scale, config = config.embedding_scale, dataclasses.replace(config, embedding_scale=1.0)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    places = table(config, params)
     try:
         told = config_json.to_json(config, dtype or _dtype_name(params))
     except ValueError as error:
@@ -125,7 +124,7 @@ def save(
         elif config.folder:
             _carry(Path(config.folder), aside)
         (aside / config_json.FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        _write_tensors(aside, places, params, scale, dtype, file_bytes)
+        _write_tensors(aside, table(config, params), params, scale, dtype, file_bytes)
 
 
 def digest(folder: str | Path) -> str:
@@ -179,33 +178,33 @@ def _write_tensors(
     file_bytes: int,
 ) -> None:
     """model.safetensors, or several and their index; at most one file's tensors are in memory."""
-    entries = [
-        (name, path, row)
-        for row in range(max(len(placed.names) for placed in places.values()))
-        for path, placed in places.items()
-        for name in placed.names[row : row + 1]
-    ]
-    entries.sort(key=lambda entry: _order(entry[1], entry[2]))
-    files: list[list[tuple[str, tuple[str, ...], int]]] = [[]]
+    entries: dict[str, list[tuple[tuple[str, ...], int]]] = {}  # by tensor; several where fused
+    for row in range(max(len(placed.names) for placed in places.values())):
+        for path, placed in places.items():
+            for name in placed.names[row : row + 1]:
+                entries.setdefault(name, []).append((path, row))
+    files: list[list[str]] = [[]]
     room, total = file_bytes, 0
-    for entry in entries:
-        kept = jnp.dtype(dtype or _leaf(params, entry[1]).dtype)
-        size = kept.itemsize * math.prod(places[entry[1]].in_file)
+    for name in sorted(entries, key=lambda name: _order(*entries[name][0])):
+        path = entries[name][0][0]
+        kept = jnp.dtype(dtype or _leaf(params, path).dtype)
+        size = kept.itemsize * math.prod(places[path].in_file)
         if files[-1] and size > room:
             files.append([])
             room = file_bytes
-        files[-1].append(entry)
+        files[-1].append(name)
         room, total = room - size, total + size
     where = {}
-    for number, members in enumerate(files, 1):
+    for number, held in enumerate(files, 1):
         file = SINGLE if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
-        tensors = {}
-        for name, path, row in members:
+        tensors: dict[str, np.ndarray] = {}
+        parts = [(name, *part) for name in held for part in entries[name]]
+        for name, path, row in parts:
             placed, leaf = places[path], _leaf(params, path)
             kept, leaf = jnp.dtype(dtype or leaf.dtype), leaf[row] if placed.stacked else leaf
             if path == ("embedding",) and scale != 1:
                 leaf = leaf.astype(jnp.float32) * scale
-            tensors[name] = placed.to_file(np.asarray(leaf.astype(kept)))
+            tensors[name] = placed.to_file(np.asarray(leaf.astype(kept)), tensors.get(name))
             where[name] = file
         write(tensors, folder / file)
     if len(files) > 1:

@@ -6,7 +6,6 @@ family.
 """
 
 import difflib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,6 +52,29 @@ def _llama3(*sizes: int, head_dim: int, factor: float, tied: bool) -> dict:
     }
 
 
+def _mistral(*, vocab: int, window: int | None, theta: float) -> dict:
+    return {
+        "model_type": "mistral",
+        **_sizes(32, 4096, 14_336, 32, 8),
+        "vocab_size": vocab,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": theta,
+        "sliding_window": window,
+        "torch_dtype": "bfloat16",
+    }
+
+
+def _phi3(*sizes: int, vocab: int, window: int | None, theta: float) -> dict:
+    return {
+        "model_type": "phi3",
+        **_sizes(*sizes),
+        "vocab_size": vocab,
+        "rope_theta": theta,
+        "sliding_window": window,
+        "torch_dtype": "bfloat16",
+    }
+
+
 def _gemma3(*sizes: int, head_dim: int, scalar: int, window: int, vocab: int, **more: Any) -> dict:
     return {
         "model_type": "gemma3_text",
@@ -93,6 +115,10 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "llama3_2_3b": _llama3(28, 3072, 8192, 24, 8, head_dim=128, factor=32.0, tied=True),
     "llama3_1_8b": _llama3(32, 4096, 14_336, 32, 8, head_dim=128, factor=8.0, tied=False),
     "llama3_1_70b": _llama3(80, 8192, 28_672, 64, 8, head_dim=128, factor=8.0, tied=False),
+    "mistral_7b_v0_1": _mistral(vocab=32_000, window=4096, theta=10_000.0),
+    "mistral_7b_v0_3": _mistral(vocab=32_768, window=None, theta=1_000_000.0),
+    "phi3_mini_4k": _phi3(32, 3072, 8192, 32, 32, vocab=32_064, window=2047, theta=10_000.0),
+    "phi4": _phi3(40, 5120, 17_920, 40, 10, vocab=100_352, window=None, theta=250_000.0),
     "gemma3_270m": _gemma3(
         *(18, 640, 2048, 4, 1), head_dim=256, scalar=256, window=512, vocab=262_144
     ),
@@ -122,8 +148,3 @@ def shape(name: str) -> DecoderConfig:
         hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(CONFIGS)}"
         raise UsageError(f"config.model.shape={name!r} is no published model known here; {hint}")
     return config_json.from_json(CONFIGS[name])
-
-
-def family(config: DecoderConfig) -> str:
-    """The model_type of a decoder that was read from a config.json, such as "qwen2"."""
-    return json.loads(config.source)["model_type"]
