@@ -38,21 +38,17 @@ from mcr_jax.model.sharding import make_mesh, shardings
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
-_WRAPPED = "base_model.model."  # what PEFT puts before the names of the model it wraps
+_PEFT_PREFIX = "base_model.model."  # of the names of the model that PEFT wraps
 _PREFIX = re.compile(r"base_model\.model\.((?:model\.|language_model\.){1,2})layers\.")
-_VISION = re.compile(r"\.(vision_tower|multi_modal_projector)\.")  # `hf` takes the text half, too
+_VISION = re.compile(r"\.(vision_tower|multi_modal_projector)\.")  # `hf` skips it, too
 
-# Keys of adapter_config.json with more than one value in use. Any key that is not here turns
-# something on that is not here, unless its value is false, null or empty.
-_READ = frozenset({"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"})
-_READ |= {"rank_pattern", "alpha_pattern"}
-_HARMLESS = frozenset(
-    (
-        *("auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "inference_mode"),
-        *("layers_pattern", "megatron_core", "peft_version", "qalora_group_size", "revision"),
-        "task_type",
-    )
-)
+# Keys of adapter_config.json that are read or change nothing. Any other one is refused, unless its
+# value is false, null or empty.
+_PASSED = """
+r lora_alpha lora_dropout target_modules use_rslora rank_pattern alpha_pattern
+auto_mapping base_model_name_or_path ensure_weight_tying inference_mode layers_pattern
+megatron_core peft_version qalora_group_size revision task_type
+"""
 _ALLOWED = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
@@ -150,9 +146,9 @@ def save(model: Decoder, folder: str | Path) -> None:
     for own, placed in _table(model.config, "model.", in_blocks=True).items():
         for name, values in zip(placed.names, np.asarray(layers[own]), strict=True):
             tensors[name] = placed.to_file(values, tensors.get(name))
-    told = json.dumps(_to_json(config, _modules(model.config), model.config.folder), indent=2)
+    keys = _to_json(config, _modules(model.config), model.config.folder)
     with new_folder(folder, CONFIG) as aside:
-        (aside / CONFIG).write_text(told + "\n", encoding="utf-8")
+        (aside / CONFIG).write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
         write(tensors, aside / TENSORS)
 
 
@@ -171,24 +167,25 @@ def load(model: Decoder, folder: str | Path, *, dtype: str | None = None) -> Dec
         does not compute, or tensors are missing, too many or misshapen.
     """
     _refuse_adapted(model)
-    told, tensors = Path(folder) / CONFIG, Path(folder) / TENSORS
+    path, tensors = Path(folder) / CONFIG, Path(folder) / TENSORS
     found = _read_tensors(tensors)
     prefix = next((m[1] for name in found if (m := _PREFIX.match(name))), "model.")
     try:
-        read = json.loads(told.read_text(encoding="utf-8"))
-        shape = dataclasses.replace(model.config, lora=_from_json(read, prefix, model.config))
+        keys = json.loads(path.read_text(encoding="utf-8"))
+        config = _from_json(keys, prefix, model.config)
+        shape = dataclasses.replace(model.config, lora=config)
     except OSError as error:
-        raise McrError(f"{told}: cannot read: {error.strerror}") from error
+        raise McrError(f"{path}: cannot read: {error.strerror}") from error
     except ValueError as error:  # of JSON, too
-        raise McrError(f"{told}: {error}") from error
-    in_blocks = bool(read.get("rank_pattern"))
+        raise McrError(f"{path}: {error}") from error
+    in_blocks = bool(keys.get("rank_pattern"))
     table = _table(shape, prefix, in_blocks)
     if faults := _faults(table, found):
         raise McrError(f"{tensors}: {len(faults)} tensors are wrong: {grouped(faults)}")
-    if in_blocks:  # projections of a fused tensor that had no adapter are zero in its A
-        used = {name: _used(table[f"{name}_lora_a"], found) for name in shape.lora.targets}
-        targets = tuple(name for name in used if used[name]) or shape.lora.targets
-        shape = dataclasses.replace(shape, lora=dataclasses.replace(shape.lora, targets=targets))
+    if in_blocks:  # of fused projections, those without an adapter have a block of zeros
+        used = [name for name in config.targets if _any(table[f"{name}_lora_a"], found)]
+        lora = dataclasses.replace(config, targets=tuple(used) or config.targets)
+        shape = dataclasses.replace(shape, lora=lora)
         table = _table(shape, prefix, in_blocks)
 
     def stack(placed: Placed, sharding: NamedSharding) -> jax.Array:
@@ -243,27 +240,25 @@ def _table(config: DecoderConfig, prefix: str, in_blocks: bool) -> dict[str, Pla
     `in_blocks`, and the same otherwise.
     """
     table, modules, rank = {}, _modules(config), config.lora.rank
-    outs = {name: (modules[name], math.prod(config.projection(name)[1])) for name in PROJECTIONS}
-    rows = fused_rows(outs)
-    columns = dict.fromkeys(PROJECTIONS, (0, rank))
-    if in_blocks:
-        columns = fused_rows({name: (modules[name], rank) for name in PROJECTIONS})
+    sizes = {name: math.prod(config.projection(name)[1]) for name in PROJECTIONS}
+    rows = fused_rows({name: (modules[name], sizes[name]) for name in PROJECTIONS})
+    ranks = fused_rows({name: (modules[name] if in_blocks else name, rank) for name in PROJECTIONS})
     for target in config.lora.targets:
         inputs, outputs = config.projection(target)
-        (row, height), (column, width) = rows[target], columns[target]
+        (row, height), (column, width) = rows[target], ranks[target]
         halves = {
-            "a": ((*inputs, rank), len(inputs), (column, 0), (width, math.prod(inputs))),
-            "b": ((rank, *outputs), 1, (row, column), (height, width)),
+            "A": ((*inputs, rank), len(inputs), (column, 0), (width, math.prod(inputs))),
+            "B": ((rank, *outputs), 1, (row, column), (height, width)),
         }
         for half, (shape, axes, *place) in halves.items():
-            stem, leaf = f"{_WRAPPED}{prefix}layers", f"lora_{half.upper()}.weight"
-            names = tuple(f"{stem}.{i}.{modules[target]}.{leaf}" for i in range(config.layers))
+            layers = (f"{_PEFT_PREFIX}{prefix}layers.{i}" for i in range(config.layers))
+            names = tuple(f"{layer}.{modules[target]}.lora_{half}.weight" for layer in layers)
             shape = (config.layers, *shape)
-            table[f"{target}_lora_{half}"] = Placed(shape, names, True, axes, *place)
+            table[f"{target}_lora_{half.lower()}"] = Placed(shape, names, True, axes, *place)
     return table
 
 
-def _used(placed: Placed, found: Mapping[str, np.ndarray]) -> bool:
+def _any(placed: Placed, found: Mapping[str, np.ndarray]) -> bool:
     return any(found[name][placed.region].any() for name in placed.names)
 
 
@@ -305,7 +300,7 @@ def _to_json(config: LoraConfig, modules: Mapping[str, str], base: str) -> dict[
         "r": config.rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": config.dropout,
-        "target_modules": sorted({_end(modules[name]) for name in config.targets}),
+        "target_modules": sorted({modules[name].split(".")[-1] for name in config.targets}),
         "use_rslora": config.rslora,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -318,21 +313,16 @@ def _to_json(config: LoraConfig, modules: Mapping[str, str], base: str) -> dict[
 
 
 def _patterns(config: LoraConfig, modules: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Returns PEFT's ranks and alphas of fused modules, by which the scale is the same in all."""
-    fused = collections.Counter(modules.values())
-    sizes = {_end(modules[name]): fused[modules[name]] for name in config.targets}
-    sizes = {end: size for end, size in sizes.items() if size > 1}
-    alpha = {
-        end: config.alpha * (size**0.5 if config.rslora else size) for end, size in sizes.items()
-    }
+    """Returns PEFT's rank and alpha of each fused module, whose scale is that of all others."""
+    fused, alpha = collections.Counter(modules.values()), config.alpha
+    parts = {modules[name].split(".")[-1]: fused[modules[name]] for name in config.targets}
+    parts = {end: n for end, n in parts.items() if n > 1}
     return {
-        "rank_pattern": {end: config.rank * size for end, size in sizes.items()},
-        "alpha_pattern": alpha,
+        "rank_pattern": {end: n * config.rank for end, n in parts.items()},
+        "alpha_pattern": {
+            end: alpha * (n**0.5 if config.rslora else n) for end, n in parts.items()
+        },
     }
-
-
-def _end(module: str) -> str:
-    return module.split(".")[-1]
 
 
 def _from_json(keys: Any, prefix: str, config: DecoderConfig) -> LoraConfig:
@@ -347,7 +337,7 @@ def _from_json(keys: Any, prefix: str, config: DecoderConfig) -> LoraConfig:
             raise ValueError(f"{key} = {value!r}: none of {', '.join(map(repr, allowed))}")
         if key == "layers_to_transform" and value == [*range(config.layers)]:
             continue
-        if allowed is None and key not in _READ and key not in _HARMLESS and value:
+        if allowed is None and key not in _PASSED.split() and value:
             raise ValueError(f"{key} = {value!r}: these adapters do not have that")
     modules = _modules(config)
     lora = LoraConfig(
@@ -374,30 +364,25 @@ def _targets(raw: Any, prefix: str, modules: Mapping[str, str], layers: int) -> 
         for target, module in modules.items()
     }
     if isinstance(raw, str):
-        try:
-            matches = re.compile(raw).fullmatch
-        except re.error as error:
-            raise ValueError(f"target_modules = {raw!r}: not a regular expression") from error
+        given = {raw: raw}
     elif raw and isinstance(raw, list) and all(isinstance(end, str) for end in raw):
-        ends = tuple(f".{end}" for end in raw)
-        every = [f".{name}" for of_target in names.values() for name in of_target]
-        for end in ends:
-            if not any(name.endswith(end) for name in every):
-                raise ValueError(f"target_modules names {end[1:]!r}, which cannot have adapters")
-
-        def matches(name: str) -> bool:
-            return f".{name}".endswith(ends)
+        given = {end: rf"(.*\.)?{re.escape(end)}" for end in raw}
     else:
         raise ValueError(f"target_modules = {raw!r}: neither names nor a regular expression")
+    try:
+        patterns = {end: re.compile(pattern) for end, pattern in given.items()}
+    except re.error as error:
+        raise ValueError(f"target_modules = {raw!r}: not a regular expression") from error
+    for end, pattern in patterns.items():
+        if not any(pattern.fullmatch(name) for of_target in names.values() for name in of_target):
+            raise ValueError(f"target_modules: {end!r} names nothing that can have adapters")
     targets = []
     for target, of_target in names.items():
-        hits = sum(bool(matches(name)) for name in of_target)
+        hits = sum(any(p.fullmatch(name) for p in patterns.values()) for name in of_target)
         if 0 < hits < layers:
             raise ValueError(
                 f"target_modules = {raw!r}: {modules[target]} in {hits} of {layers} layers; "
                 "these adapters are in all or in none"
             )
         targets += [target] * bool(hits)
-    if not targets:
-        raise ValueError(f"target_modules = {raw!r}: no projection is of that name")
     return tuple(targets)
