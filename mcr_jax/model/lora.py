@@ -1,14 +1,13 @@
-"""Low-rank adapters on a decoder (Hu et al., 2021): added, trained, merged, kept as PEFT does.
+"""Low-rank adapters on a decoder (Hu et al., 2021): add, split, merge, and files as PEFT's.
 
     model = lora.add(model, LoraConfig(rank=16, alpha=32), seed=0)
     graph, adapters, frozen = lora.split(model)     # differentiate by `adapters` alone
     model = nnx.merge(graph, adapters, frozen)
-    lora.save(model, "adapters")                    # what PEFT loads
-    plain = lora.merge(model)                       # what `hf.save` exports
+    lora.save(model, "adapters")                    # PEFT loads it
+    plain = lora.merge(model)                       # `hf.save` exports it
 
 Adapters are parameters of the decoder beside the weights they adapt: for `q` [L, in..., out...]
-there are `q_lora_a` [L, in..., r] and `q_lora_b` [L, r, out...]. What they compute stands in
-`model.decoder`.
+there are `q_lora_a` [L, in..., r] and `q_lora_b` [L, r, out...]. `model.decoder` applies them.
 """
 
 import collections
@@ -52,14 +51,12 @@ megatron_core peft_version qalora_group_size revision task_type
 _ALLOWED = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
-    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),  # others change the weights
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),  # others change weights
 }
 
 
 def add(model: Decoder, config: LoraConfig, seed: int) -> Decoder:
-    """The same decoder with fresh float32 adapters, which change no logit.
-
-    The weights are shared with `model`, not copied.
+    """Returns `model`, weights shared, with fresh float32 adapters, which change no logit.
 
     Raises:
       ValueError: `model` has adapters already, or the rank is larger than a side of a weight.
@@ -70,7 +67,7 @@ def add(model: Decoder, config: LoraConfig, seed: int) -> Decoder:
 
 
 def initial(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
-    """Fresh adapters of a decoder of this shape, a nested dict on `mesh`."""
+    """Draws fresh adapters of a decoder of this shape, a nested dict on `mesh`."""
 
     def draw() -> Any:  # the compiler drops the drawing of everything else
         return parts(initial_params(config, seed))[0]
@@ -93,10 +90,10 @@ def split(model: Decoder) -> tuple[Any, Any, Any]:
 
 
 def merge(model: Decoder, *, keep: bool = True) -> Decoder:
-    """The decoder whose weights have the adapters in them: W + scale A B, in float32, cast to W's.
+    """Returns the decoder with merged weights: W + scale A B, in float32, cast to W's dtype.
 
-    Unless `keep`, `model` is of no use after it: what is merged is given up one kind after the
-    other, so that never are there two copies of all.
+    Unless `keep`, `model` cannot be used afterwards: its weights are freed one projection after the
+    other, so there are never two copies of all.
 
     Raises:
       ValueError: there are no adapters.
@@ -153,12 +150,12 @@ def save(model: Decoder, folder: str | Path) -> None:
 
 
 def load(model: Decoder, folder: str | Path, *, dtype: str | None = None) -> Decoder:
-    """A decoder with the adapters of a PEFT folder; its weights are shared with `model`.
+    """Returns `model`, weights shared, with the adapters of a PEFT folder.
 
     Args:
       model: without adapters; they go onto the mesh that it is on.
       folder: with adapter_config.json and adapter_model.safetensors, by `save` or by PEFT. Of
-        adapters of a multimodal Gemma 3, those of the text half are taken.
+        adapters of a multimodal model, those of the text half are read.
       dtype: "float32", "bfloat16" or "float16" to cast to; None keeps each tensor's.
 
     Raises:
@@ -220,7 +217,7 @@ def _adapted(model: Decoder) -> LoraConfig:
 
 
 def _mesh(model: Decoder) -> Mesh:
-    """The mesh that the model is on."""
+    """Returns the mesh that the model is on."""
     sharding = model.embedding[...].sharding
     if isinstance(sharding, NamedSharding):
         return sharding.mesh
@@ -236,8 +233,8 @@ def _modules(config: DecoderConfig) -> dict[str, str]:
 def _table(config: DecoderConfig, prefix: str, in_blocks: bool) -> dict[str, Placed]:
     """Maps each adapter to its tensors in the file: lora_A [r, in], lora_B [out, r], by layer.
 
-    Projections that are fused have rows of B each; columns of B, and rows of A, each if
-    `in_blocks`, and the same otherwise.
+    Fused projections have rows of B each. If `in_blocks`, each also has columns of B and rows of A;
+    otherwise they share all of them.
     """
     table, modules, rank = {}, _modules(config), config.lora.rank
     sizes = {name: math.prod(config.projection(name)[1]) for name in PROJECTIONS}
@@ -272,7 +269,7 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _faults(table: Mapping[str, Placed], found: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
-    """Every tensor that is missing, too many, misshapen or of another dtype than its like."""
+    """Lists tensors that are missing, too many, misshapen or of mixed dtypes."""
     expected = {name: placed.in_file for placed in table.values() for name in placed.names}
     faults = [(name, "is missing") for name in expected if name not in found]
     for name, values in found.items():

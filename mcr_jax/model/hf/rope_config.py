@@ -12,7 +12,7 @@ GLOBAL, LOCAL = "full_attention", "sliding_attention"  # layer types
 _DEFAULT_THETA = 10_000.0  # of transformers, unless the family has another
 
 _ORIGINAL = "original_max_position_embeddings"
-# The keys of each type: those that must be there, and those that may.
+# Required and optional keys of each type.
 _KEYS: Mapping[str, tuple[set[str], set[str]]] = {
     "default": (set(), set()),
     "linear": ({"factor"}, {_ORIGINAL}),
@@ -138,7 +138,7 @@ def _yarn(values: Mapping[str, Any], raw: Mapping[str, Any], theta: float, origi
 
 
 def _magnitude(factor: float, scale: float) -> float:
-    """YaRN's growth of queries and keys (Peng et al., 2023, equation 22), as DeepSeek scales it."""
+    """Computes YaRN's attention factor (Peng et al., 2023, equation 22), in DeepSeek's form."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 

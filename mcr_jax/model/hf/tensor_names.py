@@ -1,4 +1,4 @@
-"""Tensors of a Hugging Face folder by name: which hold a parameter of the decoder, and how."""
+"""Tensors of a Hugging Face folder: names, and the place of each parameter in them."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from mcr_jax.model.shape import PROJECTIONS, DecoderConfig
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _OUTSIDE = {"embedding": EMBEDDING, "final_norm": "model.norm.weight", "head": HEAD}
-# What wraps modules in training and stays in the names of their tensors.
+# Wrappers of modules in training, which stay in the names of saved tensors.
 _WRAPPERS = re.compile(
     r"(?:^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)|^module(?=\.)"
 )
@@ -128,11 +128,11 @@ def fused_rows(parts: Mapping[Any, tuple[Any, int]]) -> dict[Any, tuple[int, int
 
 
 def standard(name: str) -> str:
-    """The name that transformers' class for language models gives a tensor.
+    """Returns the name of a tensor in transformers' class for language models.
 
     Folders of the model without its head have no `model.`, multimodal ones another prefix, and
-    weights saved from a wrapped model have the wrapper's names in between. Names of no decoder come
-    back as they are.
+    weights saved from a wrapped model have the wrapper's names in between. Other names are returned
+    unchanged.
     """
     plain = _WRAPPERS.sub("", name).lstrip(".")
     rest = plain[m.end() :] if (m := _PREFIX.match(plain)) else plain
