@@ -26,7 +26,7 @@ def model(tiny_shape):
 
 @pytest.fixture(scope="module")
 def run(model):
-    """The model's logits, jitted."""
+    """Computes the model's logits, jitted."""
     graph, params = nnx.split(model)
     forward = jax.jit(lambda params, *inputs: nnx.merge(graph, params)(*inputs))
     return lambda *inputs: np.asarray(forward(params, *inputs))
@@ -34,7 +34,7 @@ def run(model):
 
 @pytest.fixture(scope="module")
 def influence(model):
-    """How strongly each input token (columns) moves the logits at each place (rows)."""
+    """Measures how much each input token (columns) moves the logits at each place (rows)."""
     graph, params = nnx.split(model)
     pure = nnx.to_pure_dict(params)
     direction = np.random.default_rng(0).standard_normal(model.config.vocab_size)
@@ -55,7 +55,7 @@ def influence(model):
 
 
 def textbook(config: DecoderConfig, params, tokens, positions, segments) -> np.ndarray:
-    """The forward pass once more, in float64, one token and one head at a time."""
+    """Computes the forward pass again, in float64, one token and one head at a time."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     half, group = config.head_dim // 2, config.heads // config.kv_heads
 

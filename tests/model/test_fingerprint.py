@@ -1,4 +1,4 @@
-"""The name of weights follows from their values, on any mesh, and from every bit of them."""
+"""The content hash of weights depends on every bit of them and on no mesh."""
 
 import jax
 import jax.numpy as jnp

@@ -57,8 +57,8 @@ def test_there_and_back_every_bit_is_the_same(folder, tmp_path, variant, dtype, 
     assert same(in_files(out), tensors(variant, dtype))
     hf.save(hf.load(out, mesh=make_mesh(2, 2, 2)), again)  # reads what it wrote
     assert same(in_files(again), tensors(variant, dtype))
-    told = json.loads((out / "config.json").read_text())
-    assert told["torch_dtype"] == np.dtype(dtype).name
+    raw = json.loads((out / "config.json").read_text())
+    assert raw["torch_dtype"] == np.dtype(dtype).name
 
 
 def test_files_stay_below_their_size_and_the_index_knows_them(folder, tmp_path):

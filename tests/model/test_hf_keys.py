@@ -1,4 +1,4 @@
-"""Keys of config.json: what may change the numbers is refused by name, anything else passes."""
+"""Keys of config.json that may change the numbers are refused by name; all others pass."""
 
 import json
 import logging
@@ -140,6 +140,6 @@ def test_a_refusal_stays_one_short_line(tmp_path, keys):
     "`--config.model.ignore=KEY` lets one pass."
 )
 def test_a_key_can_be_passed_over_by_name():
-    told = {**LLAMA, "residual_multiplier": 2, "quantization_config": {"bits": 4}}
+    keys = {**LLAMA, "residual_multiplier": 2, "quantization_config": {"bits": 4}}
     ignore = ("residual_multiplier", "quantization_config")
-    assert config_json.from_json(told, ignore) == config_json.from_json(LLAMA)
+    assert config_json.from_json(keys, ignore) == config_json.from_json(LLAMA)

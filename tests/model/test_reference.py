@@ -1,4 +1,4 @@
-"""What is saved here, transformers loads, and every logit agrees: run live where it is installed.
+"""Transformers loads the folders that are saved here, and every logit agrees; run where installed.
 
 `make reference` installs it in .venv-reference, apart from everything else.
 """

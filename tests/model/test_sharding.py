@@ -56,7 +56,7 @@ def batch(untied):
 
 @pytest.fixture(scope="module")
 def stepped(untied, batch):
-    """(data, fsdp, tensor) -> the state after one step on that mesh, and the step's metrics."""
+    """Runs one step on a mesh (data, fsdp, tensor); returns the state and the step's metrics."""
     graph = blueprint(untied)[0]
     params = jax.device_get(initial_params(untied, 0))
     tx, schedule = optimizer(**OPTIM)

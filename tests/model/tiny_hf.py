@@ -147,12 +147,12 @@ HEAD_DIM, MAX_LENGTH = 64, 4096  # of `ROPES`
 
 
 def tokens() -> np.ndarray:
-    """int64 [ROWS, LENGTH]."""
+    """Draws int64 [ROWS, LENGTH]."""
     return np.random.default_rng(7).integers(0, VOCAB, (ROWS, LENGTH))
 
 
 def weights(variant: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """float32 values for every tensor of a variant, such that logits are of the order of ten.
+    """Draws float32 values for every tensor of a variant, such that logits are of the order of ten.
 
     Args:
       variant: of `VARIANTS`.
