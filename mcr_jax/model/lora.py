@@ -26,7 +26,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from mcr_jax.errors import McrError
-from mcr_jax.model.blueprint import blueprint, initial_params, parts
+from mcr_jax.model.abstract import abstract_decoder, initial_params, parts
 from mcr_jax.model.decoder import Decoder
 from mcr_jax.model.families import layer_tensors
 from mcr_jax.model.hf.safetensors_files import DTYPES, new_folder, opened, write
@@ -120,7 +120,7 @@ def merge(model: Decoder, *, keep: bool = True) -> Decoder:
             for old in stacked:
                 old.delete()
     plain = dataclasses.replace(model.config, lora=None)
-    return nnx.merge(blueprint(plain)[0], params | {"layers": layers})
+    return nnx.merge(abstract_decoder(plain)[0], params | {"layers": layers})
 
 
 def save(model: Decoder, folder: str | Path) -> None:
@@ -202,7 +202,7 @@ def _params(model: Decoder) -> Any:
 
 
 def _with(model: Decoder, config: DecoderConfig, adapters: Any) -> Decoder:
-    return nnx.merge(blueprint(config)[0], _params(model), adapters)
+    return nnx.merge(abstract_decoder(config)[0], _params(model), adapters)
 
 
 def _refuse_adapted(model: Decoder) -> None:

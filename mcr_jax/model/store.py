@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from mcr_jax import console
 from mcr_jax.errors import McrError, Stopped
 from mcr_jax.model import hf, lora
-from mcr_jax.model.blueprint import blueprint, initial_params, parts
+from mcr_jax.model.abstract import abstract_decoder, initial_params, parts
 from mcr_jax.model.decoder import Decoder
 from mcr_jax.model.model_names import UNTRAINED, check_name
 from mcr_jax.model.shape import DecoderConfig
@@ -63,7 +63,7 @@ def named(
 
 def weights_bytes(config: DecoderConfig, dtype: str) -> int:
     """Returns the bytes of a decoder's weights in a dtype, without adapters."""
-    shapes = jax.tree.leaves(blueprint(dataclasses.replace(config, lora=None))[1])
+    shapes = jax.tree.leaves(abstract_decoder(dataclasses.replace(config, lora=None))[1])
     return sum(leaf.size for leaf in shapes) * jax.numpy.dtype(dtype).itemsize
 
 
@@ -76,7 +76,7 @@ def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
       McrError: config.folder cannot be loaded.
     """
     config = dataclasses.replace(config, lora=None)
-    shapes = blueprint(config)[1]
+    shapes = abstract_decoder(config)[1]
     placed = shardings(mesh, shapes)
     if config.folder:
         return hf.read_params(config.folder, config, abstract(shapes, placed), config.dtype)
@@ -86,7 +86,8 @@ def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
 def untrained(config: DecoderConfig, seed: int, mesh: Mesh | None = None) -> Decoder:
     """Returns the decoder before training with `seed`, on `mesh` or the first device."""
     config = dataclasses.replace(config, lora=None)
-    return nnx.merge(blueprint(config)[0], starting_params(config, seed, mesh or one_device()))
+    params = starting_params(config, seed, mesh or one_device())
+    return nnx.merge(abstract_decoder(config)[0], params)
 
 
 def trained(
@@ -111,7 +112,7 @@ def trained(
     if config.lora:
         model, step = adapted(folder, config, mesh, which, seed)
         return lora.merge(model, keep=False), step
-    graph, shapes = blueprint(config)
+    graph, shapes = abstract_decoder(config)
     params, step = _restored(folder, shapes, mesh or one_device(), which)
     return nnx.merge(graph, params), step
 
@@ -125,7 +126,7 @@ def adapted(
 ) -> tuple[Decoder, int]:
     """Loads a trained model with its adapters beside the weights (`trained` merges them)."""
     mesh = mesh or one_device()
-    graph, shapes = blueprint(config)
+    graph, shapes = abstract_decoder(config)
     adapters, step = _restored(folder, parts(shapes)[0], mesh, which)
     return nnx.merge(graph, starting_params(config, seed, mesh), adapters), step
 

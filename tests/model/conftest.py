@@ -9,7 +9,7 @@ import tiny_hf
 from flax import nnx
 from model_folders import tensors
 
-from mcr_jax.model.blueprint import blueprint, initial_params
+from mcr_jax.model.abstract import abstract_decoder, initial_params
 
 
 @pytest.fixture
@@ -31,4 +31,4 @@ def folder(tmp_path):
 def plain(tiny_shape):
     """A decoder with every part that a family may have."""
     every = dataclasses.replace(tiny_shape, qk_norm=True, qkv_bias=True, sandwich_norm=True)
-    return nnx.merge(blueprint(every)[0], jax.jit(lambda: initial_params(every, 0))())
+    return nnx.merge(abstract_decoder(every)[0], jax.jit(lambda: initial_params(every, 0))())

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from mcr_jax.model import lora
-from mcr_jax.model.blueprint import blueprint
+from mcr_jax.model.abstract import abstract_decoder
 from mcr_jax.model.shape import LoraConfig
 from mcr_jax.model.sharding import make_mesh, shardings
 
@@ -46,12 +46,12 @@ def spread(model):
     """Spreads the model over a mesh of eight devices."""
     params = params_of(model)
     placed = shardings(make_mesh(2, 2, 2), params)
-    return nnx.merge(blueprint(model.config)[0], jax.device_put(params, placed))
+    return nnx.merge(abstract_decoder(model.config)[0], jax.device_put(params, placed))
 
 
 def halved(model):
     """Casts the model to bfloat16."""
-    graph = blueprint(dataclasses.replace(model.config, dtype="bfloat16"))[0]
+    graph = abstract_decoder(dataclasses.replace(model.config, dtype="bfloat16"))[0]
     return nnx.merge(graph, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params_of(model)))
 
 

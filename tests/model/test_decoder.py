@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from mcr_jax.model import store
-from mcr_jax.model.blueprint import blueprint, initial_params
+from mcr_jax.model.abstract import abstract_decoder, initial_params
 from mcr_jax.model.shape import DecoderConfig, Rope
 
 TOKENS = np.array([[5, 9, 2, 7, 11, 3, 8, 1]])  # no token twice
@@ -103,7 +103,7 @@ def test_the_logits_are_those_of_an_independent_forward_pass(tiny_shape, tied, k
     params = initial_params(config, 3)
     rng = np.random.default_rng(1)  # norm scales start at one: make them matter
     params = jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape).astype("f4"), params)
-    made = nnx.merge(blueprint(config)[0], params)
+    made = nnx.merge(abstract_decoder(config)[0], params)
     got = made(TOKENS, POSITIONS + 300, SEGMENTS)
     assert got.dtype == jnp.float32
     want = textbook(config, params, TOKENS[0], POSITIONS[0] + 300, SEGMENTS[0])
@@ -112,7 +112,7 @@ def test_the_logits_are_those_of_an_independent_forward_pass(tiny_shape, tied, k
 
 def test_a_tied_head_has_no_table_of_its_own(tiny_shape):
     tied, untied = (
-        blueprint(dataclasses.replace(tiny_shape, tied=tied))[1] for tied in (True, False)
+        abstract_decoder(dataclasses.replace(tiny_shape, tied=tied))[1] for tied in (True, False)
     )
     assert set(untied) - set(tied) == {"head"}
     assert untied["head"].shape == untied["embedding"].shape
@@ -156,8 +156,8 @@ def test_grouped_heads_equal_the_same_heads_repeated(tiny_shape):
         name: params["layers"][name].repeat(2, axis=2) for name in ("k", "v")
     }
     full = dataclasses.replace(tiny_shape, kv_heads=4)
-    grouped = nnx.merge(blueprint(tiny_shape)[0], params)
-    many = nnx.merge(blueprint(full)[0], params | {"layers": repeated})
+    grouped = nnx.merge(abstract_decoder(tiny_shape)[0], params)
+    many = nnx.merge(abstract_decoder(full)[0], params | {"layers": repeated})
     np.testing.assert_allclose(grouped(TOKENS), many(TOKENS), atol=1e-5)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mcr_jax.model.blueprint import blueprint
+from mcr_jax.model.abstract import abstract_decoder
 from mcr_jax.model.flops import PEAKS, peak, step_flops
 from mcr_jax.model.shape import PROJECTIONS, DecoderConfig, LoraConfig
 from mcr_jax.train.step import loss_sums
@@ -71,7 +71,7 @@ def test_xla_counts_as_many_for_the_products_with_weights():
         SHAPE, layers=1, width=128, heads=2, kv_heads=2, head_dim=64,
         mlp_width=512, vocab_size=256,
     )  # fmt: skip
-    graph, params = blueprint(shape)
+    graph, params = abstract_decoder(shape)
     ids = jax.ShapeDtypeStruct((1, 64), jnp.int32)
     batch = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), ids)
     batch["weights"] = jax.ShapeDtypeStruct(ids.shape, jnp.float32)

@@ -10,7 +10,7 @@ import tiny_hf
 from published_keys import FOLDERS
 
 from mcr_jax.errors import McrError
-from mcr_jax.model.blueprint import blueprint
+from mcr_jax.model.abstract import abstract_decoder
 from mcr_jax.model.hf import config_json
 
 PARAMETERS = {  # as the model cards count them, medgemma without its eye
@@ -37,7 +37,7 @@ def read(folder, **keys):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_key_sets_of_published_folders_pass_without_a_warning(name, tmp_path, caplog):
     (tmp_path / "config.json").write_text(json.dumps(FOLDERS[name]))
-    shapes = blueprint(config_json.read(tmp_path))[1]
+    shapes = abstract_decoder(config_json.read(tmp_path))[1]
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == PARAMETERS[name]
     assert not caplog.records
 

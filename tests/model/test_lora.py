@@ -14,7 +14,7 @@ from lora_models import SPECS, TOKENS, halved, params_of, random_adapters, run, 
 from quick import quick
 
 from mcr_jax.model import hf, lora
-from mcr_jax.model.blueprint import blueprint
+from mcr_jax.model.abstract import abstract_decoder
 from mcr_jax.model.decoder import low_rank
 from mcr_jax.model.shape import PROJECTIONS, LoraConfig
 
@@ -191,7 +191,7 @@ def test_each_layer_and_projection_drops_its_own(plain):
     layers |= {name: layers[name] * 0 for name in ("o", "down", "attention_post_norm")}
     config = dataclasses.replace(model.config, qk_norm=False)
     del layers["q_norm"], layers["k_norm"]
-    model = nnx.merge(blueprint(config)[0], params | {"layers": layers})
+    model = nnx.merge(abstract_decoder(config)[0], params | {"layers": layers})
     for key in (None, jax.random.key(0)):
         kv = model.hidden(TOKENS[:1, :1], keep_kv=True, dropout_key=key)[1]
         different = {np.asarray(x).round(4).tobytes() for made in kv for x in made}

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from mcr_jax.errors import UsageError
-from mcr_jax.model.blueprint import blueprint
+from mcr_jax.model.abstract import abstract_decoder
 from mcr_jax.model.families import model_type
 from mcr_jax.model.hf import published
 
@@ -40,7 +40,7 @@ TOTALS = {
 
 @pytest.mark.parametrize("name", published.CONFIGS)
 def test_a_published_shape_has_as_many_parameters_as_the_published_weights(name):
-    leaves = jax.tree.leaves(blueprint(published.shape(name))[1])
+    leaves = jax.tree.leaves(abstract_decoder(published.shape(name))[1])
     assert sum(math.prod(leaf.shape) for leaf in leaves) == TOTALS[name]
 
 

@@ -24,7 +24,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mcr_jax.errors import McrError
-from mcr_jax.model.blueprint import blueprint
+from mcr_jax.model.abstract import abstract_decoder
 from mcr_jax.model.decoder import Decoder
 from mcr_jax.model.hf import config_json
 from mcr_jax.model.hf.safetensors_files import new_folder, write
@@ -61,11 +61,11 @@ def load(
         compute, or tensors are missing, too many or misshapen.
     """
     config = config_json.read(folder, ignore)
-    shapes = blueprint(config)[1]
+    shapes = abstract_decoder(config)[1]
     like = abstract(shapes, shardings(mesh or one_device(), shapes))
     params = read_params(folder, config, like, dtype)
     config = dataclasses.replace(config, dtype=_dtype_name(params))
-    return nnx.merge(blueprint(config)[0], params)
+    return nnx.merge(abstract_decoder(config)[0], params)
 
 
 def read_params(

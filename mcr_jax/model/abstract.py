@@ -11,7 +11,7 @@ from mcr_jax.model.shape import DecoderConfig
 ADAPTERS = ("_lora_a", "_lora_b")  # ends of the names of adapters
 
 
-def blueprint(config: DecoderConfig) -> tuple[Any, Any]:
+def abstract_decoder(config: DecoderConfig) -> tuple[Any, Any]:
     """Returns the graph definition of a decoder and its parameters' shapes; allocates nothing.
 
     Weights are of config.dtype, adapters of float32.
