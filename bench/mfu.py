@@ -127,7 +127,7 @@ def _ours(config: DecoderConfig, batch: dict[str, np.ndarray], flags) -> Measure
     import jax
     import jax.numpy as jnp
 
-    from mcr_jax.model.blueprint import blueprint, initial_params
+    from mcr_jax.model.abstract import abstract_decoder, initial_params
     from mcr_jax.train.optimizer import optimizer
     from mcr_jax.train.step import init_state, train_step
 
@@ -139,7 +139,7 @@ def _ours(config: DecoderConfig, batch: dict[str, np.ndarray], flags) -> Measure
     state = jax.jit(lambda: init_state(initial_params(config, 0), tx))()
     placed = jax.device_put(batch)
     step = jax.jit(
-        train_step(blueprint(config)[0], tx, schedule, compute="bfloat16"), donate_argnums=0
+        train_step(abstract_decoder(config)[0], tx, schedule, compute="bfloat16"), donate_argnums=0
     )
     compiled = step.lower(state, placed).compile()
     losses = []

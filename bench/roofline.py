@@ -76,11 +76,11 @@ def _ours(config: DecoderConfig, tokens, lengths, flags):
     from mcr_jax.generate.engine.scheduling import Prompt
     from mcr_jax.generate.engine.state import Shape
     from mcr_jax.generate.engine.weights import take
-    from mcr_jax.model.blueprint import blueprint, initial_params
+    from mcr_jax.model.abstract import abstract_decoder, initial_params
     from mcr_jax.model.sharding import one_device, shardings
 
     mesh = one_device()
-    graph, shapes = blueprint(config)
+    graph, shapes = abstract_decoder(config)
     bandwidth, flops = _bytes_per_second(), _flops_per_second()
     drawn = jax.jit(lambda: initial_params(config, 0), out_shardings=shardings(mesh, shapes))()
     weights = take(nnx.merge(graph, drawn))

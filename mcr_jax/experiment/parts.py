@@ -48,13 +48,14 @@ def model_folder(config: ConfigDict) -> str:
 
 
 def _refuse_other_family(config: ConfigDict, folder: Path) -> None:
+    from mcr_jax.model.families import model_type
     from mcr_jax.model.hf import config_json, published
 
     name = config.model.shape
     if name in ("", published.ANY):
         return
-    wanted = published.family(published.shape(name))
-    found = published.family(config_json.read(folder, config.model.ignore))
+    wanted = model_type(published.shape(name))
+    found = model_type(config_json.read(folder, config.model.ignore))
     if found != wanted:
         raise UsageError(
             f"config.model.folder={folder} holds a model of type {found}, and this config is "

@@ -18,7 +18,7 @@ from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate.engine.decode_attention import BLOCK, TILE, room
 from mcr_jax.generate.engine.state import Shape, blueprint, bytes_per_device, layer_kernel
 from mcr_jax.model import blockwise_attention
-from mcr_jax.model.blueprint import blueprint as parameters
+from mcr_jax.model.abstract import abstract_decoder
 from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.model.sharding import AXES, abstract, make_mesh, shardings
 
@@ -229,7 +229,7 @@ def plan(
 def memory(config: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> Memory:
     """Estimates bytes per device of an engine of `shape` over `tensor` devices."""
     mesh = AbstractMesh((1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
-    weights = parameters(config)[1]
+    weights = abstract_decoder(config)[1]
     weights = abstract(weights, shardings(mesh, weights))
     state = blueprint(config, shape, mesh, kernel)
     prompts = bytes_per_device([(x.prompt_keys, x.prompt_values) for x in state.layers])

@@ -1,7 +1,8 @@
 """Attention for training and prefill: one function, three backends.
 
-Every backend does the same: causal, within segments, in an optional sliding window, grouped heads,
-softmax in float32. One that cannot do what is asked refuses by name; nothing falls back silently.
+Every backend computes the same: causal, within segments, in an optional sliding window, grouped
+heads, softmax in float32. A named backend that cannot take a call refuses it; only "auto" falls
+back, and logs it.
 
 Dimensions: B batch, T tokens, S keys, H query heads, K key heads, G = H / K, D head size.
 """
@@ -16,7 +17,7 @@ from mcr_jax.model import blockwise_attention, splash_attention
 
 
 class BackendError(ValueError):
-    """A backend is unknown, or cannot do what it is asked."""
+    """The backend is unknown, or cannot take the call."""
 
 
 BACKENDS = ("auto", "xla", "cudnn", "splash")
@@ -34,7 +35,7 @@ def attention(
 ) -> jax.Array:
     """Causal softmax attention; query head h reads key head h // (H // K).
 
-    `auto` takes splash on a TPU and cudnn on a GPU where they can do what is asked, else xla. It
+    `auto` takes splash on a TPU and cudnn on a GPU where they can take the call, else xla. It
     goes by `jax.default_backend()` while tracing, and logs each choice once. Gradients are
     reverse-mode only.
 
@@ -51,7 +52,7 @@ def attention(
       [B, T, H, D] in the dtype of `v`.
 
     Raises:
-      BackendError: an unknown backend, or a call that the named one cannot honour.
+      BackendError: an unknown backend, or a call that the named one cannot take.
       ValueError: shapes that do not fit.
     """
     B, T, H, D = q.shape
@@ -98,7 +99,7 @@ def _log_once(choice: str) -> None:
 
 
 def _refusal(backend: str, q, k, v, segment_ids) -> str | None:
-    """Why the backend cannot do this, or None if it can."""
+    """Returns why the backend cannot take the call; None if it can."""
     if backend == "splash":
         return splash_attention.refusal(q, k, v)
     if backend == "cudnn":
@@ -134,23 +135,17 @@ def _cuda_capability() -> tuple[int, ...] | None:
 
 
 def _library(q, k, v, segment_ids, window, scale, implementation: str) -> jax.Array:
-    """JAX's own attention. Segments need an explicit mask there, which then holds the window too:
-    cuDNN's sliding window is for calls without a bias."""
+    """Calls JAX's own attention.
+
+    Segments need an explicit mask there, which then holds the window, too: cuDNN's own sliding
+    window is for calls without a bias.
+    """
     mask, local = None, None
     if segment_ids is not None:
         places = jnp.arange(q.shape[1])
-        mask = blockwise_attention.visible(places, places, window, segment_ids, segment_ids)[
-            :, None
-        ]
+        seen = blockwise_attention.visible(places, places, window, segment_ids, segment_ids)
+        mask = seen[:, None]
     elif window is not None:
         local = (window - 1, 0)  # keys to the left of the query's own, and to its right
-    return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        mask=mask,
-        scale=scale,
-        is_causal=True,
-        local_window_size=local,
-        implementation=implementation,
-    )
+    options = {"mask": mask, "scale": scale, "is_causal": True, "local_window_size": local}
+    return jax.nn.dot_product_attention(q, k, v, implementation=implementation, **options)

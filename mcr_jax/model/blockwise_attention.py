@@ -1,9 +1,9 @@
-"""Attention in plain XLA: the reference, and what runs wherever no faster kernel does.
+"""Attention in plain XLA: the reference, and the fallback without a faster kernel.
 
-Queries go in blocks, each over the blocks of keys that it may see, with a running softmax (after
-Dao et al., 2022): none after it, none before its window, and none before the first segment that it
-holds a piece of. So packed rows cost what their segments cost. The backward pass computes the
-weights anew: what a layer keeps grows with T, not with T squared.
+Each block of queries goes over the blocks of keys that it may see, with a running softmax (after
+Dao et al., 2022): none after it, none before its window, none before its first segment. So packed
+rows cost what their segments cost. The backward pass computes the weights again: memory per layer
+grows with T, not with T squared.
 
 Dimensions: B batch, T tokens, H query heads, K key heads, G = H / K, D head size; N blocks, of S
 tokens each.
@@ -92,7 +92,7 @@ attention.defvjp(_forward, _backward)
 
 
 def visible(query, key, window: int | None, of_query=None, of_key=None) -> jax.Array:
-    """bool [B or 1, queries, keys]: the query may see the key.
+    """Returns bool [B or 1, queries, keys]: the query may see the key.
 
     Args:
       query, key: int, the places of each in the row.
@@ -107,7 +107,7 @@ def visible(query, key, window: int | None, of_query=None, of_key=None) -> jax.A
 
 
 def first_blocks(T: int, window: int | None, segment_ids) -> jax.Array:
-    """int [N]: the first block of keys that any query of each block sees, in any row."""
+    """Returns int [N], the first block of keys that each block of queries sees in any row."""
     S, places = _size(T), jnp.arange(0, T, _size(T))
     seen = jnp.zeros_like(places) if window is None else jnp.maximum(places - window + 1, 0)
     if segment_ids is not None:
@@ -135,7 +135,7 @@ def _masked(scores, number, at, window, segments) -> jax.Array:
 
 
 def _blocked(x_BxTxHxD, K: int) -> jax.Array:
-    """[N, B, K, G * S, D], with zeros after the last token."""
+    """Splits into [N, B, K, G * S, D], with zeros after the last token."""
     B, T, H, D = x_BxTxHxD.shape
     S = _size(T)
     x = jnp.pad(x_BxTxHxD, ((0, 0), (0, -T % S), (0, 0), (0, 0)))
@@ -151,7 +151,7 @@ def _unblocked(x_NxBxKxQxD, shape) -> jax.Array:
 
 
 def _segment_blocks(segment_ids, T: int) -> jax.Array | None:
-    """[N, B, S]; what stands after the last token no real query sees."""
+    """Splits into [N, B, S]; no real query sees the padding after the last token."""
     if segment_ids is None:
         return None
     S = _size(T)

@@ -1,6 +1,6 @@
-"""The checkpoints of a run as files: the newest one, and whether one is still the same.
+"""Checkpoints of a run as files: the newest step, and digests by which a change is noticed.
 
-Nothing of them is loaded, and jax is not imported.
+No checkpoint is loaded, and jax is not imported.
 """
 
 import contextlib
@@ -15,19 +15,19 @@ from mcr_jax.paths import expanded
 from mcr_jax.workdir import digest, storage_path
 
 _BLOCK_BYTES = 1 << 16
-_BLOCKS = 64  # of a large file that are read: weights that were trained differ everywhere
+_BLOCKS_PER_FILE = 64  # read of a large file: trained weights differ everywhere
 
 
 def newest_step(checkpoints: str | Path) -> int | None:
-    """The step of the newest whole checkpoint, by the names there alone; None without any."""
+    """Returns the step of the newest whole checkpoint, by file names alone; None without any."""
     return max(steps(checkpoints), default=None)
 
 
 def steps(checkpoints: str | Path) -> list[int]:
-    """The steps of the whole checkpoints in a folder or at an address."""
+    """Lists the steps of the whole checkpoints in a folder or at an address."""
     if "://" not in str(checkpoints):
         return [int(path.name) for path in expanded(checkpoints).glob("*") if _is_step(path)]
-    # A store cannot rename what is whole into its place: orbax marks it.
+    # Object stores have no atomic rename: orbax marks whole checkpoints with a file.
     from mcr_jax.model.store import storage_errors
 
     with storage_errors(checkpoints, "look for"):
@@ -36,11 +36,11 @@ def steps(checkpoints: str | Path) -> list[int]:
 
 
 def facts(checkpoints: Path, wanted: list[int]) -> dict[str, Any]:
-    """Facts that change if the checkpoints of these steps do.
+    """Returns facts that change if the checkpoints of these steps do.
 
     Returns:
       "steps"; "files", a digest of names, sizes and times of all their files; and "content", the
-      SHA-256 (hex) of names, sizes and contents, of files beyond 4 MiB of blocks spread over them.
+      SHA-256 (hex) of names, sizes and contents; files above 4 MiB are sampled in blocks.
 
     Raises:
       McrError: a file cannot be read.
@@ -49,7 +49,7 @@ def facts(checkpoints: Path, wanted: list[int]) -> dict[str, Any]:
 
 
 def same(checkpoints: Path, wanted: list[int], known: dict[str, Any]) -> bool:
-    """Whether `facts` of these steps would be `known`; reads files only if their times differ.
+    """Returns whether `facts` of these steps equal `known`; reads files only if times differ.
 
     Raises:
       McrError: a file cannot be read.
@@ -67,26 +67,26 @@ def _is_step(path: Any) -> bool:
 
 
 def _stated(checkpoints: Path, wanted: list[int]) -> dict[str, Any]:
-    told = []
+    files = []
     with _reading():
         for name, path in _files(checkpoints, wanted):
             stat = path.stat()
-            told.append([name, stat.st_size, stat.st_mtime_ns])
-    return {"steps": sorted(wanted), "files": digest(told)}
+            files.append([name, stat.st_size, stat.st_mtime_ns])
+    return {"steps": sorted(wanted), "files": digest(files)}
 
 
 def _content(checkpoints: Path, wanted: list[int]) -> str:
-    told = hashlib.sha256()
+    sha256 = hashlib.sha256()
     with _reading():
         for name, path in _files(checkpoints, wanted):
             size = path.stat().st_size
-            told.update(f"{name}\0{size}\0".encode())
-            spread = max(_BLOCK_BYTES, (size - _BLOCK_BYTES) // (_BLOCKS - 1))
+            sha256.update(f"{name}\0{size}\0".encode())
+            spread = max(_BLOCK_BYTES, (size - _BLOCK_BYTES) // (_BLOCKS_PER_FILE - 1))
             with open(path, "rb") as file:
                 for start in range(0, size, spread):
                     file.seek(start)
-                    told.update(file.read(_BLOCK_BYTES))
-    return told.hexdigest()
+                    sha256.update(file.read(_BLOCK_BYTES))
+    return sha256.hexdigest()
 
 
 @contextlib.contextmanager
@@ -98,7 +98,7 @@ def _reading() -> Iterator[None]:
 
 
 def _files(checkpoints: Path, wanted: list[int]) -> Iterator[tuple[str, Path]]:
-    """Name and path of every file of these steps, in the order of the names."""
+    """Yields name and path of every file of these steps, ordered by name."""
     for step in sorted(wanted):
         for folder, folders, files in os.walk(checkpoints / str(step)):
             folders.sort()

@@ -1,9 +1,9 @@
 """The decoder: pre-norm blocks with rotary grouped-head attention and a gated MLP, as flax.nnx.
 
-One decoder is Qwen, Llama and Gemma: what differs stands in its `DecoderConfig`. Every parameter of
-the blocks is stored once, stacked over layers on its first axis: the same layout for training,
-checkpoints and sampling. `block` is the only place that knows what a layer computes; training,
-prefill and decoding differ in the `attend` they hand to it.
+One decoder covers all families: they differ in their `DecoderConfig` only. Every parameter of the
+blocks is stored once, stacked over layers on its first axis: the same layout for training,
+checkpoints and sampling. `block` alone defines what a layer computes; training, prefill and decode
+pass it different `attend` functions.
 
 Dimensions: B batch, T tokens, V vocabulary, E width, H heads, K key heads, D head size, F MLP.
 """
@@ -20,7 +20,7 @@ from flax import nnx
 from mcr_jax.model.attention import attention
 from mcr_jax.model.shape import PROJECTIONS, DecoderConfig
 
-# (q, k, v) -> (attention output [..., H, D], what the layer leaves behind)
+# (q, k, v) -> (attention output [..., H, D], anything the caller keeps of the layer)
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 Layer = dict[str, jax.Array]
 Turn = tuple[jax.Array, jax.Array]  # cosines and sines, each [..., 1, D / 2]
@@ -34,7 +34,7 @@ _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, appro
 
 
 class Layers(nnx.Module):
-    """The parameters of all blocks, stacked: axis 0 of each is the layer."""
+    """Parameters of all blocks, stacked: axis 0 of each is the layer."""
 
     def __init__(self, c: DecoderConfig, rngs: nnx.Rngs):
         def normal(*shape: int, fan_in: int) -> nnx.Param:
@@ -103,9 +103,9 @@ class Decoder(nnx.Module):
           tokens: int [B, T].
           positions: int [B, T], each token's place in its sequence, counting up by one within a
             segment; None is 0 … T-1.
-          segment_ids: int [B, T]; tokens attend within their segment only, which stands in one
-            piece. None is one segment.
-          dropout_key: draws what the adapters drop, in training; None drops nothing.
+          segment_ids: int [B, T]; tokens attend within their segment only, a run of tokens. None is
+            one segment.
+          dropout_key: draws the dropout masks of the adapters, in training; None drops nothing.
 
         Returns:
           float32 [B, T, V].
@@ -123,7 +123,7 @@ class Decoder(nnx.Module):
         dropout_key: jax.Array | None = None,
         compute: str | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """Hidden states before the head, [B, T, E]; with `keep_kv` also K and V, [L, B, T, K, D].
+        """Computes hidden states [B, T, E]; with `keep_kv` also K and V, [L, B, T, K, D].
 
         Activations have dtype `compute`, None for the embedding's own; every weight is cast to it
         where it is used, so that its gradient is summed and returned in the weight's own dtype.
@@ -167,36 +167,36 @@ class Decoder(nnx.Module):
         return rms_norm(x, self.final_norm[...], c.norm_eps, c.norm_offset), kv
 
     def embed(self, tokens: jax.Array, compute: str | None = None) -> jax.Array:
-        """Token ids [...] to vectors [..., E] of dtype `compute`, None for the table's own."""
+        """Embeds token ids [...] as [..., E] of dtype `compute`, None for the table's own."""
         return embed(self.config, self.embedding[...], tokens, compute)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., E] -> float32 [..., V]."""
+        """Computes float32 logits [..., V] of hidden states [..., E]."""
         head = self.unembedding()
         return jnp.einsum("...e,ve->...v", hidden, head, preferred_element_type=jnp.float32)
 
     def unembedding(self) -> jax.Array:
-        """The matrix that makes logits, [V, E]: the embedding's own where they are tied."""
+        """Returns the head's matrix [V, E], which is the embedding where they are tied."""
         return (self.embedding if self.config.tied else self.head)[...]
 
     def stacked(self) -> Layer:
-        """The blocks' parameters by name, axis 0 the layer."""
+        """Returns the blocks' parameters by name, axis 0 the layer."""
         return {name: p[...] for name, p in vars(self.layers).items() if isinstance(p, nnx.Param)}
 
 
 def embed(
     c: DecoderConfig, table: jax.Array, tokens: jax.Array, compute: str | None = None
 ) -> jax.Array:
-    """Token ids [...] to vectors [..., E] of dtype `compute` (the table's own), by table [V, E]."""
+    """Embeds token ids [...] by table [V, E] as [..., E] of dtype `compute` (the table's own)."""
     x = _rows(table, tokens).astype(compute or table.dtype)
     return x if c.embedding_scale == 1 else x * jnp.asarray(c.embedding_scale, x.dtype)
 
 
 @jax.custom_vjp
 def _rows(table: jax.Array, tokens: jax.Array) -> jax.Array:
-    """table[tokens], with a gradient that is summed in float32 whatever the table's dtype is.
+    """Returns table[tokens]; its gradient is summed in float32, whatever the table's dtype.
 
-    Thousands of tokens of a batch share a row. Summed in bfloat16, its gradient loses a tenth.
+    Thousands of tokens of a batch share a row. A sum in bfloat16 would lose a tenth of it.
     """
     return table[tokens]
 
@@ -217,7 +217,7 @@ _rows.defvjp(_rows_forward, _rows_backward)
 def narrow(gradient: jax.Array, dtype: Any) -> jax.Array:
     """Casts a summed float32 gradient to the dtype of its weight.
 
-    XLA would move a cast before the sum over devices, to send less. The barrier keeps it behind.
+    XLA would move the cast before the sum over devices, to send less. The barrier prevents that.
     """
     if gradient.dtype == dtype:
         return gradient
@@ -232,7 +232,7 @@ def block(
     attend: Attend,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, Any]:
-    """One layer on [..., E], any leading dimensions; returns the new residual and `attend`'s."""
+    """Applies one layer to [..., E]; returns the new residual and what `attend` keeps."""
 
     def norm(x: jax.Array, name: str) -> jax.Array:
         return rms_norm(x, layer[name], c.norm_eps, c.norm_offset)
@@ -249,8 +249,8 @@ def block(
             y = y + layer[f"{name}_bias"].astype(jnp.float32)
         return y.astype(h.dtype)
 
-    # What follows from x, and from gate and up, by a few operations per number is not kept for the
-    # backward pass but made again there: to store it would take longer.
+    # Cheap results of x, and of gate and up, are not stored for the backward pass but computed
+    # again there: storing them would take longer.
     @_cheap
     def queries_keys_values(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         h = norm(x, "attention_norm")
@@ -277,11 +277,15 @@ def block(
 
 
 def project(x: jax.Array, weight: jax.Array, axes: int) -> jax.Array:
-    """x [..., *in] times weight [*in, *out], `in` being so many axes: [..., *out], x's dtype.
+    """Multiplies x [..., *in] by weight [*in, *out]: [..., *out] in x's dtype.
 
-    The weight is cast to x's dtype for the product. Its gradient is a float32 sum, over tokens and
-    over devices, and only then takes the weight's own dtype. It is asked for as [*in, *out]: JAX
-    would ask for it transposed, and turning the activations round for that is slow on a CPU.
+    The weight is cast to x's dtype. Its gradient is summed in float32, over tokens and devices, and
+    then cast to the weight's dtype. It is computed as [*in, *out]: JAX would compute the transpose,
+    for which a CPU transposes the activations, slowly.
+
+    Args:
+      x, weight: the factors.
+      axes: number of axes in `in`.
     """
     return _project(x, weight, axes)
 
@@ -304,7 +308,7 @@ def _project_backward(axes, kept, d_y):
         d_x = jnp.tensordot(d_y, weight.astype(d_y.dtype), (outs, outs))
     if x is not None:
         inputs, outputs = x.shape[x.ndim - axes :], d_y.shape[x.ndim - axes :]
-        # As one matrix product: XLA:CPU makes no other from bfloat16 to float32.
+        # As one matrix product: XLA:CPU has no other from bfloat16 to float32.
         flat = x.reshape(-1, math.prod(inputs)), d_y.reshape(-1, math.prod(outputs))
         total = jnp.tensordot(*flat, (0, 0), preferred_element_type=jnp.float32)
         d_weight = narrow(total.reshape(*inputs, *outputs), like.dtype)
@@ -317,7 +321,7 @@ _project.defvjp(_project_forward, _project_backward, symbolic_zeros=True)
 def low_rank(
     c: DecoderConfig, layer: Layer, h: jax.Array, name: str, dropout_key: jax.Array | None
 ) -> jax.Array:
-    """Low-rank update of the projection `name` of h, in h's dtype."""
+    """Computes the low-rank update of the projection `name` of h, in h's dtype."""
     a, b = (layer[f"{name}_lora_{half}"] for half in "ab")
     if dropout_key is not None:
         kept = 1 - c.lora.dropout
@@ -327,14 +331,14 @@ def low_rank(
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
-    """Root-mean-square norm over the last axis in float32 (Zhang & Sennrich, 2019)."""
+    """Normalizes the last axis by its root mean square in float32 (Zhang & Sennrich, 2019)."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
     return (y * (offset + scale.astype(jnp.float32))).astype(x.dtype)
 
 
 def turn(c: DecoderConfig, positions: jax.Array, *, local: bool) -> Turn:
-    """Cosines and sines of positions, int [...], in local or in global layers."""
+    """Computes cosines and sines of positions, int [...], for local or global layers."""
     rotary = (local and c.local_rope) or c.rope
     angles = positions[..., None, None].astype(jnp.float32) * rotary.frequencies(c.head_dim)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -344,7 +348,7 @@ def turn(c: DecoderConfig, positions: jax.Array, *, local: bool) -> Turn:
 
 
 def rope(x: jax.Array, turned: Turn) -> jax.Array:
-    """Rotary position embedding of [..., heads, D], half-split pairing (Su et al., 2021)."""
+    """Rotates [..., heads, D] by its positions, in half-split pairing (Su et al., 2021)."""
     cos, sin = turned
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned_x = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

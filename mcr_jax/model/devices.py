@@ -1,4 +1,4 @@
-"""The accelerators that a run can be planned for: memory, arithmetic, links, fast attention."""
+"""Accelerators that a run can be planned for: memory, arithmetic, links, attention kernels."""
 
 import dataclasses
 import os
@@ -18,26 +18,25 @@ class Devices:
       count: devices as jax counts them; a TPU chip is one.
       bytes: memory of one device.
       flops: dense operations per second of one device, in bfloat16 where it has tensor cores for
-        it, else in float32; None where nobody promises any.
+        it, else in float32; None on a CPU.
       bfloat16: whether it has tensor cores for bfloat16; without them products run in float32.
-      bandwidth: bytes per second between one device and its memory; None as `flops`.
-      link: bytes per second that one device receives from others; None as `flops`.
+      bandwidth: bytes per second between one device and its memory; None on a CPU.
+      link: bytes per second that one device receives from others; None on a CPU.
       machine: devices that share those links in one machine; None where all do, as in a TPU slice.
-      fused_head_dim: the largest head that an attention kernel takes there, as `model.attention`
-        knows it; 0 where there is none.
-      fused_float32: whether it takes float32, too.
+      fused_head_dim: largest head size of the attention kernel there; 0 without one.
+      fused_float32: whether that kernel takes float32, too.
     """
 
     kind: str
     count: int
     bytes: int
-    flops: float | None
-    bfloat16: bool
-    bandwidth: float | None
-    link: float | None
-    machine: int | None
-    fused_head_dim: int
-    fused_float32: bool
+    flops: float | None = None
+    bfloat16: bool = False
+    bandwidth: float | None = None
+    link: float | None = None
+    machine: int | None = None
+    fused_head_dim: int = 0
+    fused_float32: bool = False
 
     def __str__(self) -> str:
         return f"{self.count} x {self.kind}"
@@ -55,9 +54,9 @@ class _Kind(NamedTuple):
     float32: float = 0.0
 
 
-_ANY = 1 << 30
-_MOST = 1_000_000  # devices; no job has more, and beyond it is a slip of the finger
-_MACHINE = 8  # GPUs that a machine has at most
+_ANY_HEAD_DIM = 1 << 30
+_MAX_DEVICES = 1_000_000  # a larger count is a typing error
+_GPUS_PER_MACHINE = 8  # at most
 
 # Sources: Google's page of each TPU (docs.cloud.google.com/tpu/docs: HBM, and half of the ICI that
 # it gives for both directions), NVIDIA's data sheet of each data center GPU (for the A10G the one
@@ -67,10 +66,10 @@ _MACHINE = 8  # GPUs that a machine has at most
 # devices have the 2^30 that others call a gigabyte, none has less (the B200 that is sold with 180
 # GB has 179 x 2^30 bytes).
 _KINDS = {
-    "v4": _Kind(32, "TPU v4", 1200, 300, _ANY),
-    "v5e": _Kind(16, "TPU v5e", 819, 200, _ANY),
-    "v5p": _Kind(95, "TPU v5p", 2765, 600, _ANY),
-    "v6e": _Kind(32, "TPU v6e", 1638, 400, _ANY),
+    "v4": _Kind(32, "TPU v4", 1200, 300, _ANY_HEAD_DIM),
+    "v5e": _Kind(16, "TPU v5e", 819, 200, _ANY_HEAD_DIM),
+    "v5p": _Kind(95, "TPU v5p", 2765, 600, _ANY_HEAD_DIM),
+    "v6e": _Kind(32, "TPU v6e", 1638, 400, _ANY_HEAD_DIM),
     "T4": _Kind(16, "", 320, 16, 0, float32=8.1),
     "L4": _Kind(24, "NVIDIA L4", 300, 32, 128),
     "A10G": _Kind(24, "NVIDIA A10G", 600, 32, 128),
@@ -108,21 +107,13 @@ def devices(text: str) -> Devices:
       UsageError: it is not of that form, or the kind is unknown, or there are too many.
     """
     kind, number = _read(text)
-    if not 1 <= number <= _MOST:
-        raise UsageError(f"--plan={text!r} is not COUNT x KIND with a COUNT of 1 to {_MOST:,}")
-    if kind == CPU:
-        return Devices(
-            kind=CPU,
-            count=number,
-            bytes=_machine() // number,
-            flops=None,
-            bfloat16=False,
-            bandwidth=None,
-            link=None,
-            machine=None,
-            fused_head_dim=0,
-            fused_float32=False,
+    if not 1 <= number <= _MAX_DEVICES:
+        raise UsageError(
+            f"--plan={text!r} is not COUNT x KIND with a COUNT of 1 to {_MAX_DEVICES:,}"
         )
+    if kind == CPU:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return Devices(kind=CPU, count=number, bytes=memory // number)
     one = _KINDS[kind]
     return Devices(
         kind=kind,
@@ -132,9 +123,9 @@ def devices(text: str) -> Devices:
         bfloat16=not one.float32,
         bandwidth=one.bandwidth * 1e9,
         link=one.link * 1e9,
-        machine=None if one.head == _ANY else _MACHINE,
+        machine=None if one.head == _ANY_HEAD_DIM else _GPUS_PER_MACHINE,
         fused_head_dim=one.head,
-        fused_float32=one.head == _ANY,
+        fused_float32=one.head == _ANY_HEAD_DIM,
     )
 
 
@@ -146,7 +137,7 @@ _FORMS = (
 
 
 def _read(text: str) -> tuple[str, int]:
-    """The kind and the count that `text` names, by the first form that names a known kind."""
+    """Returns the kind and the count in `text`, by the first form that names a known kind."""
     known, text = _known(), text.strip()
     if kind := known.get(_plain(text)):
         return kind, 1
@@ -169,17 +160,13 @@ def _read(text: str) -> tuple[str, int]:
 
 
 def _known() -> dict[str, str]:
-    """Kinds by what people call them; "H100-80GB" is the H100, for it has 80."""
+    """Maps the names in use to kinds; "H100-80GB" is the H100, which has 80 GB."""
     with_memory = {f"{name}{one.memory}": name for name, one in _KINDS.items()}
     names = {name: name for name in KNOWN} | with_memory | _ALIASES
     return {_plain(called): name for called, name in names.items()}
 
 
 def _plain(kind: str) -> str:
-    """A name without its maker, its series and how its memory or socket is called."""
+    """Strips maker, series, and the words for memory and socket from a name."""
     words = r"nvidia|geforce|tesla|tpu|sxm\d?|hbm\d?e?"
     return re.sub(rf"\b(?:{words})(?=\b|_)|[\s_-]|gb\b", "", kind.lower())
-
-
-def _machine() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

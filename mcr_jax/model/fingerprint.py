@@ -1,4 +1,4 @@
-"""A name for weights that follows from their values: equal weights, equal name, on any mesh."""
+"""Content hash of the parameters, independent of the mesh."""
 
 import hashlib
 
@@ -8,10 +8,10 @@ from flax import nnx
 
 
 def fingerprint(model: nnx.Module) -> str:
-    """SHA-256 (16 hex digits) over every parameter's path, shape, dtype and two checksums.
+    """Returns 16 hex digits of SHA-256 over each parameter's path, shape, dtype and checksums.
 
-    The checksums are sums modulo 2^32 of hashes of the value's bits and place: integer arithmetic,
-    so the order of a sharded reduction does not matter and nothing leaves the devices.
+    The two checksums are sums modulo 2^32 of hashes of each value's bits and place: in integer
+    arithmetic the order of a sharded reduction does not matter. Only the sums leave the devices.
     """
     digest = hashlib.sha256()
     leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
@@ -34,7 +34,7 @@ def _checksums(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _mixed(x: jax.Array) -> jax.Array:
-    """The bijection of 32 bits that ends MurmurHash3 (Appleby, public domain)."""
+    """Applies the last step of MurmurHash3, a bijection of 32 bits (Appleby, public domain)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

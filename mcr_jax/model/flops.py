@@ -1,9 +1,9 @@
 """Operations of a training step and peak rates of devices, for MFU.
 
-Convention, as in PaLM (Chowdhery et al., 2022, appendix B) but exact where that rounds up: a weight
+The convention is PaLM's (Chowdhery et al., 2022, appendix B), exact where that rounds up: a weight
 costs 2 operations per token forwards, 2 for the gradient of its input and 2 for its own; attention
-counts the pairs of query and key that may see each other; the head counts the tokens that are
-trained. Padding counts nothing, and nothing counts twice that is computed again.
+counts the visible pairs of query and key; the head counts the tokens in the loss. Padding and
+rematerialization count nothing.
 """
 
 import math
@@ -13,8 +13,8 @@ from mcr_jax.model.shape import PROJECTIONS, DecoderConfig
 
 CONVENTION = "causal pairs and real tokens only, nothing computed again counted"
 
-# Dense bfloat16 operations per second with float32 sums, by the words that a device's kind begins
-# with; the longest match counts. Sources: docs.cloud.google.com/tpu/docs for TPUs; NVIDIA's data
+# Dense bfloat16 operations per second with float32 sums, by the first words of a device's kind; the
+# longest match counts. Sources: docs.cloud.google.com/tpu/docs for TPUs; NVIDIA's data
 # sheet of each data center GPU (of the A10G the one that AWS publishes); for GeForce the appendices
 # of NVIDIA's GA102, Ada and RTX Blackwell whitepapers. Figures with sparsity are halved.
 PEAKS = {
@@ -41,9 +41,9 @@ PEAKS = {
 
 
 def peak(device_kind: str) -> float | None:
-    """bfloat16 operations per second of one device of `jax.Device.device_kind`, or None.
+    """Returns bfloat16 operations per second of one device of `device_kind`; None if unknown.
 
-    A longer GeForce name, such as a "Ti" or a "Laptop GPU", is another device.
+    A longer GeForce name, such as with "Ti" or "Laptop GPU", is another device.
     """
     known = [
         name
@@ -55,12 +55,12 @@ def peak(device_kind: str) -> float | None:
 
 
 def step_flops(config: DecoderConfig, lengths: Iterable[int], trained: int) -> float:
-    """Operations of a forward and a backward pass.
+    """Counts the operations of a forward and a backward pass.
 
     Args:
       config: of the decoder. With `lora` the weights of the layers get no gradient of their own.
       lengths: tokens of each segment of the batch.
-      trained: tokens that the loss counts.
+      trained: tokens in the loss.
     """
     lengths = list(lengths)
     per_weight = 4 if config.lora else 6
@@ -90,6 +90,6 @@ def _size(config: DecoderConfig, name: str, adapter: bool = False) -> int:
 
 
 def _pairs(length: int, window: int | None) -> int:
-    """Number of (query, key) pairs in causal attention over `length` tokens."""
+    """Counts the (query, key) pairs of causal attention over `length` tokens."""
     seen = length if window is None else min(length, window)
     return seen * (seen + 1) // 2 + (length - seen) * seen

@@ -1,18 +1,19 @@
-"""Low-rank adapters on a decoder (Hu et al., 2021): added, trained, merged, kept as PEFT does.
+"""Low-rank adapters on a decoder (Hu et al., 2021): add, split, merge, and files as PEFT's.
 
     model = lora.add(model, LoraConfig(rank=16, alpha=32), seed=0)
     graph, adapters, frozen = lora.split(model)     # differentiate by `adapters` alone
     model = nnx.merge(graph, adapters, frozen)
-    lora.save(model, "adapters")                    # what PEFT loads
-    plain = lora.merge(model)                       # what `hf.save` exports
+    lora.save(model, "adapters")                    # PEFT loads it
+    plain = lora.merge(model)                       # `hf.save` exports it
 
 Adapters are parameters of the decoder beside the weights they adapt: for `q` [L, in..., out...]
-there are `q_lora_a` [L, in..., r] and `q_lora_b` [L, r, out...]. What they compute stands in
-`model.decoder`.
+there are `q_lora_a` [L, in..., r] and `q_lora_b` [L, r, out...]. `model.decoder` applies them.
 """
 
+import collections
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,50 +26,37 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from mcr_jax.errors import McrError
-from mcr_jax.model.blueprint import blueprint, initial_params, parts
+from mcr_jax.model.abstract import abstract_decoder, initial_params, parts
 from mcr_jax.model.decoder import Decoder
+from mcr_jax.model.families import layer_tensors
 from mcr_jax.model.hf.safetensors_files import DTYPES, new_folder, opened, write
-from mcr_jax.model.hf.tensor_names import Placed
+from mcr_jax.model.hf.tensor_names import Placed, fused_rows
 from mcr_jax.model.hf.weight_files import grouped
 from mcr_jax.model.shape import PROJECTIONS, DecoderConfig, LoraConfig
 from mcr_jax.model.sharding import make_mesh, shardings
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
-_MODULES = {  # transformers' names within a layer
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
-_WRAPPED = "base_model.model."  # what PEFT puts before the names of the model it wraps
+_PEFT_PREFIX = "base_model.model."  # of the names of the model that PEFT wraps
 _PREFIX = re.compile(r"base_model\.model\.((?:model\.|language_model\.){1,2})layers\.")
-_VISION = re.compile(r"\.(vision_tower|multi_modal_projector)\.")  # `hf` takes the text half, too
+_VISION = re.compile(r"\.(vision_tower|multi_modal_projector)\.")  # `hf` skips it, too
 
-# Keys of adapter_config.json with more than one value in use. Any key that is not here turns
-# something on that is not here, unless its value is false, null or empty.
-_READ = frozenset({"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"})
-_HARMLESS = frozenset(
-    (
-        *("auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "inference_mode"),
-        *("layers_pattern", "megatron_core", "peft_version", "qalora_group_size", "revision"),
-        "task_type",
-    )
-)
+# Keys of adapter_config.json that are read or change nothing. Any other one is refused, unless its
+# value is false, null or empty.
+_PASSED = """
+r lora_alpha lora_dropout target_modules use_rslora rank_pattern alpha_pattern
+auto_mapping base_model_name_or_path ensure_weight_tying inference_mode layers_pattern
+megatron_core peft_version qalora_group_size revision task_type
+"""
 _ALLOWED = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
-    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),  # others change the weights
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),  # others change weights
 }
 
 
 def add(model: Decoder, config: LoraConfig, seed: int) -> Decoder:
-    """The same decoder with fresh float32 adapters, which change no logit.
-
-    The weights are shared with `model`, not copied.
+    """Returns `model`, weights shared, with fresh float32 adapters, which change no logit.
 
     Raises:
       ValueError: `model` has adapters already, or the rank is larger than a side of a weight.
@@ -79,7 +67,7 @@ def add(model: Decoder, config: LoraConfig, seed: int) -> Decoder:
 
 
 def initial(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
-    """Fresh adapters of a decoder of this shape, a nested dict on `mesh`."""
+    """Draws fresh adapters of a decoder of this shape, a nested dict on `mesh`."""
 
     def draw() -> Any:  # the compiler drops the drawing of everything else
         return parts(initial_params(config, seed))[0]
@@ -102,10 +90,10 @@ def split(model: Decoder) -> tuple[Any, Any, Any]:
 
 
 def merge(model: Decoder, *, keep: bool = True) -> Decoder:
-    """The decoder whose weights have the adapters in them: W + scale A B, in float32, cast to W's.
+    """Returns the decoder with merged weights: W + scale A B, in float32, cast to W's dtype.
 
-    Unless `keep`, `model` is of no use after it: what is merged is given up one kind after the
-    other, so that never are there two copies of all.
+    Unless `keep`, `model` cannot be used afterwards: its weights are freed one projection after the
+    other, so there are never two copies of all.
 
     Raises:
       ValueError: there are no adapters.
@@ -132,11 +120,14 @@ def merge(model: Decoder, *, keep: bool = True) -> Decoder:
             for old in stacked:
                 old.delete()
     plain = dataclasses.replace(model.config, lora=None)
-    return nnx.merge(blueprint(plain)[0], params | {"layers": layers})
+    return nnx.merge(abstract_decoder(plain)[0], params | {"layers": layers})
 
 
 def save(model: Decoder, folder: str | Path) -> None:
     """Writes the adapters as PEFT does, in their dtype; whole or not at all.
+
+    Where a family's files fuse n projections, their adapters become one of n times the rank, whose
+    B is block-diagonal: it computes the same.
 
     Args:
       model: with adapters; its weights are not written.
@@ -149,22 +140,22 @@ def save(model: Decoder, folder: str | Path) -> None:
     config, folder = _adapted(model), Path(folder)
     layers = _params(model)["layers"]
     tensors = {}
-    for own, placed in _table(model.config, "model.").items():
-        values = np.asarray(layers[own])
-        tensors |= {name: placed.to_file(values[i]) for i, name in enumerate(placed.names)}
-    told = json.dumps(_to_json(config, model.config.folder), indent=2)
+    for own, placed in _table(model.config, "model.", in_blocks=True).items():
+        for name, values in zip(placed.names, np.asarray(layers[own]), strict=True):
+            tensors[name] = placed.to_file(values, tensors.get(name))
+    keys = _to_json(config, _modules(model.config), model.config.folder)
     with new_folder(folder, CONFIG) as aside:
-        (aside / CONFIG).write_text(told + "\n", encoding="utf-8")
+        (aside / CONFIG).write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
         write(tensors, aside / TENSORS)
 
 
 def load(model: Decoder, folder: str | Path, *, dtype: str | None = None) -> Decoder:
-    """A decoder with the adapters of a PEFT folder; its weights are shared with `model`.
+    """Returns `model`, weights shared, with the adapters of a PEFT folder.
 
     Args:
       model: without adapters; they go onto the mesh that it is on.
       folder: with adapter_config.json and adapter_model.safetensors, by `save` or by PEFT. Of
-        adapters of a multimodal Gemma 3, those of the text half are taken.
+        adapters of a multimodal model, those of the text half are read.
       dtype: "float32", "bfloat16" or "float16" to cast to; None keeps each tensor's.
 
     Raises:
@@ -173,22 +164,30 @@ def load(model: Decoder, folder: str | Path, *, dtype: str | None = None) -> Dec
         does not compute, or tensors are missing, too many or misshapen.
     """
     _refuse_adapted(model)
-    told, tensors = Path(folder) / CONFIG, Path(folder) / TENSORS
+    path, tensors = Path(folder) / CONFIG, Path(folder) / TENSORS
     found = _read_tensors(tensors)
     prefix = next((m[1] for name in found if (m := _PREFIX.match(name))), "model.")
     try:
-        read = json.loads(told.read_text(encoding="utf-8"))
-        shape = dataclasses.replace(model.config, lora=_from_json(read, prefix, model.config))
+        keys = json.loads(path.read_text(encoding="utf-8"))
+        config = _from_json(keys, prefix, model.config)
+        shape = dataclasses.replace(model.config, lora=config)
     except OSError as error:
-        raise McrError(f"{told}: cannot read: {error.strerror}") from error
+        raise McrError(f"{path}: cannot read: {error.strerror}") from error
     except ValueError as error:  # of JSON, too
-        raise McrError(f"{told}: {error}") from error
-    table = _table(shape, prefix)
+        raise McrError(f"{path}: {error}") from error
+    in_blocks = bool(keys.get("rank_pattern"))
+    table = _table(shape, prefix, in_blocks)
     if faults := _faults(table, found):
         raise McrError(f"{tensors}: {len(faults)} tensors are wrong: {grouped(faults)}")
+    if in_blocks:  # of fused projections, those without an adapter have a block of zeros
+        used = [name for name in config.targets if _any(table[f"{name}_lora_a"], found)]
+        lora = dataclasses.replace(config, targets=tuple(used) or config.targets)
+        shape = dataclasses.replace(shape, lora=lora)
+        table = _table(shape, prefix, in_blocks)
 
     def stack(placed: Placed, sharding: NamedSharding) -> jax.Array:
-        layers = [placed.from_file(found[name], placed.shape[1:]) for name in placed.names]
+        parts = [found[name][placed.region] for name in placed.names]
+        layers = [placed.from_file(part, placed.shape[1:]) for part in parts]
         values = np.stack(layers).astype(jnp.dtype(dtype or layers[0].dtype))
         return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
 
@@ -203,7 +202,7 @@ def _params(model: Decoder) -> Any:
 
 
 def _with(model: Decoder, config: DecoderConfig, adapters: Any) -> Decoder:
-    return nnx.merge(blueprint(config)[0], _params(model), adapters)
+    return nnx.merge(abstract_decoder(config)[0], _params(model), adapters)
 
 
 def _refuse_adapted(model: Decoder) -> None:
@@ -218,27 +217,46 @@ def _adapted(model: Decoder) -> LoraConfig:
 
 
 def _mesh(model: Decoder) -> Mesh:
-    """The mesh that the model is on."""
+    """Returns the mesh that the model is on."""
     sharding = model.embedding[...].sharding
     if isinstance(sharding, NamedSharding):
         return sharding.mesh
     return make_mesh(1, 1, 1, list(sharding.device_set))
 
 
-def _table(config: DecoderConfig, prefix: str) -> dict[str, Placed]:
-    """Maps each adapter to its tensors in the file: lora_A [r, in], lora_B [out, r], by layer."""
-    table = {}
+def _modules(config: DecoderConfig) -> dict[str, str]:
+    """Returns the module within a layer of each projection; fused ones have the same."""
+    tensors = layer_tensors(config)
+    return {name: tensors[name].removesuffix(".weight") for name in PROJECTIONS}
+
+
+def _table(config: DecoderConfig, prefix: str, in_blocks: bool) -> dict[str, Placed]:
+    """Maps each adapter to its tensors in the file: lora_A [r, in], lora_B [out, r], by layer.
+
+    Fused projections have rows of B each. If `in_blocks`, each also has columns of B and rows of A;
+    otherwise they share all of them.
+    """
+    table, modules, rank = {}, _modules(config), config.lora.rank
+    sizes = {name: math.prod(config.projection(name)[1]) for name in PROJECTIONS}
+    rows = fused_rows({name: (modules[name], sizes[name]) for name in PROJECTIONS})
+    ranks = fused_rows({name: (modules[name] if in_blocks else name, rank) for name in PROJECTIONS})
     for target in config.lora.targets:
         inputs, outputs = config.projection(target)
-        shapes = {
-            "a": ((*inputs, config.lora.rank), len(inputs)),
-            "b": ((config.lora.rank, *outputs), 1),
+        (row, height), (column, width) = rows[target], ranks[target]
+        halves = {
+            "A": ((*inputs, rank), len(inputs), (column, 0), (width, math.prod(inputs))),
+            "B": ((rank, *outputs), 1, (row, column), (height, width)),
         }
-        for half, (shape, columns) in shapes.items():
-            stem, leaf = f"{_WRAPPED}{prefix}layers", f"lora_{half.upper()}.weight"
-            names = tuple(f"{stem}.{i}.{_MODULES[target]}.{leaf}" for i in range(config.layers))
-            table[f"{target}_lora_{half}"] = Placed((config.layers, *shape), names, True, columns)
+        for half, (shape, axes, *place) in halves.items():
+            layers = (f"{_PEFT_PREFIX}{prefix}layers.{i}" for i in range(config.layers))
+            names = tuple(f"{layer}.{modules[target]}.lora_{half}.weight" for layer in layers)
+            shape = (config.layers, *shape)
+            table[f"{target}_lora_{half.lower()}"] = Placed(shape, names, True, axes, *place)
     return table
+
+
+def _any(placed: Placed, found: Mapping[str, np.ndarray]) -> bool:
+    return any(found[name][placed.region].any() for name in placed.names)
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -251,7 +269,7 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _faults(table: Mapping[str, Placed], found: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
-    """Every tensor that is missing, too many, misshapen or of another dtype than its like."""
+    """Lists tensors that are missing, too many, misshapen or of mixed dtypes."""
     expected = {name: placed.in_file for placed in table.values() for name in placed.names}
     faults = [(name, "is missing") for name in expected if name not in found]
     for name, values in found.items():
@@ -266,8 +284,8 @@ def _faults(table: Mapping[str, Placed], found: Mapping[str, np.ndarray]) -> lis
     return faults
 
 
-def _to_json(config: LoraConfig, base: str) -> dict[str, Any]:
-    """adapter_config.json, with old keys only: PEFT refuses those that it does not know."""
+def _to_json(config: LoraConfig, modules: Mapping[str, str], base: str) -> dict[str, Any]:
+    """Makes adapter_config.json, with old keys only: PEFT refuses those that it does not know."""
     alpha = config.alpha
     return {
         "peft_type": "LORA",
@@ -279,7 +297,7 @@ def _to_json(config: LoraConfig, base: str) -> dict[str, Any]:
         "r": config.rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": config.dropout,
-        "target_modules": sorted(_MODULES[name].split(".")[-1] for name in config.targets),
+        "target_modules": sorted({modules[name].split(".")[-1] for name in config.targets}),
         "use_rslora": config.rslora,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -287,67 +305,81 @@ def _to_json(config: LoraConfig, base: str) -> dict[str, Any]:
         "modules_to_save": None,
         "layers_to_transform": None,
         "layers_pattern": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        **_patterns(config, modules),
     }
 
 
-def _from_json(told: Any, prefix: str, config: DecoderConfig) -> LoraConfig:
-    """The adapters that an adapter_config.json tells of. Raises ValueError naming the key."""
-    if not isinstance(told, dict):
+def _patterns(config: LoraConfig, modules: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Returns PEFT's rank and alpha of each fused module, whose scale is that of all others."""
+    fused, alpha = collections.Counter(modules.values()), config.alpha
+    parts = {modules[name].split(".")[-1]: fused[modules[name]] for name in config.targets}
+    parts = {end: n for end, n in parts.items() if n > 1}
+    return {
+        "rank_pattern": {end: n * config.rank for end, n in parts.items()},
+        "alpha_pattern": {
+            end: alpha * (n**0.5 if config.rslora else n) for end, n in parts.items()
+        },
+    }
+
+
+def _from_json(keys: Any, prefix: str, config: DecoderConfig) -> LoraConfig:
+    """Reads a parsed adapter_config.json. Raises ValueError naming the key that is wrong."""
+    if not isinstance(keys, dict):
         raise ValueError("not an object")
-    if "peft_type" not in told:
+    if "peft_type" not in keys:
         raise ValueError("peft_type is missing")
-    for key, value in told.items():
+    for key, value in keys.items():
         allowed = _ALLOWED.get(key)
         if allowed is not None and value not in allowed:
             raise ValueError(f"{key} = {value!r}: none of {', '.join(map(repr, allowed))}")
         if key == "layers_to_transform" and value == [*range(config.layers)]:
             continue
-        if allowed is None and key not in _READ and key not in _HARMLESS and value:
+        if allowed is None and key not in _PASSED.split() and value:
             raise ValueError(f"{key} = {value!r}: these adapters do not have that")
-    return LoraConfig(
-        rank=told.get("r", 8),
-        alpha=told.get("lora_alpha", 8),
-        dropout=told.get("lora_dropout") or 0.0,
-        rslora=bool(told.get("use_rslora")),
-        targets=_targets(told.get("target_modules"), prefix, config.layers),
+    modules = _modules(config)
+    lora = LoraConfig(
+        rank=keys.get("r", 8),
+        alpha=keys.get("lora_alpha", 8),
+        dropout=keys.get("lora_dropout") or 0.0,
+        rslora=bool(keys.get("use_rslora")),
+        targets=_targets(keys.get("target_modules"), prefix, modules, config.layers),
     )
+    ours = _patterns(lora, modules)
+    patterns = {key: keys[key] for key in ours if keys.get(key)}
+    if patterns and patterns != ours:
+        key, value = next(iter(patterns.items()))
+        raise ValueError(f"{key} = {value!r}: these adapters have one rank and one alpha")
+    return lora
 
 
-def _targets(told: Any, prefix: str, layers: int) -> tuple[str, ...]:
-    """The projections that target_modules means: "all-linear", a regex, or ends of names."""
-    if isinstance(told, str) and told.lower() == "all-linear":
+def _targets(raw: Any, prefix: str, modules: Mapping[str, str], layers: int) -> tuple[str, ...]:
+    """Finds the projections of target_modules: "all-linear", a regex, or ends of names."""
+    if isinstance(raw, str) and raw.lower() == "all-linear":
         return PROJECTIONS
     names = {
         target: [f"{prefix}layers.{i}.{module}" for i in range(layers)]
-        for target, module in _MODULES.items()
+        for target, module in modules.items()
     }
-    if isinstance(told, str):
-        try:
-            matches = re.compile(told).fullmatch
-        except re.error as error:
-            raise ValueError(f"target_modules = {told!r}: not a regular expression") from error
-    elif told and isinstance(told, list) and all(isinstance(end, str) for end in told):
-        ends = tuple(f".{end}" for end in told)
-        every = [f".{name}" for of_target in names.values() for name in of_target]
-        for end in ends:
-            if not any(name.endswith(end) for name in every):
-                raise ValueError(f"target_modules names {end[1:]!r}, which cannot have adapters")
-
-        def matches(name: str) -> bool:
-            return f".{name}".endswith(ends)
+    if isinstance(raw, str):
+        given = {raw: raw}
+    elif raw and isinstance(raw, list) and all(isinstance(end, str) for end in raw):
+        given = {end: rf"(.*\.)?{re.escape(end)}" for end in raw}
     else:
-        raise ValueError(f"target_modules = {told!r}: neither names nor a regular expression")
+        raise ValueError(f"target_modules = {raw!r}: neither names nor a regular expression")
+    try:
+        patterns = {end: re.compile(pattern) for end, pattern in given.items()}
+    except re.error as error:
+        raise ValueError(f"target_modules = {raw!r}: not a regular expression") from error
+    for end, pattern in patterns.items():
+        if not any(pattern.fullmatch(name) for of_target in names.values() for name in of_target):
+            raise ValueError(f"target_modules: {end!r} names nothing that can have adapters")
     targets = []
     for target, of_target in names.items():
-        hits = sum(bool(matches(name)) for name in of_target)
+        hits = sum(any(p.fullmatch(name) for p in patterns.values()) for name in of_target)
         if 0 < hits < layers:
             raise ValueError(
-                f"target_modules = {told!r}: {_MODULES[target]} in {hits} of {layers} layers; "
+                f"target_modules = {raw!r}: {modules[target]} in {hits} of {layers} layers; "
                 "these adapters are in all or in none"
             )
         targets += [target] * bool(hits)
-    if not targets:
-        raise ValueError(f"target_modules = {told!r}: no projection is of that name")
     return tuple(targets)

@@ -1,4 +1,4 @@
-"""The names of an experiment's decoders."""
+"""Names of an experiment's decoders."""
 
 from mcr_jax.errors import UsageError
 

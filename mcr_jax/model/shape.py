@@ -1,7 +1,7 @@
 """Shape of a decoder: a frozen record, also a static argument of jit.
 
-One record covers Qwen 2 and 3, Llama 3 and Gemma 3: what tells the families apart is data here.
-`hf.config_json` reads and writes it as Hugging Face's config.json.
+One record covers all of `model.families`. `hf.config_json` reads and writes it as Hugging Face's
+config.json.
 """
 
 import dataclasses
@@ -13,15 +13,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotary position frequencies (Su et al., 2021) and how they are stretched.
+    """Rotary position frequencies (Su et al., 2021) and their scaling to longer contexts.
 
     Attributes:
       theta: base of the frequencies theta^(-2i/D).
       scaling: "none"; "linear" divides every frequency by `factor`; "llama3" only those whose
-        wavelength is long against `original_length`, with a smooth passage between; `Yarn` is a
-        class of its own.
-      factor: positive; above 1 it stretches.
-      low_freq_factor, high_freq_factor: ends of llama3's passage, in wavelengths per
+        wavelength is long against `original_length`, with a smooth transition; for "yarn" see
+        `Yarn`.
+      factor: positive; above 1 it stretches positions.
+      low_freq_factor, high_freq_factor: ends of llama3's transition, in wavelengths per
         `original_length`.
       original_length: tokens of the pretraining context, for llama3 and YaRN.
       attention_factor: multiplies cosines and sines, and so the scores by its square.
@@ -48,10 +48,10 @@ class Rope:
             )
 
     def frequencies(self, head_dim: int) -> np.ndarray:
-        """float32 [head_dim / 2], radians per position.
+        """Computes float32 [head_dim / 2], radians per position.
 
-        In the order of operations of transformers' `modeling_rope_utils`: at position 100,000
-        another rounding would be an angle of a hundredth.
+        The order of operations is that of transformers' `modeling_rope_utils`: another rounding
+        would turn position 100,000 by a hundredth of a radian.
         """
         frequencies = np.float32(1) / self._powers(head_dim)
         if self.scaling == "linear":
@@ -67,18 +67,18 @@ class Rope:
         return frequencies.astype(np.float32)
 
     def _powers(self, head_dim: int) -> np.ndarray:
-        """theta^(2i/D), float32; rounded once, as torch's are: numpy's in float32 are 2 ulp off."""
+        """Computes theta^(2i/D), rounded to float32 once like torch: numpy's is 2 ulp off."""
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
         return (np.float64(self.theta) ** exponents.astype(np.float64)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Yarn(Rope):
-    """YaRN (Peng et al., 2023): divides low frequencies by `factor` and leaves high ones.
+    """YaRN (Peng et al., 2023): divides low frequencies by `factor` and keeps high ones.
 
     Attributes:
-      beta_fast: pairs that turn more often than this in `original_length` tokens are left.
-      beta_slow: pairs that turn less often are divided; in between it is a ramp over the pairs.
+      beta_fast: pairs that turn more often than this in `original_length` tokens are unchanged.
+      beta_slow: pairs that turn less often are divided by `factor`; between the two is a ramp.
       truncate: whether the ramp's ends are rounded outwards to whole pairs.
     """
 
@@ -97,7 +97,7 @@ class Yarn(Rope):
                 raise ValueError(f"rope {name} must be positive, not {getattr(self, name)}")
 
     def frequencies(self, head_dim: int) -> np.ndarray:
-        """float32 [head_dim / 2], radians per position; see `Rope.frequencies`."""
+        """Computes float32 [head_dim / 2], radians per position; see `Rope.frequencies`."""
 
         def pair(turns: float) -> float:
             wavelength = self.original_length / (turns * 2 * math.pi)
@@ -152,7 +152,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """Factor of the low-rank update, alpha / rank."""
+        """Returns the factor of the low-rank update."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
@@ -169,25 +169,25 @@ class DecoderConfig:
       head_dim: size of a head; even.
       mlp_width: size of the gated hidden layer.
       activation: of the gate: "silu", or "gelu_tanh", GELU in its tanh approximation.
-      rope: positions of layers that see everything before them.
-      local_rope: positions of layers with a window; None is `rope`.
-      window: tokens that a local layer sees, the query's own included; None where all see all.
+      rope: positions of global layers, which see all tokens before.
+      local_rope: positions of local layers, which have a window; None is `rope`.
+      window: tokens that a local layer sees, the query's own included; None without local layers.
       local_layers: for each layer whether it is local; () is none.
       norm_eps: added to the mean square in RMSNorm.
       norm_offset: added to every norm's scale; 1 where scales are stored around zero.
-      qk_norm: whether queries and keys are normed per head before the rotary turn.
+      qk_norm: whether queries and keys are normed per head before the rotary embedding.
       qkv_bias: whether queries, keys and values have a bias.
-      sandwich_norm: whether attention and MLP are normed after, too, before they join the residual.
+      sandwich_norm: whether outputs of attention and MLP are normed, too, before the residual sum.
       embedding_scale: multiplies the embeddings.
       attention_scale: multiplies the scores; None is head_dim^-0.5.
       tied: whether the head is the embedding table.
       dtype: of the parameters.
       attention: backend of `model.attention`; "auto" takes the device's best.
-      remat: what a layer keeps for the backward pass: "none" of it is computed again; "dots" keeps
-        the products with weights; "full" keeps the layer's input only.
+      remat: rematerialization in the backward pass: "none"; "dots" stores products with weights
+        only; "full" stores the layer's input only.
       lora: adapters beside the layers' weights, which `model.lora` adds and merges; None is none.
-      source: the text of the config.json this was read from, which `hf.save` writes again.
-      folder: where that stands; its tokenizer goes along.
+      source: text of the config.json this was read from, which `hf.save` writes again.
+      folder: of that file; `hf.save` copies its tokenizer.
     """
 
     vocab_size: int
@@ -228,7 +228,7 @@ class DecoderConfig:
             raise ValueError(f"model.head_dim {self.head_dim} is odd; rotary positions pair it up")
         if self.local_layers and len(self.local_layers) != self.layers:
             raise ValueError(
-                f"model.local_layers speaks of {len(self.local_layers)} layers, not {self.layers}"
+                f"model.local_layers lists {len(self.local_layers)} layers, not {self.layers}"
             )
         if any(self.local_layers) and (self.window is None or self.window < 1):
             raise ValueError(f"model.window must be positive for local layers, not {self.window}")
@@ -241,11 +241,11 @@ class DecoderConfig:
                 )
 
     def is_local(self, layer: int) -> bool:
-        """Whether a layer sees its window only."""
+        """Returns whether a layer sees its window only."""
         return bool(self.local_layers) and self.local_layers[layer]
 
     def projection(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shapes of what one of `PROJECTIONS` reads and makes; its weight has both in a row."""
+        """Returns input and output shape of one of `PROJECTIONS`; its weight is [*in, *out]."""
         if name in ("gate", "up"):
             return (self.width,), (self.mlp_width,)
         if name == "down":

@@ -1,4 +1,4 @@
-"""The device mesh and how parameters lie on it: one short table of name rules."""
+"""Device mesh, and sharding of parameters by one short table of name rules."""
 
 import math
 import re
@@ -12,8 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 
-# The first rule whose pattern ends a parameter's dotted path decides. Stacked parameters have the
-# layer as axis 0, which is never sharded.
+# The first rule whose pattern matches the end of a parameter's dotted path applies. Axis 0 of a
+# stacked parameter is the layer, which is never sharded.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"\w*norm", PartitionSpec()),
     (r"layers\.[qkv]", PartitionSpec(None, "fsdp", "tensor", None)),
@@ -32,8 +32,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) -> Mesh:
     """Lays `devices` (default: all) out as (data, fsdp, tensor); one size may be -1 for the rest.
 
-    CPUs and GPUs keep their order, which is that of the processes. TPUs that are neighbours in the
-    mesh are neighbours in the machine, and its slices are along data, or else along fsdp.
+    CPUs and GPUs keep their order, by process. Neighbours among TPUs are neighbours in the mesh;
+    TPU slices lie along data, or else along fsdp.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices, or TPU slices do not divide
@@ -47,7 +47,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) ->
 
 
 def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
-    """The sizes of a mesh of so many devices, the one that is -1 worked out.
+    """Returns the sizes of a mesh of `devices` devices, with the value of a -1 filled in.
 
     Raises:
       ValueError: they do not multiply to the number of devices.
@@ -65,7 +65,7 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
 
 
 def _misfit(sizes: tuple[int, int, int], given: int, devices: int) -> str:
-    """Why `sizes`, of which those that are not -1 multiply to `given`, make no mesh."""
+    """Explains why `sizes` make no mesh; `given` is the product of those that are not -1."""
     if any(size < 1 and size != -1 for size in sizes):
         return "a size is at least 1, or -1 for what the others leave"
     if sizes.count(-1) > 1:
@@ -77,15 +77,15 @@ def _misfit(sizes: tuple[int, int, int], given: int, devices: int) -> str:
 
 
 def one_device() -> Mesh:
-    """The mesh of the first device."""
+    """Returns the mesh of the first device."""
     return make_mesh(1, 1, 1, jax.devices()[:1])
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
-    """A NamedSharding for every leaf (arrays or ShapeDtypeStructs), by `RULES` on its path.
+    """Makes a NamedSharding for every leaf (arrays or ShapeDtypeStructs), by `RULES` on its path.
 
-    An axis that does not divide its dimension is left out there, so any mesh can hold any model.
-    Leaves that no rule names, such as the optimizer's counters, are replicated.
+    A mesh axis that does not divide its dimension is left out there, so any mesh can hold any
+    model. Leaves without a rule, such as the optimizer's counters, are replicated.
     """
 
     def of(path: Any, leaf: Any) -> NamedSharding:
@@ -96,7 +96,7 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def abstract(tree: Any, placed: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree, without its values."""
+    """Returns shapes, dtypes and shardings of a tree, without its values."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
@@ -105,7 +105,7 @@ def abstract(tree: Any, placed: Any) -> Any:
 
 
 def _by_topology(devices: Sequence[jax.Device], sizes: Sequence[int]) -> np.ndarray:
-    """TPUs as an array of shape `sizes`, with the slowest network between the slices."""
+    """Arranges TPUs in shape `sizes`, with the slowest network between the slices."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     data, fsdp, tensor = sizes
     if data % slices == 0:

@@ -13,10 +13,11 @@ from jax.sharding import AxisType, PartitionSpec
 
 LANES = 128  # of a TPU vector register; T and D are padded to a multiple
 BLOCKS = (512, 256, 128)  # the largest that divides T is the kernel's tile
+_TILED = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
 
 
 def refusal(q: jax.Array, k: jax.Array, v: jax.Array) -> str | None:
-    """Why the kernel cannot take this call here, or None if it can."""
+    """Returns why the kernel cannot take this call here; None if it can."""
     if jax.default_backend() != "tpu":
         return f"it needs a TPU, not {jax.default_backend()}"
     dtypes = {jnp.dtype(x.dtype).name for x in (q, k, v)}
@@ -87,14 +88,7 @@ def _one_shard(q, k, v, segment_ids, *, window, scale, interpret) -> jax.Array:
     tile = next(size for size in BLOCKS if length % size == 0)
     kernel = splash.make_splash_mqa_single_device(
         splash.MultiHeadMask([mask] * (H // K)),
-        block_sizes=splash.BlockSizes(
-            block_q=tile,
-            block_kv=tile,
-            block_q_dkv=tile,
-            block_kv_dkv=tile,
-            block_q_dq=tile,
-            block_kv_dq=tile,
-        ),
+        block_sizes=splash.BlockSizes(**dict.fromkeys(_TILED, tile)),
         interpret=interpret,
     )
     segments = None

@@ -1,7 +1,7 @@
-"""The decoders of an experiment: the one it starts from, and the one of its newest checkpoint.
+"""Decoders of an experiment: before training, and of a checkpoint.
 
-A checkpoint has two items: `params`, the decoder's parameters as a nested dict or its adapters
-where these alone were trained, and `rest`, what only training needs.
+A checkpoint has two items: `params`, a nested dict of the decoder's parameters, or of the adapters
+where these alone were trained, and `rest`, which only training reads.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from jax.sharding import Mesh
 from mcr_jax import console
 from mcr_jax.errors import McrError, Stopped
 from mcr_jax.model import hf, lora
-from mcr_jax.model.blueprint import blueprint, initial_params, parts
+from mcr_jax.model.abstract import abstract_decoder, initial_params, parts
 from mcr_jax.model.decoder import Decoder
 from mcr_jax.model.model_names import UNTRAINED, check_name
 from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.model.sharding import abstract, one_device, shardings
 from mcr_jax.workdir import storage_path
 
-_CLIENTS = ("tensorflow", "gcsfs", "fsspec", "google", "aiohttp")  # of addresses such as gs://
-_GIVEN_UP = "Encountered error while reading array index"  # as orbax tells of one of many reads
+_CLIENTS = ("tensorflow", "gcsfs", "fsspec", "google", "aiohttp")  # modules, of gs:// etc.
+_FAILED_READ = "Encountered error while reading array index"  # message of orbax
 
 
 def named(
@@ -40,12 +40,12 @@ def named(
     which: str,
     seed: int,
 ) -> tuple[Decoder, str]:
-    """The decoder that goes by a name, without adapters, and a word about where it is from.
+    """Loads an experiment's decoder by name, adapters merged; also says where it is from.
 
     Args:
-      name: one of `names.NAMES`.
-      config: of the decoder; weights are read and drawn in its dtype, whatever they are kept in.
-      mesh: to lay the parameters on.
+      name: one of `model_names.NAMES`.
+      config: of the decoder; its dtype is that of the result, whatever the stored one is.
+      mesh: to shard the parameters over.
       checkpoints: their folder or address.
       which: of them, as in `trained`.
       seed: of the run.
@@ -62,21 +62,21 @@ def named(
 
 
 def weights_bytes(config: DecoderConfig, dtype: str) -> int:
-    """Bytes of a decoder's weights in a dtype, without adapters."""
-    shapes = jax.tree.leaves(blueprint(dataclasses.replace(config, lora=None))[1])
+    """Returns the bytes of a decoder's weights in a dtype, without adapters."""
+    shapes = jax.tree.leaves(abstract_decoder(dataclasses.replace(config, lora=None))[1])
     return sum(leaf.size for leaf in shapes) * jax.numpy.dtype(dtype).itemsize
 
 
 def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
-    """Parameters that training starts from: of config.folder, or drawn from `seed` if it is "".
+    """Returns the parameters before training: of config.folder, or drawn from `seed` if it is "".
 
-    Adapters are no part of it.
+    Adapters are not included.
 
     Raises:
       McrError: config.folder cannot be loaded.
     """
     config = dataclasses.replace(config, lora=None)
-    shapes = blueprint(config)[1]
+    shapes = abstract_decoder(config)[1]
     placed = shardings(mesh, shapes)
     if config.folder:
         return hf.read_params(config.folder, config, abstract(shapes, placed), config.dtype)
@@ -84,9 +84,10 @@ def starting_params(config: DecoderConfig, seed: int, mesh: Mesh) -> Any:
 
 
 def untrained(config: DecoderConfig, seed: int, mesh: Mesh | None = None) -> Decoder:
-    """The decoder that training with `seed` starts from, on `mesh` or the first device."""
+    """Returns the decoder before training with `seed`, on `mesh` or the first device."""
     config = dataclasses.replace(config, lora=None)
-    return nnx.merge(blueprint(config)[0], starting_params(config, seed, mesh or one_device()))
+    params = starting_params(config, seed, mesh or one_device())
+    return nnx.merge(abstract_decoder(config)[0], params)
 
 
 def trained(
@@ -96,16 +97,14 @@ def trained(
     which: str = "newest",
     seed: int = 0,
 ) -> tuple[Decoder, int]:
-    """The decoder of a checkpoint, and its step, on `mesh` or one device.
-
-    Where adapters were trained they are merged into the weights.
+    """Loads the decoder of a checkpoint, adapters merged, on `mesh` or one device; and its step.
 
     Args:
       folder: of the checkpoints, or an address such as gs://BUCKET/RUN.
       config: of the decoder that was trained.
-      mesh: to lay the parameters on.
+      mesh: to shard the parameters over.
       which: "newest", or "best", that of the lowest validation loss.
-      seed: of the run; what adapters stand on follows from it where config.folder is "".
+      seed: of the run; draws the weights below the adapters where config.folder is "".
 
     Raises:
       McrError: there is none, or it is damaged or of another shape.
@@ -113,7 +112,7 @@ def trained(
     if config.lora:
         model, step = adapted(folder, config, mesh, which, seed)
         return lora.merge(model, keep=False), step
-    graph, shapes = blueprint(config)
+    graph, shapes = abstract_decoder(config)
     params, step = _restored(folder, shapes, mesh or one_device(), which)
     return nnx.merge(graph, params), step
 
@@ -127,13 +126,13 @@ def adapted(
 ) -> tuple[Decoder, int]:
     """Loads a trained model with its adapters beside the weights (`trained` merges them)."""
     mesh = mesh or one_device()
-    graph, shapes = blueprint(config)
+    graph, shapes = abstract_decoder(config)
     adapters, step = _restored(folder, parts(shapes)[0], mesh, which)
     return nnx.merge(graph, starting_params(config, seed, mesh), adapters), step
 
 
 def chosen_step(folder: str | Path, which: str) -> int:
-    """The step that `trained` would load of these checkpoints; nothing is loaded.
+    """Returns the step that `trained` would load; loads nothing.
 
     Raises:
       McrError: there is none, or they cannot be listed.
@@ -144,7 +143,7 @@ def chosen_step(folder: str | Path, which: str) -> int:
 
 @contextlib.contextmanager
 def _opened(folder: str | Path) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints in a folder or at an address, to read."""
+    """Opens the checkpoints in a folder or at an address for reading."""
     options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
     with (
         storage_errors(folder, "read"),
@@ -154,7 +153,7 @@ def _opened(folder: str | Path) -> Iterator[ocp.CheckpointManager]:
 
 
 def _restored(folder: str | Path, shapes: Any, mesh: Mesh, which: str) -> tuple[Any, int]:
-    """The parameters in a checkpoint, and its step."""
+    """Restores the parameters of a checkpoint, and its step."""
     like = abstract(shapes, shardings(mesh, shapes))
     with _opened(folder) as manager:
         step = _step(manager, folder, which)
@@ -185,7 +184,7 @@ def _step(manager: ocp.CheckpointManager, folder: str | Path, which: str) -> int
 
 
 def val_losses(manager: ocp.CheckpointManager, folder: str | Path) -> dict[int, float]:
-    """The validation loss by step, where one is stored and can be read."""
+    """Returns the validation loss by step, where one is stored and can be read."""
     losses = {}
     for step in manager.all_steps():
         try:
@@ -202,15 +201,13 @@ def val_losses(manager: ocp.CheckpointManager, folder: str | Path) -> dict[int, 
 @contextlib.contextmanager
 def storage_errors(folder: str | Path, what: str) -> Iterator[None]:
     """Turns a fault of the storage below orbax into one McrError line."""
-    # What these log as an error is raised, too; asyncio logs, whenever Python collects them, the
-    # writes that failed beside the first one.
+    # Faults that orbax and absl log are raised, too; asyncio logs every failed write but the first.
     for noisy in ("orbax", "absl", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    sys.unraisablehook = _told_once
-    # Faults come as whatever the layer below raises: OSError from Python, ValueError from
-    # TensorStore (it wraps absl::Status), KeyError and RuntimeError from orbax's own checks,
-    # ImportError where an address wants a client that is not installed, and that client's own. What
-    # fails in reading an array, orbax wraps in a bare Exception.
+    sys.unraisablehook = _print_unless_repeated
+    # Each layer below has faults of its own: OSError from Python, ValueError from TensorStore (it
+    # wraps absl::Status), KeyError and RuntimeError from orbax, ImportError without the client of
+    # gs:// or the like, and that client's own. Orbax wraps a failed read in a bare Exception.
     try:
         yield
     except Exception as raised:
@@ -224,13 +221,13 @@ def storage_errors(folder: str | Path, what: str) -> Iterator[None]:
         raise McrError(f"{folder}: cannot {what} a checkpoint: {reason}") from error
 
 
-def _told_once(fault: "sys.UnraisableHookArgs") -> None:
-    """Drops what Python prints of the reads that orbax gave up on after the first fault.
+def _print_unless_repeated(fault: "sys.UnraisableHookArgs") -> None:
+    """Prints a fault that Python cannot raise, unless it is a read abandoned after another failed.
 
-    TensorStore's callbacks find the event loop closed, and the coroutines are collected with faults
-    of their own, tens of kilobytes of them; the first fault itself has been raised by then.
+    After the first fault, which is raised, TensorStore's callbacks find the event loop closed, and
+    the collected coroutines would print tens of kilobytes.
     """
-    told = str(fault.exc_value)
-    closed = fault.exc_type is RuntimeError and told == "Event loop is closed"
-    if not closed and not (fault.exc_type is Exception and told.startswith(_GIVEN_UP)):
+    message = str(fault.exc_value)
+    closed = fault.exc_type is RuntimeError and message == "Event loop is closed"
+    if not closed and not (fault.exc_type is Exception and message.startswith(_FAILED_READ)):
         sys.__unraisablehook__(fault)

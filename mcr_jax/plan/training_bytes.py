@@ -18,8 +18,8 @@ import optax
 from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from mcr_jax.model.abstract import abstract_decoder
 from mcr_jax.model.blockwise_attention import BLOCK
-from mcr_jax.model.blueprint import blueprint
 from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.model.sharding import shardings
 from mcr_jax.train.loss import CHUNK
@@ -86,7 +86,7 @@ class Memory:
 
 def parameters(shape: DecoderConfig, mesh: AbstractMesh) -> tuple[Parameter, ...]:
     """Every parameter of a decoder and how it lies on `mesh`."""
-    tree = blueprint(shape)[1]
+    tree = abstract_decoder(shape)[1]
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     placed = jax.tree.leaves(shardings(mesh, tree))
     return tuple(
@@ -125,7 +125,7 @@ def memory(
       tx: the optimizer; its state is counted from its own `init`.
       fused: whether attention runs in a kernel of the device, not in plain XLA.
     """
-    tree = blueprint(shape)[1]
+    tree = abstract_decoder(shape)[1]
     trained, computed = _trained(shape, tree), _cast(tree, compute)
     gradients = bytes_on_device(mesh, trained)
     if accumulate > 1:  # the sums so far beside the gradients of the part at hand
@@ -189,7 +189,8 @@ def _gathered(local: DecoderConfig, over_fsdp: bool, compute: str) -> tuple[int,
     Without fsdp the tables are read where they lie.
     """
     sizes: dict[str, int] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(_cast(blueprint(local)[1], compute)):
+    tree = _cast(abstract_decoder(local)[1], compute)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         gradient = 4 if _is_trained(local, path) else 0
         sizes[_name(path)] = leaf.size * (leaf.dtype.itemsize + gradient)
     layer = sum(n for name, n in sizes.items() if name.startswith("layers.")) // local.layers
@@ -203,7 +204,7 @@ def _kept(local: DecoderConfig, row_tokens: int, compute: str) -> int:
 
     These are the results of the traced forward pass that its transpose reads, but for the weights.
     """
-    graph, tree = blueprint(local)
+    graph, tree = abstract_decoder(local)
     tree = _cast(tree, compute)
     ids = jax.ShapeDtypeStruct((1, row_tokens), jnp.int32)
 

@@ -11,7 +11,7 @@ from mcr_jax import config as configs
 from mcr_jax.data.loader import Batch
 from mcr_jax.errors import UsageError
 from mcr_jax.model import lora
-from mcr_jax.model.blueprint import blueprint, parts
+from mcr_jax.model.abstract import abstract_decoder, parts
 from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.model.sharding import abstract, shardings
 from mcr_jax.model.store import starting_params
@@ -43,7 +43,7 @@ class Trainer:
         c = config.train
         self.mesh = training_mesh(**config.mesh, rows=c.rows, accumulate=c.accumulate)
         tx, schedule = configured(config.optim, steps)
-        graph, params = blueprint(shape)
+        graph, params = abstract_decoder(shape)
         trained, frozen = parts(params) if shape.lora else (params, {})
         self._shape, self._seed = shape, config.seed
         self._shapes = jax.eval_shape(lambda params: init_state(params, tx), trained)

@@ -16,7 +16,7 @@ from mcr_jax.generate.engine.programs import Feed, Program
 from mcr_jax.generate.engine.state import Shape
 from mcr_jax.generate.engine.weights import Weights
 from mcr_jax.generate.slots import USABLE, Machine, plan
-from mcr_jax.model.blueprint import blueprint
+from mcr_jax.model.abstract import abstract_decoder
 from mcr_jax.model.hf import published
 from mcr_jax.model.shape import DecoderConfig, LoraConfig
 from mcr_jax.model.sharding import abstract, make_mesh, shardings
@@ -45,7 +45,7 @@ def compiled(config: DecoderConfig, shape: Shape, tensor: int):
     """XLA's memory of a chunk of steps and of a prompt's prefill in a layer, each device's."""
     mesh = make_mesh(1, 1, tensor, jax.devices()[:tensor])
     program = Program(config, shape, mesh, "xla")
-    params = blueprint(config)[1]
+    params = abstract_decoder(config)[1]
     params = abstract(params, shardings(mesh, params))
     layer = {}
     for name, x in params["layers"].items():

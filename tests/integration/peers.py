@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from mcr_jax.errors import McrError, Stopped, UsageError
-from mcr_jax.model.blueprint import blueprint, initial_params
+from mcr_jax.model.abstract import abstract_decoder, initial_params
 from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.model.sharding import abstract, shardings
 from mcr_jax.train import hosts
@@ -44,7 +44,7 @@ class Run:
 
     def __init__(self, data: int = 1, fsdp: int = 4, tensor: int = 2):
         self.mesh = training_mesh(data, fsdp, tensor, rows=ROWS)
-        graph, shapes = blueprint(SHAPE)
+        graph, shapes = abstract_decoder(SHAPE)
         tx, schedule = optimizer(**OPTIM)
         whole = jax.eval_shape(lambda p: init_state(p, tx), shapes)
         self.placed = shardings(self.mesh, whole)

@@ -1,4 +1,4 @@
-"""Writes golden/: what transformers computes for the tiny models of `tiny_hf`.
+"""Writes golden/: logits that transformers computes for the tiny models of `tiny_hf`.
 
     PYTHON tests/model/make_golden.py
 
@@ -17,32 +17,32 @@ import transformers
 
 
 def golden(name: str) -> tuple[dict, dict, np.ndarray]:
-    """config.json as transformers writes it, shapes of the tensors, logits at `PLACES`."""
+    """Returns config.json as transformers writes it, shapes of tensors, logits at `PLACES`."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         (folder / "config.json").write_text(json.dumps(tiny_hf.VARIANTS[name]))
         config = transformers.AutoConfig.from_pretrained(folder)
         model = transformers.AutoModelForCausalLM.from_config(config)
         model.save_pretrained(folder)
-        told = json.loads((folder / "config.json").read_text())
+        raw = json.loads((folder / "config.json").read_text())
         shapes = {
             key: tuple(value.shape)
             for key, value in model.state_dict().items()
             if not (config.tie_word_embeddings and key == "lm_head.weight")
         }
-        tiny_hf.write(folder, told, tiny_hf.weights(name, shapes))
+        tiny_hf.write(folder, raw, tiny_hf.weights(name, shapes))
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         logits = model.eval()(torch.from_numpy(tiny_hf.tokens())).logits.numpy()
-    return told, shapes, logits[:, tiny_hf.PLACES]
+    return raw, shapes, logits[:, tiny_hf.PLACES]
 
 
-def rope(told: dict) -> dict:
-    """Frequencies and the factor on cosines and sines that transformers 5 makes of rope keys."""
+def rope(raw: dict) -> dict:
+    """Returns transformers 5's frequencies and factor on cosines and sines for rope keys."""
     config = transformers.Qwen3Config(
         head_dim=tiny_hf.HEAD_DIM,
         max_position_embeddings=tiny_hf.MAX_LENGTH,
-        rope_parameters=dict(told),
+        rope_parameters=dict(raw),
     )
     made = transformers.models.qwen3.modeling_qwen3.Qwen3RotaryEmbedding(config)
     frequencies = [float(x) for x in made.inv_freq.numpy()]
@@ -59,11 +59,11 @@ def main() -> None:
         with np.load(stored) as before:
             moved = {name: np.abs(before[name] - logits[name]).max() for name in before}
         print("largest change of a logit:", max(moved.values()))
-    told = {"version": transformers.__version__, "configs": configs}
+    raw = {"version": transformers.__version__, "configs": configs}
     major = transformers.__version__.split(".")[0]
-    (tiny_hf.GOLDEN / f"transformers{major}.json").write_text(json.dumps(told, indent=1) + "\n")
+    (tiny_hf.GOLDEN / f"transformers{major}.json").write_text(json.dumps(raw, indent=1) + "\n")
     if major == "5":
-        ropes = [rope(told) for told in tiny_hf.ROPES]
+        ropes = [rope(raw) for raw in tiny_hf.ROPES]
         (tiny_hf.GOLDEN / "ropes.json").write_text(json.dumps(ropes) + "\n")
     (tiny_hf.GOLDEN / "shapes.json").write_text(json.dumps(shapes) + "\n")
     np.savez(stored, **logits)

@@ -1,4 +1,4 @@
-"""Folders of the tiny models: their tensors, and comparing them without this project."""
+"""Tensors of the tiny models' folders, read and compared without this project."""
 
 import json
 
@@ -19,7 +19,7 @@ def tensors(variant: str, dtype=np.float32) -> dict[str, np.ndarray]:
 
 
 def in_files(folder) -> dict[str, np.ndarray]:
-    """Every tensor of a folder, read without this project."""
+    """Reads every tensor of a folder without this project."""
     found = {}
     for path in sorted(folder.glob("*.safetensors")):
         found |= safetensors.numpy.load_file(path)

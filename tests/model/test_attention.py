@@ -21,14 +21,14 @@ xla = compiled(functools.partial(attention, backend="xla"))
 
 @compiled
 def splash(q, k, v, *, segment_ids=None, window=None, scale=None):
-    """The TPU kernel, interpreted."""
+    """Runs the TPU kernel in its interpreter."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return splash_attention.attention(q, k, v, segment_ids, window, scale, interpret=True)
 
 
 @compiled
 def library(q, k, v, *, segment_ids=None, window=None, scale=None):
-    """What cuDNN is asked for, computed by the same function's own XLA implementation."""
+    """Computes a call of cuDNN by the XLA implementation of the same function."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return module._library(q, k, v, segment_ids, window, scale, "xla")
 
@@ -42,12 +42,12 @@ def inputs(B, T, H, K, D):
 
 
 def packed(B, T, segments=3):
-    """Segment ids of rows in which every segment is one run of tokens."""
+    """Draws segment ids of rows in which every segment is one run of tokens."""
     return np.sort(np.random.default_rng(3).integers(0, segments, (B, T)), axis=1)
 
 
 def reference(q, k, v, *, segment_ids=None, window=None, scale=None):
-    """Softmax over the keys each query may see, in float64."""
+    """Computes attention over the keys each query may see, in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     T, group = q.shape[1], q.shape[2] // k.shape[2]
     scores = np.einsum("bqhd,bshd->bhqs", q, k.repeat(group, axis=2))

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from mcr_jax.model import store
-from mcr_jax.model.blueprint import blueprint, initial_params
+from mcr_jax.model.abstract import abstract_decoder, initial_params
 from mcr_jax.model.shape import DecoderConfig, Rope
 
 TOKENS = np.array([[5, 9, 2, 7, 11, 3, 8, 1]])  # no token twice
@@ -26,7 +26,7 @@ def model(tiny_shape):
 
 @pytest.fixture(scope="module")
 def run(model):
-    """The model's logits, jitted."""
+    """Computes the model's logits, jitted."""
     graph, params = nnx.split(model)
     forward = jax.jit(lambda params, *inputs: nnx.merge(graph, params)(*inputs))
     return lambda *inputs: np.asarray(forward(params, *inputs))
@@ -34,7 +34,7 @@ def run(model):
 
 @pytest.fixture(scope="module")
 def influence(model):
-    """How strongly each input token (columns) moves the logits at each place (rows)."""
+    """Measures how much each input token (columns) moves the logits at each place (rows)."""
     graph, params = nnx.split(model)
     pure = nnx.to_pure_dict(params)
     direction = np.random.default_rng(0).standard_normal(model.config.vocab_size)
@@ -55,7 +55,7 @@ def influence(model):
 
 
 def textbook(config: DecoderConfig, params, tokens, positions, segments) -> np.ndarray:
-    """The forward pass once more, in float64, one token and one head at a time."""
+    """Computes the forward pass again, in float64, one token and one head at a time."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     half, group = config.head_dim // 2, config.heads // config.kv_heads
 
@@ -103,7 +103,7 @@ def test_the_logits_are_those_of_an_independent_forward_pass(tiny_shape, tied, k
     params = initial_params(config, 3)
     rng = np.random.default_rng(1)  # norm scales start at one: make them matter
     params = jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape).astype("f4"), params)
-    made = nnx.merge(blueprint(config)[0], params)
+    made = nnx.merge(abstract_decoder(config)[0], params)
     got = made(TOKENS, POSITIONS + 300, SEGMENTS)
     assert got.dtype == jnp.float32
     want = textbook(config, params, TOKENS[0], POSITIONS[0] + 300, SEGMENTS[0])
@@ -112,7 +112,7 @@ def test_the_logits_are_those_of_an_independent_forward_pass(tiny_shape, tied, k
 
 def test_a_tied_head_has_no_table_of_its_own(tiny_shape):
     tied, untied = (
-        blueprint(dataclasses.replace(tiny_shape, tied=tied))[1] for tied in (True, False)
+        abstract_decoder(dataclasses.replace(tiny_shape, tied=tied))[1] for tied in (True, False)
     )
     assert set(untied) - set(tied) == {"head"}
     assert untied["head"].shape == untied["embedding"].shape
@@ -156,8 +156,8 @@ def test_grouped_heads_equal_the_same_heads_repeated(tiny_shape):
         name: params["layers"][name].repeat(2, axis=2) for name in ("k", "v")
     }
     full = dataclasses.replace(tiny_shape, kv_heads=4)
-    grouped = nnx.merge(blueprint(tiny_shape)[0], params)
-    many = nnx.merge(blueprint(full)[0], params | {"layers": repeated})
+    grouped = nnx.merge(abstract_decoder(tiny_shape)[0], params)
+    many = nnx.merge(abstract_decoder(full)[0], params | {"layers": repeated})
     np.testing.assert_allclose(grouped(TOKENS), many(TOKENS), atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The name of weights follows from their values, on any mesh, and from every bit of them."""
+"""The content hash of weights depends on every bit of them and on no mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcr_jax.model.blueprint import blueprint, initial_params
+from mcr_jax.model.abstract import abstract_decoder, initial_params
 from mcr_jax.model.fingerprint import fingerprint
 from mcr_jax.model.sharding import make_mesh, shardings
 
@@ -22,7 +22,7 @@ def params(tiny_shape):
 
 @pytest.fixture(scope="module")
 def name(tiny_shape):
-    graph = blueprint(tiny_shape)[0]
+    graph = abstract_decoder(tiny_shape)[0]
     return lambda params: fingerprint(nnx.merge(graph, params))
 
 

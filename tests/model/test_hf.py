@@ -38,7 +38,7 @@ def test_the_logits_are_those_of_transformers(folder, variant, mesh):
     assert np.abs(want).max() > 1  # or the bound would say little
 
 
-@pytest.mark.parametrize("variant", ["llama3", "gemma3"])
+@pytest.mark.parametrize("variant", ["llama3", "gemma3", "phi3"])
 def test_on_a_mesh_each_device_holds_its_part_only(folder, variant):
     model = hf.load(folder(variant), mesh=make_mesh(2, 2, 2))
     q = model.layers.q[...]
@@ -50,15 +50,15 @@ def test_on_a_mesh_each_device_holds_its_part_only(folder, variant):
 
 @pytest.mark.parametrize("file_bytes", [hf.FILE_BYTES, 30_000], ids=["one file", "many files"])
 @pytest.mark.parametrize("dtype", [np.float32, BFLOAT16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("variant", ["llama3", "qwen2", "qwen3_tied", "gemma3"])
+@pytest.mark.parametrize("variant", ["llama3", "qwen2", "qwen3_tied", "gemma3", "mistral", "phi3"])
 def test_there_and_back_every_bit_is_the_same(folder, tmp_path, variant, dtype, file_bytes):
     made, out, again = folder(variant, dtype), tmp_path / "out", tmp_path / "again"
     hf.save(hf.load(made), out, file_bytes=file_bytes)
     assert same(in_files(out), tensors(variant, dtype))
     hf.save(hf.load(out, mesh=make_mesh(2, 2, 2)), again)  # reads what it wrote
     assert same(in_files(again), tensors(variant, dtype))
-    told = json.loads((out / "config.json").read_text())
-    assert told["torch_dtype"] == np.dtype(dtype).name
+    raw = json.loads((out / "config.json").read_text())
+    assert raw["torch_dtype"] == np.dtype(dtype).name
 
 
 def test_files_stay_below_their_size_and_the_index_knows_them(folder, tmp_path):
@@ -151,7 +151,7 @@ def test_adapters_are_never_dropped_in_silence(folder, tmp_path):
     assert "lora.merge" in refusal(lambda: hf.save(adapted, tmp_path / "out"))
 
 
-@pytest.mark.parametrize("variant", ["llama3", "qwen2_windowed", "qwen3", "gemma3_scaled"])
+@pytest.mark.parametrize("variant", ["llama3", "qwen2_windowed", "qwen3", "gemma3_scaled", "phi3"])
 def test_a_packed_row_gives_each_example_the_logits_it_has_alone(folder, variant):
     model, tokens = hf.load(folder(variant)), tiny_hf.tokens()[:, :300]
     alone = np.asarray(model(jnp.asarray(tokens)))

@@ -23,13 +23,13 @@ DIALECTS = {
 
 
 def changed(variant: str, **keys) -> dict:
-    told = {**tiny_hf.VARIANTS[variant], **keys}
-    return {key: value for key, value in told.items() if value is not ...}
+    raw = {**tiny_hf.VARIANTS[variant], **keys}
+    return {key: value for key, value in raw.items() if value is not ...}
 
 
-def refusal(told) -> str:
+def refusal(raw) -> str:
     with pytest.raises(ValueError) as refused:
-        config_json.from_json(told)
+        config_json.from_json(raw)
     return str(refused.value)
 
 
@@ -62,8 +62,8 @@ def test_a_multimodal_gemma_3_of_few_words_takes_the_family_s_defaults():
 
 
 def test_a_qwen_whose_window_is_not_used_has_none():
-    told = changed("qwen2", use_sliding_window=False, sliding_window=131072, max_window_layers=28)
-    assert config_json.from_json(told) == config_json.from_json(tiny_hf.VARIANTS["qwen2"])
+    raw = changed("qwen2", use_sliding_window=False, sliding_window=131072, max_window_layers=28)
+    assert config_json.from_json(raw) == config_json.from_json(tiny_hf.VARIANTS["qwen2"])
 
 
 @pytest.mark.promise(
@@ -120,6 +120,14 @@ def test_a_qwen_whose_window_is_not_used_has_none():
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3", {"sliding_window": 0}, "window"),
         ("gemma3", {"rope_scaling": ..., "rope_parameters": {"rope_theta": 1e6}}, "by layer type"),
+        ("mistral", {"use_sliding_window": False}, "use_sliding_window"),
+        ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
+        ("phi3", {"rope_scaling": {"type": "longrope", "long_factor": [1.0] * 6}}, "longrope"),
+        ("phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0] * 6}}, "'su'"),
+        ("phi3", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+        ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
+        ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ("mistral", {"original_max_position_embeddings": 64}, "original_max_position_embeddings"),
     ],
 )
 def test_what_would_change_the_numbers_is_refused_by_name(variant, keys, names):
@@ -140,10 +148,10 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path, text):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_is_written_again_is_what_was_read_but_for_the_dtype(variant):
-    told = tiny_hf.VARIANTS[variant]
-    again = config_json.to_json(config_json.from_json(told), "bfloat16")
+    raw = tiny_hf.VARIANTS[variant]
+    again = config_json.to_json(config_json.from_json(raw), "bfloat16")
     assert again.pop("architectures")[0].endswith("ForCausalLM")
-    assert again == told | {"torch_dtype": "bfloat16"}
+    assert again == raw | {"torch_dtype": "bfloat16"}
 
 
 def test_a_decoder_that_is_no_longer_what_its_file_says_is_not_written():
@@ -166,9 +174,9 @@ def test_a_decoder_made_here_is_written_as_the_family_that_computes_it(kind, rop
     sizes = {"vocab_size": 11, "layers": 2, "width": 8, "heads": 2, "kv_heads": 1, "head_dim": 6}
     traits = {"qkv_bias": kind == "qwen2", "qk_norm": kind == "qwen3", "tied": False}
     config = DecoderConfig(**sizes, mlp_width=12, rope=rope, **traits)
-    told = config_json.to_json(config, "float32")
-    assert told["model_type"] == kind
-    assert config_json.from_json(told) == config
+    raw = config_json.to_json(config, "float32")
+    assert raw["model_type"] == kind
+    assert config_json.from_json(raw) == config
 
 
 @pytest.mark.parametrize("odd", [{"embedding_scale": 2.0}, {"norm_offset": 1.0, "tied": False}])
@@ -181,12 +189,12 @@ def test_a_decoder_that_no_family_computes_is_not_written(odd):
 @pytest.mark.parametrize("number", range(len(tiny_hf.ROPES)))
 @pytest.mark.parametrize("dialect", ["rope_scaling", "rope_parameters"])
 def test_a_rope_is_that_of_transformers_whichever_keys_it_names(number, dialect):
-    told = dict(tiny_hf.ROPES[number])
-    keys = {"max_position_embeddings": tiny_hf.MAX_LENGTH, "rope_theta": told["rope_theta"]}
+    raw = dict(tiny_hf.ROPES[number])
+    keys = {"max_position_embeddings": tiny_hf.MAX_LENGTH, "rope_theta": raw["rope_theta"]}
     if dialect == "rope_scaling":
-        del told["rope_theta"]
-        told["type"] = told.pop("rope_type")
-    rope = config_json.from_json(changed("qwen3", **keys, **{dialect: told})).rope
+        del raw["rope_theta"]
+        raw["type"] = raw.pop("rope_type")
+    rope = config_json.from_json(changed("qwen3", **keys, **{dialect: raw})).rope
     want = json.loads((tiny_hf.GOLDEN / "ropes.json").read_text())[number]
     frequencies = np.asarray(want["frequencies"], np.float32)
     np.testing.assert_array_max_ulp(rope.frequencies(tiny_hf.HEAD_DIM), frequencies, 1)
@@ -196,15 +204,22 @@ def test_a_rope_is_that_of_transformers_whichever_keys_it_names(number, dialect)
 def test_a_rope_in_both_dialects_is_read_where_they_agree():
     scaling = {"rope_type": "linear", "factor": 2.0}
     both = {"rope_scaling": scaling, "rope_parameters": {**scaling, "rope_theta": 1e6}}
-    told = changed("qwen3", **both)
-    assert config_json.from_json(told).rope == Rope(theta=1e6, scaling="linear", factor=2.0)
-    assert "both there and differ" in refusal({**told, "rope_theta": 7.0})
+    raw = changed("qwen3", **both)
+    assert config_json.from_json(raw).rope == Rope(theta=1e6, scaling="linear", factor=2.0)
+    assert "both there and differ" in refusal({**raw, "rope_theta": 7.0})
 
 
 def test_null_says_that_there_is_no_window_and_a_key_head_per_query_head():
-    told = changed("qwen2_windowed", sliding_window=None, num_key_value_heads=None)
-    config = config_json.from_json(told)
+    raw = changed("qwen2_windowed", sliding_window=None, num_key_value_heads=None)
+    config = config_json.from_json(raw)
     assert (config.window, config.local_layers, config.kv_heads) == (None, (), config.heads)
+
+
+def test_a_mistral_has_its_window_in_all_layers_and_a_default_one():
+    layers = tiny_hf.VARIANTS["mistral"]["num_hidden_layers"]
+    for keys, window in (({}, 100), ({"sliding_window": ...}, 4096)):
+        config = config_json.from_json(changed("mistral", **keys))
+        assert (config.window, config.local_layers) == (window, (True,) * layers)
 
 
 _JSON = st.recursive(
@@ -220,7 +235,7 @@ _JSON = st.recursive(
     ),
     max_leaves=8,
 )
-_KEYS = sorted({key for major in DIALECTS.values() for told in major.values() for key in told})
+_KEYS = sorted({key for major in DIALECTS.values() for raw in major.values() for key in raw})
 
 
 @given(st.sampled_from(VARIANTS), st.sampled_from([4, 5]), st.sampled_from(_KEYS), _JSON)

@@ -1,6 +1,8 @@
-"""Weights are read as transformers reads them; what cannot be is one line with its cause."""
+"""Weights are read as transformers reads them; a fault is one line with its cause."""
 
+import collections
 import json
+import math
 import re
 
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ import tiny_hf
 from model_folders import BFLOAT16, in_files, refusal, same, tensors
 
 from mcr_jax.model import hf
+from mcr_jax.model.hf import weight_files
+from mcr_jax.model.sharding import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -27,10 +31,24 @@ def test_the_text_half_of_a_multimodal_gemma_is_taken_whatever_its_prefix(tmp_pa
     model = hf.load(tiny_hf.write(tmp_path / "in", config, named))
     hf.save(model, tmp_path / "out")
     assert same(in_files(tmp_path / "out"), plain)
-    told = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert told["model_type"] == "gemma3_text"
-    assert told["architectures"] == ["Gemma3ForCausalLM"]
+    raw = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert raw["model_type"] == "gemma3_text"
+    assert raw["architectures"] == ["Gemma3ForCausalLM"]
     assert hf.load(tmp_path / "out").config == model.config
+
+
+def test_a_fused_tensor_is_read_by_parts_and_each_part_once(folder, monkeypatch):
+    read, counts = weight_files._read, collections.Counter()
+
+    def counting(slot, block):
+        values = read(slot, block)
+        counts[slot.name] += values.size
+        assert values.size < math.prod(slot.shape) / 2 or "qkv" not in slot.name
+        return values
+
+    monkeypatch.setattr(weight_files, "_read", counting)
+    hf.load(folder("phi3"), mesh=make_mesh(2, 2, 2))
+    assert counts == {name: tensor.size for name, tensor in tensors("phi3").items()}
 
 
 def test_a_tied_model_may_hold_its_head_once_more_but_not_another_one(folder):
@@ -87,8 +105,8 @@ def test_of_a_tensor_in_two_shards_the_one_counts_that_the_index_names(folder):
 
     def index(**where):
         weights = {**dict.fromkeys(whole, files[0]), "spare": files[1], norm: None, **where}
-        told = {name: file for name, file in weights.items() if file}
-        (made / hf.INDEX).write_text(json.dumps({"weight_map": told}))
+        raw = {name: file for name, file in weights.items() if file}
+        (made / hf.INDEX).write_text(json.dumps({"weight_map": raw}))
         return made
 
     for file, more in ((files[0], 0), (files[1], 1)):
@@ -111,8 +129,8 @@ def test_missing_extra_and_misshapen_tensors_are_one_error_that_lists_them_all(f
     )
     message = refusal(lambda: hf.load(broken))
     assert str(broken) in message and "4 tensors" in message
-    for told in (f"{q} is missing", f"{k} is [3, 48]", f"{o}.bias is not", f"{o}.weight is of dty"):
-        assert told in message
+    for part in (f"{q} is missing", f"{k} is [3, 48]", f"{o}.bias is not", f"{o}.weight is of dty"):
+        assert part in message
 
 
 Q = "model.layers.{}.self_attn.q_proj"
@@ -130,7 +148,7 @@ Q = "model.layers.{}.self_attn.q_proj"
         ([Q + ".bias"], "model.layers.*.self_attn.q_proj.bias is not of this model (3 times)"),
     ],
 )
-def test_what_is_wrong_in_every_layer_is_told_once_with_its_cause(folder, names, cause):
+def test_what_is_wrong_in_every_layer_is_reported_once_with_its_cause(folder, names, cause):
     extra = [name.format(layer) for name in names for layer in range(3)]
     broken = folder(tensors=dict.fromkeys(extra, np.zeros(2, np.float32)))
     message = refusal(lambda: hf.load(broken))
@@ -138,7 +156,7 @@ def test_what_is_wrong_in_every_layer_is_told_once_with_its_cause(folder, names,
     assert message.count("q_proj") <= 1
 
 
-def test_another_number_of_layers_and_other_names_are_told_as_such(folder, tmp_path):
+def test_another_number_of_layers_and_other_names_are_reported_as_such(folder, tmp_path):
     message = refusal(lambda: hf.load(folder(num_hidden_layers=5)))
     assert "the files hold 3 layers, and config.json says 5" in message
     gpt = {"transformer.wte.weight": np.zeros((2, 2), np.float32)}

@@ -1,4 +1,4 @@
-"""What is saved here, transformers loads, and every logit agrees: run live where it is installed.
+"""Transformers loads the folders that are saved here, and every logit agrees; run where installed.
 
 `make reference` installs it in .venv-reference, apart from everything else.
 """
@@ -62,11 +62,13 @@ def test_transformers_loads_what_is_saved_here_and_agrees_on_every_logit(tmp_pat
 
 def test_peft_loads_the_adapters_that_are_saved_here_and_agrees_on_every_logit(tmp_path):
     models, rng = {}, np.random.default_rng(0)
-    for variant in ("llama3", "qwen2", "qwen3_tied", "gemma3"):
+    for variant in ("llama3", "qwen2", "qwen3_tied", "gemma3", "phi3"):
         made = tmp_path / variant
         tensors = tiny_hf.weights(variant, SHAPES[variant])
         model = hf.load(tiny_hf.write(made, tiny_hf.VARIANTS[variant], tensors))
-        config = lora.LoraConfig(rank=4, alpha=6.0, targets=("q", "v", "o", "down"))
+        config = lora.LoraConfig(
+            rank=4, alpha=6.0, targets=("q", "v", "o", "down"), rslora=variant == "phi3"
+        )
         graph, adapters, frozen = lora.split(lora.add(model, config, 0))
         adapters = jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape, "f4"), adapters)
         models[variant] = nnx.merge(graph, adapters, frozen)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from quick import quick
 
 from mcr_jax.errors import UsageError
-from mcr_jax.model.blueprint import blueprint, initial_params
+from mcr_jax.model.abstract import abstract_decoder, initial_params
 from mcr_jax.model.sharding import abstract, make_mesh, shardings
 from mcr_jax.train.mesh import batch_sharding, put, training_mesh
 from mcr_jax.train.optimizer import optimizer
@@ -56,8 +56,8 @@ def batch(untied):
 
 @pytest.fixture(scope="module")
 def stepped(untied, batch):
-    """(data, fsdp, tensor) -> the state after one step on that mesh, and the step's metrics."""
-    graph = blueprint(untied)[0]
+    """Runs one step on a mesh (data, fsdp, tensor); returns the state and the step's metrics."""
+    graph = abstract_decoder(untied)[0]
     params = jax.device_get(initial_params(untied, 0))
     tx, schedule = optimizer(**OPTIM)
     whole = jax.device_get(init_state(params, tx))
@@ -92,7 +92,7 @@ def named(tree):
 
 def test_every_parameter_and_its_moments_have_the_intended_spec(untied):
     mesh = make_mesh(2, 2, 2)
-    shapes = blueprint(untied)[1]
+    shapes = abstract_decoder(untied)[1]
     assert {n: s.spec for n, s in named(shardings(mesh, shapes)).items()} == INTENDED
     state = jax.eval_shape(lambda: init_state(initial_params(untied, 0), optimizer(**OPTIM)[0]))
     for name, sharding in named(shardings(mesh, state)).items():
@@ -116,7 +116,7 @@ def test_an_axis_that_does_not_divide_its_dimension_is_left_out():
 
 def test_an_abstract_tree_has_shapes_dtypes_and_shardings_and_no_values(untied):
     mesh = make_mesh(2, 2, 2)
-    shapes = blueprint(untied)[1]
+    shapes = abstract_decoder(untied)[1]
     placed = shardings(mesh, shapes)
     for name, leaf in named(abstract(shapes, placed)).items():
         assert isinstance(leaf, jax.ShapeDtypeStruct)

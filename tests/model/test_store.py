@@ -10,7 +10,7 @@ from flax import nnx
 
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.model import hf, lora, store
-from mcr_jax.model.blueprint import blueprint, parts
+from mcr_jax.model.abstract import abstract_decoder, parts
 from mcr_jax.model.hf import config_json
 from mcr_jax.model.shape import LoraConfig
 from mcr_jax.model.sharding import one_device
@@ -34,9 +34,9 @@ def saved(tiny_shape, tmp_path_factory):
     return folder, model
 
 
-def test_a_blueprint_allocates_nothing(tiny_shape):
+def test_an_abstract_decoder_allocates_nothing(tiny_shape):
     huge = dataclasses.replace(tiny_shape, vocab_size=200_000, width=8192, layers=80)
-    _, shapes = blueprint(huge)
+    _, shapes = abstract_decoder(huge)
     leaves = jax.tree.leaves(shapes)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     assert shapes["embedding"].shape == (200_000, 8192)

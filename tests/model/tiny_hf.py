@@ -48,6 +48,10 @@ _GEMMA3 = {
     "sliding_window": 64,
     "sliding_window_pattern": 6,
 }
+_MISTRAL = {**_SIZES, "model_type": "mistral", "hidden_act": "silu", "rope_theta": 1e6}
+_PHI3 = {**_SIZES, "model_type": "phi3", "hidden_act": "silu", "rope_theta": 1e4}
+_PHI3 |= {"original_max_position_embeddings": 4096, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+_PHI3 |= {"pad_token_id": 0, "tie_word_embeddings": False}
 _WINDOWED = {"use_sliding_window": True, "sliding_window": 100, "max_window_layers": 1}
 
 # In transformers 4's dialect, the one that published weights are in.
@@ -102,6 +106,21 @@ VARIANTS = {
     "gemma3": {**_GEMMA3, "rms_norm_eps": 1e-6},
     "gemma3_scaled": {**_GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
     "gemma3_untied": {**_GEMMA3, "tie_word_embeddings": False, "sliding_window_pattern": 3},
+    "mistral": {
+        **_MISTRAL,
+        "sliding_window": 100,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    },
+    "mistral_unwindowed": {
+        **_MISTRAL,
+        "head_dim": 16,
+        "sliding_window": None,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+    },
+    "phi3": {**_PHI3, "sliding_window": 100, "rms_norm_eps": 1e-5},
+    "phi3_unwindowed": {**_PHI3, "num_key_value_heads": None, "sliding_window": None},
 }
 
 # Ropes alone, by the text of their keys: what transformers makes of each stands in a golden file.
@@ -128,12 +147,12 @@ HEAD_DIM, MAX_LENGTH = 64, 4096  # of `ROPES`
 
 
 def tokens() -> np.ndarray:
-    """int64 [ROWS, LENGTH]."""
+    """Draws int64 [ROWS, LENGTH]."""
     return np.random.default_rng(7).integers(0, VOCAB, (ROWS, LENGTH))
 
 
 def weights(variant: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """float32 values for every tensor of a variant, such that logits are of the order of ten.
+    """Draws float32 values for every tensor of a variant, such that logits are of the order of ten.
 
     Args:
       variant: of `VARIANTS`.

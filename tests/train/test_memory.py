@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AbstractMesh
 from quick import quick
 
-from mcr_jax.model.blueprint import blueprint, parts
+from mcr_jax.model.abstract import abstract_decoder, parts
 from mcr_jax.model.shape import DecoderConfig, LoraConfig
 from mcr_jax.model.sharding import AXES, abstract, make_mesh, shardings
 from mcr_jax.plan.training_bytes import memory, parameters
@@ -38,7 +38,7 @@ def compiled(shape, axes, rows, row_tokens, accumulate=1, mu_dtype="float32"):
     """XLA's memory of the step, each device's."""
     mesh = make_mesh(*axes)
     tx, schedule = optimizer(**OPTIM, mu_dtype=mu_dtype)
-    graph, params = blueprint(shape)
+    graph, params = abstract_decoder(shape)
     ids = jax.ShapeDtypeStruct((rows, row_tokens), jnp.int32, sharding=batch_sharding(mesh))
     batch = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), ids)
     batch["weights"] = jax.ShapeDtypeStruct(ids.shape, jnp.float32, sharding=ids.sharding)

@@ -15,7 +15,7 @@ from quick import quick
 
 from mcr_jax.data.example import Example
 from mcr_jax.data.loader import stack
-from mcr_jax.model.blueprint import blueprint, initial_params, parts
+from mcr_jax.model.abstract import abstract_decoder, initial_params, parts
 from mcr_jax.model.decoder import embed
 from mcr_jax.model.shape import PROJECTIONS, LoraConfig
 from mcr_jax.model.sharding import abstract, make_mesh, shardings
@@ -52,14 +52,14 @@ def batch():
 
 @pytest.fixture(scope="module")
 def sums(tiny_shape, params):
-    graph = blueprint(tiny_shape)[0]
+    graph = abstract_decoder(tiny_shape)[0]
     run = jax.jit(lambda params, batch: loss_sums(graph, params, batch))
     return lambda batch: tuple(float(x) for x in run(params, batch))
 
 
 @pytest.fixture(scope="module")
 def step(tiny_shape):
-    return jax.jit(train_step(blueprint(tiny_shape)[0], *optimizer(**OPTIM)))
+    return jax.jit(train_step(abstract_decoder(tiny_shape)[0], *optimizer(**OPTIM)))
 
 
 def test_only_completion_tokens_count_in_the_loss(sums, batch):
@@ -179,7 +179,7 @@ def after(params, tiny_shape):
     def run(batch, shape=tiny_shape, start=params, **options):
         tx, schedule = optimizer(**{**OPTIM, "warmup_steps": 0})
         state = init_state(jax.tree.map(jnp.asarray, start), tx)
-        step = jax.jit(train_step(blueprint(shape)[0], tx, schedule, **options))
+        step = jax.jit(train_step(abstract_decoder(shape)[0], tx, schedule, **options))
         return jax.device_get(step(state, batch))
 
     return run
@@ -254,7 +254,7 @@ def adapted(tiny_shape):
 @pytest.mark.slow
 def test_adapters_alone_are_trained_and_their_gradient_is_that_of_the_whole(adapted, batch):
     shape, adapters, rest = adapted
-    graph = blueprint(shape)[0]
+    graph = abstract_decoder(shape)[0]
 
     def loss(adapters, rest):
         return loss_sums(graph, adapters, batch, frozen=rest)[0]
@@ -280,7 +280,7 @@ def test_adapters_alone_are_trained_and_their_gradient_is_that_of_the_whole(adap
 def test_every_step_and_every_part_of_one_drops_something_else(adapted, batch):
     shape, adapters, rest = adapted
     tx, schedule = optimizer(**{**OPTIM, "learning_rate": 0.0})
-    step = jax.jit(train_step(blueprint(shape)[0], tx, schedule))
+    step = jax.jit(train_step(abstract_decoder(shape)[0], tx, schedule))
     state, losses = init_state(jax.tree.map(jnp.asarray, adapters), tx), []
     for _ in range(3):
         state, told = step(state, batch, rest)
@@ -289,8 +289,8 @@ def test_every_step_and_every_part_of_one_drops_something_else(adapted, batch):
     assert len(set(losses)) == 3  # the weights stand still: only what is dropped differs
     assert float(again["loss"]) == losses[0]  # and is the same whenever that step is made
     same = {name: np.concatenate([x[:1]] * 4) for name, x in batch.items()}
-    in_parts = jax.jit(train_step(blueprint(shape)[0], tx, schedule, accumulate=4))
-    whole = jax.jit(train_step(blueprint(shape)[0], tx, schedule))
+    in_parts = jax.jit(train_step(abstract_decoder(shape)[0], tx, schedule, accumulate=4))
+    whole = jax.jit(train_step(abstract_decoder(shape)[0], tx, schedule))
     fresh = init_state(jax.tree.map(jnp.asarray, adapters), tx)
     four = float(in_parts(fresh, same, rest)[1]["loss"])
     alone = float(whole(fresh, {n: x[:1] for n, x in same.items()}, rest)[1]["loss"])
@@ -328,7 +328,7 @@ def test_every_mesh_makes_the_same_step(params, tiny_shape):
         state = init_state(params, tx)
         placed = jax.device_put(state, shardings(mesh, state))
         with jax.set_mesh(mesh):
-            step = jax.jit(train_step(blueprint(tiny_shape)[0], tx, schedule))
+            step = jax.jit(train_step(abstract_decoder(tiny_shape)[0], tx, schedule))
             state, told = step(placed, put(batch, mesh))
         used = {d for x in jax.tree.leaves(state.opt_state) for d in x.sharding.device_set}
         assert len(used) == mesh.size
@@ -383,7 +383,7 @@ def sums_of(jaxpr):
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=4.0)])
 def test_no_gradient_is_summed_over_tokens_in_bfloat16(tiny_shape, batch, lora):
     shape = dataclasses.replace(tiny_shape, qkv_bias=True, qk_norm=True, lora=lora)
-    graph, params = blueprint(shape)
+    graph, params = abstract_decoder(shape)
 
     def loss(params):
         return loss_sums(graph, params, batch, "bfloat16")[0]
@@ -427,7 +427,8 @@ def test_no_gradient_is_summed_over_devices_in_bfloat16(
     trained, frozen = parts(tree) if lora else (tree, None)
     state = jax.eval_shape(lambda params: init_state(params, tx), trained)
     state, frozen = (abstract(t, shardings(mesh, t)) for t in (state, frozen))
-    step = train_step(blueprint(shape)[0], tx, schedule, accumulate=accumulate, compute="bfloat16")
+    graph = abstract_decoder(shape)[0]
+    step = train_step(graph, tx, schedule, accumulate=accumulate, compute="bfloat16")
     rows = {name: np.concatenate([x] * 4) for name, x in batch.items()}
     with jax.set_mesh(mesh):
         lowered = jax.jit(step).lower(state, put(rows, mesh), frozen)

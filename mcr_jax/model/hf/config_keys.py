@@ -1,18 +1,18 @@
-"""Keys of a config.json: which the decoder computes, which change nothing, and which are refused.
+"""Keys of a config.json: those that are read, those without effect, and those that are refused.
 
 A key is refused only if it may change the numbers. It passes if it is in one of the tables here,
-begins with `_` or names a token, and whatever it is called if its value is null, false, 0 or empty.
-Any other unknown key is refused if its name speaks of something that a decoder computes, and else
-reported in one warning. `number` and `flag` read the values.
+begins with `_`, names a token, or has a value that is null, false, 0 or empty. Any other unknown
+key is refused if its name sounds like something a decoder computes; the rest are reported in one
+warning. `number` and `flag` read the values.
 """
 
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-_SHOWN = 8  # keys in a warning
-_LONGEST = 120  # characters of a name in a message
-_LARGEST = 1e12  # of any number in a config; bounds what a broken file can make of this process
+_MAX_WARNED_KEYS = 8
+_MAX_NAME_CHARS = 120  # in a message
+_MAX_NUMBER = 1e12  # in a config; bounds what a broken file can make this process allocate
 
 # Keys that `config_json` reads.
 _READ_KEYS = """
@@ -22,7 +22,7 @@ rope_theta rope_scaling rope_local_base_freq rope_parameters sliding_window
 sliding_window_pattern use_sliding_window max_window_layers layer_types query_pre_attn_scalar
 """
 
-# Keys that the decoder has one value for: another one is refused by name.
+# Keys of which the decoder computes these values only.
 _REQUIRED: Mapping[str, tuple] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -40,7 +40,7 @@ _REQUIRED: Mapping[str, tuple] = {
 }
 _QUANTIZED = ("quantization_config", "compression_config", "quantization")  # the last is MLX's
 
-# Keys without bearing on the logits: transformers' PreTrainedConfig, where it is not above.
+# Keys without effect on the logits: those of transformers' PreTrainedConfig that are not above.
 _TRANSFORMERS_KEYS = """
 architectures attribute_map auto_map bad_words_ids base_model_ep_plan base_model_fsdp_plan
 base_model_pp_plan base_model_tp_plan begin_suppress_tokens chunk_size_feed_forward
@@ -57,8 +57,8 @@ torch_dtype torchscript transformers_version transformers_weights typical_p use_
 use_return_dict xla_device
 """
 
-# The same for training, for how attention and its cache are executed, for serving and for the image
-# half of a multimodal folder.
+# Other keys without effect: of training, of attention kernels and caches, of serving, and of the
+# image half of a multimodal folder.
 _OTHER_KEYS = """
 attention_dropout attn_dropout attn_implementation attention_implementation cache_dtype
 cache_implementation classifier_dropout context_length context_window embd_pdrop flash_attention
@@ -71,61 +71,61 @@ vision_config
 _KNOWN = frozenset((_READ_KEYS + _TRANSFORMERS_KEYS + _OTHER_KEYS).split()) | _REQUIRED.keys()
 _HARMLESS = re.compile(r"_.*|(unsloth|vllm|trl|wandb)_.*|.*_token(s?_ids?|_index)?")
 
-# Parts of names that speak of what a decoder computes. Short ones stand at an end of a word:
-# `extra_properties` and `capabilities` do not speak of rope and caps.
-_SPEAKS = re.compile(
+# Parts of the names of things that a decoder computes. Short ones must be at an end of a word:
+# `extra_properties` and `capabilities` are not about rope and caps.
+_COMPUTED = re.compile(
     r"attention|attn|norm|scal(e|ing|ar)|multiplier|window|expert|residual|bias|quant|rotary"
     r"|alibi|router|qkv|logit|activation|position"
     r"|\b(rope|moe)|(rope|moe|cap|caps|capping)\b"
 )
 
 
-def refuse(told: Mapping[str, Any], ignore: Collection[str] = ()) -> None:
+def refuse(keys: Mapping[str, Any], ignore: Collection[str] = ()) -> None:
     """Raises ValueError with the name of the first key that may change the numbers.
 
     Args:
-      told: a parsed config.json, or a part of it.
+      keys: a parsed config.json, or a part of it.
       ignore: keys to pass over.
     """
     for key in _QUANTIZED:
-        if told.get(key) and key not in ignore:
-            by = told[key].get("quant_method") if isinstance(told[key], Mapping) else None
+        if keys.get(key) and key not in ignore:
+            by = keys[key].get("quant_method") if isinstance(keys[key], Mapping) else None
             raise ValueError(
                 f"{key}: the weights are quantized{f' by {by}' if by else ''}, which this decoder "
                 "does not read: take the folder of the unquantized model"
             )
     for key, allowed in _REQUIRED.items():
-        if key in told and key not in ignore and told[key] not in allowed:
-            raise ValueError(f"{key} = {told[key]!r}: this decoder only has {allowed[0]!r}")
-    for key in _unknown(told, ignore):
-        if _SPEAKS.search(_words(key)):
+        if key in keys and key not in ignore and keys[key] not in allowed:
+            raise ValueError(f"{key} = {keys[key]!r}: this decoder only has {allowed[0]!r}")
+    for key in _unknown(keys, ignore):
+        if _COMPUTED.search(_words(key)):
             raise ValueError(
                 f"unknown key {shown(key)!r}: it may change the numbers; if it does not, name it "
                 "in config.model.ignore, or in hf.load's ignore"
             )
 
 
-def passed_over(told: Mapping[str, Any], ignore: Collection[str] = ()) -> str:
-    """The unknown keys of a config that `refuse` lets pass, as one line; "" if there are none."""
-    keys = list(_unknown(told, ignore))
-    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return ", ".join(repr(shown(key)) for key in keys[:_SHOWN]) + more
+def passed_over(keys: Mapping[str, Any], ignore: Collection[str] = ()) -> str:
+    """Lists the unknown keys that `refuse` lets pass, as one line; "" if there are none."""
+    unknown, most = list(_unknown(keys, ignore)), _MAX_WARNED_KEYS
+    more = f" and {len(unknown) - most} more" if len(unknown) > most else ""
+    return ", ".join(repr(shown(key)) for key in unknown[:most]) + more
 
 
-def _unknown(told: Mapping[str, Any], ignore: Collection[str]) -> Iterator[str]:
-    for key, value in told.items():
+def _unknown(keys: Mapping[str, Any], ignore: Collection[str]) -> Iterator[str]:
+    for key, value in keys.items():
         if value and key not in ignore and key not in _KNOWN and not _HARMLESS.fullmatch(key):
             yield key
 
 
 def _words(key: str) -> str:
-    """A key in small letters with its words apart: `useQKNorm.v2` is `use qknorm v2`."""
+    """Splits a key into words in small letters: `useQKNorm.v2` is `use qknorm v2`."""
     apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", key)
     return re.sub(r"[\W_]+", " ", apart).lower()
 
 
-def shown(text: str, longest: int = _LONGEST) -> str:
-    """Text from a downloaded file as a message can hold it: short and without control codes."""
+def shown(text: str, longest: int = _MAX_NAME_CHARS) -> str:
+    """Shortens text from a downloaded file for a message, and drops control codes."""
     cut = text if len(text) <= longest else text[: longest - 1] + "…"
     return "".join(c if c.isprintable() else "?" for c in cut)
 
@@ -137,12 +137,12 @@ def number(
     default: Any = None,
     least: float | None = None,
 ) -> Any:
-    """A whole number or any, positive unless `least` says otherwise. Raises ValueError by name."""
+    """Reads a number, at least `least` or positive. Raises ValueError naming the key."""
     value = values.get(key, default)
     if value is None:
         raise ValueError(f"{key} is missing")
     known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not known or not abs(value) < _LARGEST or value != kind(value):
+    if not known or not abs(value) < _MAX_NUMBER or value != kind(value):
         raise ValueError(f"{key} is not {'a whole' if kind is int else 'a'} number: {value!r}")
     if value < least if least is not None else value <= 0:
         raise ValueError(f"{key} is too small: {value!r}")
@@ -150,7 +150,7 @@ def number(
 
 
 def flag(values: Mapping[str, Any], key: str, default: bool = False) -> bool:
-    """True or false. Raises ValueError by name for anything else."""
+    """Reads true or false. Raises ValueError naming the key for anything else."""
     value = values.get(key, default)
     if not isinstance(value, bool):
         raise ValueError(f"{key} is neither true nor false: {value!r}")

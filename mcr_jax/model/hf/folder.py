@@ -1,10 +1,10 @@
-"""Decoders from Hugging Face folders and back: safetensors, config.json, tokenizer files.
+"""Reads decoders from Hugging Face folders and writes them: safetensors, config.json, tokenizer.
 
     model = hf.load("path/to/folder")
     hf.save(model, "out")
 
-Loading reads each tensor from its file only where a device needs it, straight into the stacked and
-sharded parameters; no second copy of the model is ever in memory.
+Loading reads of each tensor only the parts that devices need, straight into the stacked and sharded
+parameters; no second copy of the model is ever in memory.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mcr_jax.errors import McrError
-from mcr_jax.model.blueprint import blueprint
+from mcr_jax.model.abstract import abstract_decoder
 from mcr_jax.model.decoder import Decoder
 from mcr_jax.model.hf import config_json
 from mcr_jax.model.hf.safetensors_files import new_folder, write
@@ -37,7 +37,7 @@ from mcr_jax.text.tokenizer_folder import FILES as TOKENIZER_FILES
 from mcr_jax.text.tokenizer_folder import GENERATION
 
 FILE_BYTES = 5_000_000_000  # of one safetensors file
-_PAGE = 4096  # bytes
+_PAGE_BYTES, _PAGES_PER_FILE = 4096, 256  # that `digest` reads of weights
 
 
 def load(
@@ -47,31 +47,31 @@ def load(
     dtype: str | None = None,
     ignore: Collection[str] = (),
 ) -> Decoder:
-    """The decoder in a Hugging Face folder.
+    """Loads the decoder in a Hugging Face folder.
 
     Args:
-      folder: with config.json and model*.safetensors of Qwen 2, Qwen 3, Llama 3 or Gemma 3; of a
+      folder: with config.json and model*.safetensors of a family in `model.families`; of a
         multimodal Gemma 3 the text half is taken.
       mesh: where the parameters go, by the rules of `model.sharding`; None is the first device.
       dtype: "float32", "bfloat16" or "float16" to cast to; None keeps each tensor's.
-      ignore: keys of config.json to pass over although they are unknown here.
+      ignore: unknown keys of config.json to pass over.
 
     Raises:
-      McrError: a file is missing or broken, the config is of something else, or tensors are
-        missing, too many or misshapen.
+      McrError: a file is missing or broken, the config asks for something this decoder does not
+        compute, or tensors are missing, too many or misshapen.
     """
     config = config_json.read(folder, ignore)
-    shapes = blueprint(config)[1]
+    shapes = abstract_decoder(config)[1]
     like = abstract(shapes, shardings(mesh or one_device(), shapes))
     params = read_params(folder, config, like, dtype)
     config = dataclasses.replace(config, dtype=_dtype_name(params))
-    return nnx.merge(blueprint(config)[0], params)
+    return nnx.merge(abstract_decoder(config)[0], params)
 
 
 def read_params(
     folder: str | Path, config: DecoderConfig, like: Any, dtype: str | None = None
 ) -> Any:
-    """The parameters of a folder as a nested dict, of `like`'s shapes and shardings; see `load`."""
+    """Reads a folder's parameters as a nested dict, shaped and sharded like `like`; see `load`."""
     files, places = Files(Path(folder), config.tied), table(config, like)
     files.check(places)
     params: dict[str, Any] = {}
@@ -92,12 +92,12 @@ def save(
     """Writes a folder that transformers and vLLM load; whole or not at all.
 
     Args:
-      model: whose parameters are written.
+      model: to write, without adapters.
       folder: must not exist, or be empty.
-      tokenizer: goes along, and its `eos_ids` are where generation is to stop; None copies the
-        tokenizer files of the folder `model` was loaded from.
+      tokenizer: is written, too, and generation stops at its `eos_ids`; None copies the tokenizer
+        files of the folder that `model` was loaded from.
       dtype: "float32", "bfloat16" or "float16" to cast to; None keeps each parameter's.
-      file_bytes: a file of weights is cut before it would be larger.
+      file_bytes: largest size of one file of weights, unless one tensor is larger.
 
     Raises:
       McrError: the folder is taken, or cannot be written; no family of transformers computes what
@@ -110,55 +110,55 @@ def save(
     if not config.source and not config.tied:  # a head of its own: the scale can go into the table
         scale, config = config.embedding_scale, dataclasses.replace(config, embedding_scale=1.0)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    places = table(config, params)
     try:
-        told = config_json.to_json(config, dtype or _dtype_name(params))
+        keys = config_json.to_json(config, dtype or _dtype_name(params))
     except ValueError as error:
         raise McrError(f"{folder}: cannot export: {error}") from error
     if tokenizer is not None:
-        told |= {"eos_token_id": list(tokenizer.eos_ids)}
-        told = told if config.source else told | {"bos_token_id": None}  # or a default would stand
+        keys |= {"eos_token_id": list(tokenizer.eos_ids)}
+        if not config.source:
+            keys["bos_token_id"] = None  # or transformers takes a default
     with new_folder(folder, config_json.FILE) as aside:
         if tokenizer is not None:
             tokenizer.save_hf(aside)
             _end_generation(aside / GENERATION, tokenizer.eos_ids)
         elif config.folder:
             _carry(Path(config.folder), aside)
-        (aside / config_json.FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        _write_tensors(aside, places, params, scale, dtype, file_bytes)
+        (aside / config_json.FILE).write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
+        _write_tensors(aside, table(config, params), params, scale, dtype, file_bytes)
 
 
 def digest(folder: str | Path) -> str:
-    """A name (16 hex digits) for what a folder holds, by which another model in it is noticed.
+    """Returns 16 hex digits by which a change of a folder's model is noticed.
 
-    SHA-256 over config.json and the tokenizer's files, and over size and about 256 pages of each
-    file of weights, evenly spread: reading all of them would take minutes.
+    It is SHA-256 over config.json, the tokenizer's files, and size and 256 evenly spread pages of
+    each file of weights: reading all of them would take minutes.
 
     Raises:
       McrError: a file cannot be read.
     """
-    folder, told = Path(folder), hashlib.sha256()
+    folder, sha256 = Path(folder), hashlib.sha256()
     try:
         for name in (config_json.FILE, *TOKENIZER_FILES):
             if (folder / name).exists():
-                told.update(f"{name} {(folder / name).stat().st_size}\n".encode())
-                told.update((folder / name).read_bytes())
+                sha256.update(f"{name} {(folder / name).stat().st_size}\n".encode())
+                sha256.update((folder / name).read_bytes())
         for path in sorted(folder.glob("*.safetensors")):
             size = path.stat().st_size
-            told.update(f"{path.name} {size}\n".encode())
+            sha256.update(f"{path.name} {size}\n".encode())
             with open(path, "rb") as file:
-                for place in range(0, size, max(_PAGE, size // 256)):
+                for place in range(0, size, max(_PAGE_BYTES, size // _PAGES_PER_FILE)):
                     file.seek(place)
-                    told.update(file.read(_PAGE))
+                    sha256.update(file.read(_PAGE_BYTES))
     except OSError as error:
         raise McrError(f"{error.filename}: cannot read: {error.strerror}") from error
-    return told.hexdigest()[:16]
+    return sha256.hexdigest()[:16]
 
 
 def _end_generation(path: Path, eos_ids: Collection[int]) -> None:
-    """Says in generation_config.json where a model that was trained here stops."""
-    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    path.write_text(json.dumps(told | {"eos_token_id": list(eos_ids)}, indent=2) + "\n")
+    """Writes the end tokens of a model that was trained here into generation_config.json."""
+    keys = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(keys | {"eos_token_id": list(eos_ids)}, indent=2) + "\n")
 
 
 def _carry(source: Path, into: Path) -> None:
@@ -178,34 +178,34 @@ def _write_tensors(
     dtype: str | None,
     file_bytes: int,
 ) -> None:
-    """model.safetensors, or several and their index; at most one file's tensors are in memory."""
-    entries = [
-        (name, path, row)
-        for row in range(max(len(placed.names) for placed in places.values()))
-        for path, placed in places.items()
-        for name in placed.names[row : row + 1]
-    ]
-    entries.sort(key=lambda entry: _order(entry[1], entry[2]))
-    files: list[list[tuple[str, tuple[str, ...], int]]] = [[]]
+    """Writes model.safetensors, or several and their index, one file in memory at a time."""
+    entries: dict[str, list[tuple[tuple[str, ...], int]]] = {}  # by tensor; several where fused
+    for row in range(max(len(placed.names) for placed in places.values())):
+        for path, placed in places.items():
+            for name in placed.names[row : row + 1]:
+                entries.setdefault(name, []).append((path, row))
+    files: list[list[str]] = [[]]
     room, total = file_bytes, 0
-    for entry in entries:
-        kept = jnp.dtype(dtype or _leaf(params, entry[1]).dtype)
-        size = kept.itemsize * math.prod(places[entry[1]].in_file)
+    for name in sorted(entries, key=lambda name: _order(*entries[name][0])):
+        path = entries[name][0][0]
+        kept = jnp.dtype(dtype or _leaf(params, path).dtype)
+        size = kept.itemsize * math.prod(places[path].in_file)
         if files[-1] and size > room:
             files.append([])
             room = file_bytes
-        files[-1].append(entry)
+        files[-1].append(name)
         room, total = room - size, total + size
     where = {}
-    for number, members in enumerate(files, 1):
+    for number, held in enumerate(files, 1):
         file = SINGLE if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
-        tensors = {}
-        for name, path, row in members:
+        tensors: dict[str, np.ndarray] = {}
+        parts = [(name, *part) for name in held for part in entries[name]]
+        for name, path, row in parts:
             placed, leaf = places[path], _leaf(params, path)
             kept, leaf = jnp.dtype(dtype or leaf.dtype), leaf[row] if placed.stacked else leaf
             if path == ("embedding",) and scale != 1:
                 leaf = leaf.astype(jnp.float32) * scale
-            tensors[name] = placed.to_file(np.asarray(leaf.astype(kept)))
+            tensors[name] = placed.to_file(np.asarray(leaf.astype(kept)), tensors.get(name))
             where[name] = file
         write(tensors, folder / file)
     if len(files) > 1:
@@ -214,7 +214,7 @@ def _write_tensors(
 
 
 def _order(path: tuple[str, ...], row: int) -> tuple[int, int]:
-    """Embedding, the layers one by one, and the rest."""
+    """Sorts the embedding first, then the layers one by one, then the rest."""
     return (1, row) if path[0] == "layers" else (0 if path == ("embedding",) else 2, 0)
 
 
@@ -225,7 +225,7 @@ def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
 
 
 def _dtype_name(params: Any) -> str:
-    """The dtype of most of the parameters."""
+    """Returns the dtype of most of the parameters."""
     sizes: dict[str, int] = {}
     for leaf in jax.tree.leaves(params):
         sizes[leaf.dtype.name] = sizes.get(leaf.dtype.name, 0) + leaf.size

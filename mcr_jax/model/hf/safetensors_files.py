@@ -1,4 +1,4 @@
-"""Folders of safetensors files: faults are one line, and what is written is whole or absent."""
+"""Folders of safetensors files: faults are one line, writes are whole or absent."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ _ASIDE = ".aside"
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file whose slices are numpy arrays. Raises McrError if it is not whole."""
+    """Opens a safetensors file for numpy slices. Raises McrError if it is not whole."""
     try:
         with safe_open(path, "numpy") as file:
             yield file
@@ -32,13 +32,13 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def write(tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """One safetensors file, which whoever may read its folder may read."""
+    """Writes one safetensors file, readable by all who may read its folder."""
     save_file(dict(tensors), path, {"format": "pt"})
     path.chmod(path.parent.stat().st_mode & 0o666)  # the library makes it private
 
 
 def refuse_taken(folder: Path) -> None:
-    """Raises McrError if no new folder can have that name: it is taken, or an address."""
+    """Raises McrError if `folder` is an address, or exists and is not empty."""
     local_folder(folder)
     if folder.exists() and (not folder.is_dir() or any(p.name != _ASIDE for p in folder.iterdir())):
         raise McrError(f"{folder}: already there; name a folder that is new or empty")
@@ -46,11 +46,11 @@ def refuse_taken(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: Path, last: str) -> Iterator[Path]:
-    """A folder aside to write in; its files stand in `folder` when the block ends without a fault.
+    """Yields a temporary folder, whose files move to `folder` when the block ends without a fault.
 
     Args:
-      folder: new or empty; an empty one stays what it is, such as a mount point or a link.
-      last: name of the file without which readers take the folder for none; it comes last.
+      folder: new or empty; an empty one is kept, as it may be a mount point or a link.
+      last: name of the file that readers look for first; it is moved last.
 
     Raises:
       McrError: `folder` is taken or an address, or something cannot be written.

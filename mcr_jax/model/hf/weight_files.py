@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face folder: which tensor is where; each is read where it is needed only."""
+"""Weights of a Hugging Face folder: finds and checks tensors, reads the parts devices need."""
 
 import functools
 import json
@@ -19,18 +19,18 @@ from mcr_jax.model.hf.tensor_names import EMBEDDING, HEAD, Placed, standard
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _IGNORED = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..*|.*\.inv_freq")
-_ROWS = 4096  # compared at a time
-_SHOWN = 4  # kinds of fault in a message
+_ROWS_COMPARED = 4096  # at a time
+_MAX_FAULT_KINDS = 4  # in a message
 
-# Files that stand where none of the above do, and what to do about each.
-_INSTEAD = {
+# Files found in place of the above, and what to do about each.
+_OTHER_FORMATS = {
     "adapter_model.safetensors": "holds adapters only: merge them into their base model first",
     "model-*-of-*.safetensors": f"is there without {INDEX}: download that too",
     "*.safetensors": "is not in transformers' layout",
     "pytorch_model*.bin": "is pickled: load and save it once with transformers",
     "*.gguf": "is GGUF, which is not read here: take the folder with safetensors files",
 }
-# Parts of tensors' names that explain everything else that is wrong.
+# Parts of tensors' names that explain all other faults.
 _CAUSES = {
     r"\.(qweight|qzeros|scales|weight_packed|weight_scale|weight_scale_inv|absmax|SCB)$": (
         "the weights are quantized: take the folder of the unquantized model"
@@ -43,7 +43,7 @@ _CAUSES = {
 
 
 class _Slot(NamedTuple):
-    """One tensor: the file, its name there, its shape and safetensors' name of its dtype."""
+    """Entry of a tensor in a file; `dtype` is safetensors' name."""
 
     path: Path
     name: str
@@ -52,11 +52,11 @@ class _Slot(NamedTuple):
 
 
 class Files:
-    """The safetensors files of a folder, their tensors by transformers' names.
+    """Safetensors files of a folder, their tensors by transformers' names.
 
     Args:
       folder: of the files.
-      tied: whether the head is the embedding; either of the two tensors is enough then.
+      tied: whether the head is the embedding; then either of the two tensors is enough.
 
     Raises:
       McrError: files are missing or broken, or a tensor stands in two places.
@@ -83,9 +83,9 @@ class Files:
             self._found[EMBEDDING] = self._found.pop(HEAD)
 
     def _paths(self) -> tuple[list[Path], Mapping[str, str]]:
-        """The files, and for each tensor the name of the file that the index sees it in."""
+        """Returns the files, and the index's file name of each tensor."""
         index, single = self._folder / INDEX, self._folder / SINGLE
-        if single.exists():  # before an index, as transformers does: it may be an older model's
+        if single.exists():  # before an index, like transformers: an older model may have left one
             return [single], {}
         if not index.exists():
             instead = next(self._instead(), "")
@@ -105,7 +105,7 @@ class Files:
         return [self._folder / name for name in names], where
 
     def _instead(self) -> Iterator[str]:
-        for pattern, advice in _INSTEAD.items():
+        for pattern, advice in _OTHER_FORMATS.items():
             for path in sorted(self._folder.glob(pattern))[:1]:
                 yield f"; {path.name} {advice}"
 
@@ -114,8 +114,9 @@ class Files:
             if slot.path.name == index.get(name):
                 return slot
         files = ", ".join(slot.path.name for slot in places)
-        told = f"{shown(name)} stands in {files}, and {INDEX} names none of them"
-        raise McrError(f"{self._folder}: {told}")
+        raise McrError(
+            f"{self._folder}: {shown(name)} stands in {files}, and {INDEX} names none of them"
+        )
 
     def check(self, table: Mapping[Any, Placed]) -> None:
         """Raises McrError, one line, if tensors are missing, too many or misshapen."""
@@ -137,11 +138,11 @@ class Files:
                 faults.append((slot.name, "is not of this model"))
         if faults:
             cause = self._cause(expected)
-            told = cause or f"{len(faults)} tensors are wrong: {grouped(faults)}"
-            raise McrError(f"{self._folder}: {told}")
+            message = cause or f"{len(faults)} tensors are wrong: {grouped(faults)}"
+            raise McrError(f"{self._folder}: {message}")
 
     def _cause(self, expected: Mapping[str, Any]) -> str:
-        """What explains all faults; "" if nothing that is known does."""
+        """Returns the known cause of all faults; "" if there is none."""
         for pattern, cause in _CAUSES.items():
             for name in self._found:
                 if re.search(pattern, name):
@@ -158,14 +159,14 @@ class Files:
         a, b = self._found.get(one), self._found.get(other)
         if a is None or b is None or (a.shape, a.dtype) != (b.shape, b.dtype):
             return False
-        rows = a.shape[0]
-        blocks = [(slice(first, min(first + _ROWS, rows)),) for first in range(0, rows, _ROWS)]
+        rows, step = a.shape[0], _ROWS_COMPARED
+        blocks = [(slice(first, min(first + step, rows)),) for first in range(0, rows, step)]
         return all(_read(a, block).tobytes() == _read(b, block).tobytes() for block in blocks)
 
     def array(self, placed: Placed, sharding: NamedSharding, dtype: str | None) -> jax.Array:
-        """One parameter on its devices; of a stacked one, a layer at a time is in memory here.
+        """Reads one parameter onto its devices, a layer at a time.
 
-        Without `dtype` it has the files' dtype; the widest where layers differ.
+        Without `dtype` it keeps the files' dtype; the widest where layers differ.
         """
         kept = jnp.dtype(dtype or jnp.result_type(*self._dtypes(placed)))
         if not placed.stacked:
@@ -181,7 +182,7 @@ class Files:
         return {jnp.dtype(DTYPES[self._found[name].dtype]) for name in placed.names}
 
     def _tensor(self, placed: Placed, name: str, sharding: NamedSharding, dtype: Any) -> jax.Array:
-        """One tensor of the files, each device's part read where it is needed."""
+        """Reads one tensor, for each device of this process its part."""
         shape = placed.shape[placed.stacked :]
 
         @functools.cache
@@ -198,25 +199,25 @@ class Files:
 
 
 def grouped(faults: Collection[tuple[str, str]]) -> str:
-    """Faults of tensors, each a name and what is wrong with it, as one line of bounded length.
+    """Joins faults, pairs of a tensor and what is wrong with it, into one line of bounded length.
 
-    The same fault of several layers is told once, with `*` for the layer.
+    The same fault in several layers is reported once, with `*` for the layer.
     """
     kinds: dict[tuple[str, str], list[str]] = {}
     for name, text in faults:
         kinds.setdefault((re.sub(r"\.\d+\.", ".*.", name), text), []).append(name)
-    told = [
+    lines = [
         f"{shown(names[0] if len(names) == 1 else name)} {text}"
         + f" ({len(names)} times)" * (len(names) > 1)
         for (name, text), names in kinds.items()
     ]
-    more = [f"and {len(told) - _SHOWN} kinds more"] if len(told) > _SHOWN else []
-    return "; ".join(told[:_SHOWN] + more)
+    more = len(lines) - _MAX_FAULT_KINDS
+    return "; ".join(lines[:_MAX_FAULT_KINDS] + [f"and {more} kinds more"] * (more > 0))
 
 
-@functools.cache  # parameters of one shape, and models of one process, share what is compiled
+@functools.cache  # parameters of one shape share the compiled programs
 def _stacking(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> tuple[Any, Any]:
-    """Makes the empty parameter of all layers, and puts one layer's values into it."""
+    """Returns functions that make an empty stack of layers and put one layer's values into it."""
 
     def put(stack: jax.Array, values: jax.Array, layer: jax.Array) -> jax.Array:
         return stack.at[layer].set(values)
@@ -226,11 +227,11 @@ def _stacking(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> tu
 
 
 def _layers(names: Collection[str]) -> int:
-    """The number of layers that tensors by transformers' names are of."""
+    """Counts the layers in transformers' names of tensors."""
     return len({m[1] for name in names if (m := re.match(r"model\.layers\.(\d+)\.", name))})
 
 
 def _read(slot: _Slot, block: tuple[slice, ...]) -> np.ndarray:
-    # Opened anew for each tensor: the pages of a closed file leave the process.
+    # Opened again for each tensor: closing a file frees its mapped pages.
     with opened(slot.path) as file:
         return file.get_slice(slot.name)[block]

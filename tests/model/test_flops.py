@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mcr_jax.model.blueprint import blueprint
+from mcr_jax.model.abstract import abstract_decoder
 from mcr_jax.model.flops import PEAKS, peak, step_flops
 from mcr_jax.model.shape import PROJECTIONS, DecoderConfig, LoraConfig
 from mcr_jax.train.step import loss_sums
@@ -24,7 +24,7 @@ SHAPE = DecoderConfig(
 
 
 def counted(c, lengths, trained):
-    """Every product of every token, one by one: a product and a sum are two operations."""
+    """Counts every product of every token: a product and a sum are two operations."""
     total = 0
     for length, layer in itertools.product(lengths, range(c.layers)):
         window = c.window if c.is_local(layer) else None
@@ -66,12 +66,12 @@ def test_operations_of_segments_add_up():
 
 
 def test_xla_counts_as_many_for_the_products_with_weights():
-    """Of one layer without a loop; attention among few tokens is little beside wide layers."""
+    """Takes one layer without a loop; attention over few tokens costs little beside wide layers."""
     shape = dataclasses.replace(
         SHAPE, layers=1, width=128, heads=2, kv_heads=2, head_dim=64,
         mlp_width=512, vocab_size=256,
     )  # fmt: skip
-    graph, params = blueprint(shape)
+    graph, params = abstract_decoder(shape)
     ids = jax.ShapeDtypeStruct((1, 64), jnp.int32)
     batch = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), ids)
     batch["weights"] = jax.ShapeDtypeStruct(ids.shape, jnp.float32)

@@ -1,4 +1,4 @@
-"""A decoder before its weights: its graph, its parameters' shapes, and fresh ones."""
+"""Abstract shapes of a decoder, its graph, and fresh parameters."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from flax import nnx
 from mcr_jax.model.decoder import Decoder
 from mcr_jax.model.shape import DecoderConfig
 
-ADAPTERS = ("_lora_a", "_lora_b")  # what the names of adapters end with
+ADAPTERS = ("_lora_a", "_lora_b")  # ends of the names of adapters
 
 
-def blueprint(config: DecoderConfig) -> tuple[Any, Any]:
-    """The graph definition of a decoder and its parameters' shapes, allocating nothing.
+def abstract_decoder(config: DecoderConfig) -> tuple[Any, Any]:
+    """Returns the graph definition of a decoder and its parameters' shapes; allocates nothing.
 
     Weights are of config.dtype, adapters of float32.
     """
@@ -25,13 +25,13 @@ def blueprint(config: DecoderConfig) -> tuple[Any, Any]:
 
 
 def initial_params(config: DecoderConfig, seed: int) -> Any:
-    """Fresh parameters as a nested dict; jit it with out_shardings to draw them in place."""
+    """Draws parameters as a nested dict; under jit with out_shardings, in place."""
     drawn = nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(params=seed)), nnx.Param))
     return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(_dtype(config, path)), drawn)
 
 
 def parts(params: Any) -> tuple[Any, Any]:
-    """The adapters of a decoder's parameters, and the rest; both are nested dicts."""
+    """Splits a decoder's parameters into adapters and the rest, both nested dicts."""
     layers = params["layers"].items()
     adapters = {name: x for name, x in layers if name.endswith(ADAPTERS)}
     rest = {name: x for name, x in layers if name not in adapters}
