@@ -25,6 +25,7 @@ from mcr_jax.train.loop import Trained, train
 from mcr_jax.train.mesh import put
 from mcr_jax.train.optimizer import OPTIMIZERS
 from mcr_jax.train.trainer import Trainer
+from mcr_jax.train.training_data import Inputs
 from mcr_jax.workdir import Workdir
 
 PROMPT = Prompt("short", "{{case_prompt}}")
@@ -69,10 +70,10 @@ def shape(tiny_shape, clinic_tokenizer):
 def run(shape, clinic_tokenizer):
     """Trains in a folder; returns what happened and the workdir."""
 
-    def run(folder, cases=CASES, shape=shape, profile=range(0), told=None, **changes):
+    def run(folder, cases=CASES, shape=shape, profile=range(0), identity=None, **changes):
         workdir, config = Workdir(folder), settings(**changes)
-        given = (workdir, config, shape, cases, clinic_tokenizer, PROMPT)
-        return train(*given, profile=profile, run=told), workdir
+        inputs = Inputs(shape=shape, cases=cases, tokenizer=clinic_tokenizer, prompt=PROMPT)
+        return train(workdir, config, inputs, identity, profile), workdir
 
     return run
 
@@ -393,10 +394,10 @@ def test_an_attention_that_the_device_cannot_do_is_one_line(run, shape, tmp_path
 
 def test_checkpoints_of_another_run_are_refused(run, tmp_path):
     shared = {"train.checkpoints": str(tmp_path / "shared"), "train.steps": 3}
-    assert run(tmp_path / "one", told={"seed": 0}, **shared)[0].step == 3
-    assert run(tmp_path / "two", told={"seed": 0}, **shared)[0].resumed == 3
+    assert run(tmp_path / "one", identity={"seed": 0}, **shared)[0].step == 3
+    assert run(tmp_path / "two", identity={"seed": 0}, **shared)[0].resumed == 3
     with pytest.raises(UsageError, match="another run"):
-        run(tmp_path / "three", told={"seed": 7}, **shared)
+        run(tmp_path / "three", identity={"seed": 7}, **shared)
 
 
 @pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n != "adamw"])
