@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from mcr_jax.model.blockwise_attention import BLOCK
 from mcr_jax.model.blueprint import blueprint
 from mcr_jax.model.shape import DecoderConfig
-from mcr_jax.model.sharding import shardings
+from mcr_jax.model.sharding import abstract, bytes_per_device, shardings
 from mcr_jax.train.loss import CHUNK
 
 _BATCH = 5 * 4  # bytes a place: token, target, position, segment id and weight
@@ -167,7 +167,7 @@ def _work(
 ) -> int:
     """The most that is computed at a time: a layer with all of its insides, or a chunk of logits.
 
-    The numbers of arrays are what XLA was found to have at once (tests/train/test_memory.py).
+    Numbers of arrays alive at once as found in XLA (tests/plan/test_training_bytes.py).
     """
     places, size = rows * row_tokens, jnp.dtype(compute).itemsize
     streams = (8 * local.width + 4 * local.heads * local.head_dim) * 4  # norms and rotary: float32
@@ -275,12 +275,7 @@ def _is_adapter(path: Any) -> bool:
 
 def bytes_on_device(mesh: AbstractMesh, tree: Any) -> int:
     """Bytes of a tree on one device of `mesh`, sharded by the rules of `model.sharding`."""
-    return sum(
-        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, sharding in zip(
-            jax.tree.leaves(tree), jax.tree.leaves(shardings(mesh, tree)), strict=True
-        )
-    )
+    return bytes_per_device(abstract(tree, shardings(mesh, tree)))
 
 
 def _name(path: Any) -> str:

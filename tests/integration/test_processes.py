@@ -41,8 +41,8 @@ def steps(stdout: str) -> dict[int, dict[str, float]]:
     }
 
 
-def close(state, other) -> None:
-    """Asserts that two states after steps of Adam differ by rounding only."""
+def assert_equal_but_for_rounding(state, other) -> None:
+    """Compares two states after steps of Adam."""
     gradients, expected = state.opt_state[1], other.opt_state[1]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
@@ -89,7 +89,7 @@ def test_a_checkpoint_of_two_processes_is_read_by_one(one, two, number):
     checkpoints = Checkpoints(two[0], 9)
     found = checkpoints.restore(number, run.like)
     checkpoints.close()
-    close(found, after[number][0])
+    assert_equal_but_for_rounding(found, after[number][0])
 
 
 def test_what_one_process_saved_and_only_one_of_two_can_read_costs_both_one_interval(
