@@ -81,12 +81,12 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """The step of the newest whole checkpoint, or None."""
-        return self._manager.latest_step()
+        return max(self._steps(), default=None)
 
     @property
     def best(self) -> int | None:
         """The step of the lowest val_loss among the checkpoints there are, or None."""
-        measured = [step for step in self._manager.all_steps() if step in self._losses]
+        measured = [step for step in self._steps() if step in self._losses]
         return min(measured, key=lambda step: (self._losses[step], -step), default=None)
 
     def require_room(self, like: State, saves: int) -> None:
@@ -100,7 +100,7 @@ class Checkpoints:
             return
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
         # The one that a new one replaces is deleted after it.
-        more = min(saves, self._kept + 1 - len(self._manager.all_steps()))
+        more = min(saves, self._kept + 1 - len(self._steps()))
         disk.require(
             Path(self.path),
             max(0, more) * size * _LEAST_SHARE,
@@ -173,7 +173,7 @@ class Checkpoints:
             cannot be renamed.
         """
         damaged: list[tuple[int, McrError]] = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in sorted(self._steps(), reverse=True):
             try:
                 state = self.restore(step, like)
             except Stopped:
@@ -200,6 +200,10 @@ class Checkpoints:
         """Waits and lets go of orbax's threads."""
         with storage_errors(self.path, "save"):
             self._manager.close()
+
+    def _steps(self) -> list[int]:
+        """Steps with a whole checkpoint. In multi-host runs orbax returns numpy's integers."""
+        return [int(step) for step in self._manager.all_steps()]
 
     def _read(self, step: int, like: State) -> State:
         """Reads this process's part: one that fails must not leave the others at a barrier."""
