@@ -7,15 +7,12 @@ and shape, and the arrays. Its name must tell all that decides what is in it.
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from mcr_jax import console
-from mcr_jax.errors import McrError
+from mcr_jax import console, disk
 
 _ALIGNED = 64  # bytes that every array begins at a multiple of
 _DIGEST = hashlib.sha256().digest_size
@@ -62,25 +59,14 @@ def _read(path: Path) -> Mapping[str, np.ndarray] | None:
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes aside and renames. What a failing machine makes of it, the digest tells."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                digest = hashlib.sha256()
-                file.write(bytes(_DIGEST))
-                for piece in _pieces(arrays):
-                    digest.update(piece)
-                    file.write(piece)
-                file.seek(0)
-                file.write(digest.digest())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        finally:  # also when interrupted
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise McrError(f"{path}: cannot write: {error.strerror}") from error
+    with disk.atomic_write(path) as file:
+        digest = hashlib.sha256()
+        file.write(bytes(_DIGEST))
+        for piece in _pieces(arrays):
+            digest.update(piece)
+            file.write(piece)
+        file.seek(0)
+        file.write(digest.digest())
 
 
 def _pieces(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:

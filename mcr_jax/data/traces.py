@@ -4,18 +4,15 @@
 checked, for the cases they have. Rows are found by the fingerprint of their case.
 """
 
-import contextlib
 import dataclasses
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import parquet
 
-from mcr_jax import completion, workdir
+from mcr_jax import completion, disk, workdir
 from mcr_jax.cases import Case
 from mcr_jax.errors import McrError
 
@@ -89,21 +86,8 @@ def write(path: Path, rows: Sequence[Trace]) -> None:
     """Writes `rows`, by split and fingerprint. Raises McrError, the old file intact."""
     ordered = sorted(rows, key=lambda row: (row.split, row.fingerprint))
     table = pa.Table.from_pylist([dataclasses.asdict(row) for row in ordered], schema=_SCHEMA)
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            parquet.write_table(table, file, compression="zstd", write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise McrError(f"{path}: cannot write: {error.strerror or error}") from error
-    finally:  # also when interrupted
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+    with disk.atomic_write(path) as file:
+        parquet.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def read(path: Path) -> list[Trace]:
