@@ -91,8 +91,8 @@ def prepare(config: ConfigDict, inputs: Inputs, folder: Path) -> TrainingData:
     if not validation and (needing := [n for n in ("keep_best", "patience") if c[n]]):
         names = " and ".join(f"config.train.{name}={c[name]}" for name in needing)
         raise UsageError(
-            f"{names} need a validation loss, and there is no val case that a row holds: set 0, "
-            "and config.sample.checkpoint to newest"
+            f"{names} need a validation loss, and no val case fits a row: set 0, and "
+            "config.sample.checkpoint to newest"
         )
     return TrainingData(batches=batches, validation=validation, dropped=fitted.dropped, steps=steps)
 
