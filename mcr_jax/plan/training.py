@@ -38,7 +38,7 @@ PARTS = {  # labels of the fields of `Memory`
     "copies": "weights cast to compute",
     "activations": "activations kept",
     "gathered": "gathered layer and embedding",
-    "work": "temporaries of a layer",
+    "work": "temporaries",
 }
 
 
