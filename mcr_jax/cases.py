@@ -16,11 +16,10 @@ import json
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mcr_jax import errors, statements
+from mcr_jax import disk, errors, statements
 from mcr_jax.paths import expanded
 
 SPLITS = ("train", "val", "test")
@@ -217,20 +216,10 @@ def write_jsonl(cases: Iterable[Case], path: str | os.PathLike) -> None:
 
     What reads as an entity of HTML is escaped, so that `read_cases` gives the same cases.
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as out:
-            for case in cases:
-                row = {name: _escaped(value) for name, value in case.asdict().items()}
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes files that only the owner can read
-        os.replace(name, path)
-    finally:
-        pathlib.Path(name).unlink(missing_ok=True)
+    with disk.atomic_write(pathlib.Path(path)) as file:
+        for case in cases:
+            row = {name: _escaped(value) for name, value in case.asdict().items()}
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
 def _escaped(value: str) -> str:

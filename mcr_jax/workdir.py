@@ -8,12 +8,12 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcr_jax import disk
 from mcr_jax.errors import McrError
 from mcr_jax.paths import expanded, local_folder
 
@@ -134,22 +134,9 @@ def storage_path(path: str | Path) -> "epath.Path":
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `path` atomically and durably. Raises McrError; the old file then stays intact."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        raise McrError(f"{path}: cannot write: {error.strerror}") from error
+    """Writes `path` atomically and durably. Raises McrError, the old file intact."""
+    with disk.atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def read_json(path: Path) -> Any:

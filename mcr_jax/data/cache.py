@@ -1,33 +1,31 @@
-"""Arrays that are made once and kept in a file: mapped into memory, and whole or made anew.
+"""Memory-mapped array cache with atomic writes and checksums.
 
-A file is the SHA-256 of its rest, the length of the JSON in 8 bytes, JSON with each array's dtype
-and shape, and the arrays. Its name must tell all that decides what is in it.
+A file holds the SHA-256 of the rest, the length of the JSON in 8 bytes, JSON with each array's
+dtype and shape, and the arrays. Its name must be a key of everything that decides its content.
 """
 
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from mcr_jax import console
-from mcr_jax.errors import McrError
+from mcr_jax import console, disk
 
-_ALIGNED = 64  # bytes that every array begins at a multiple of
-_DIGEST = hashlib.sha256().digest_size
-_HEAD = _DIGEST + 8
+_ALIGNMENT = 64  # bytes
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_HEADER_BYTES = _DIGEST_BYTES + 8
 
 
 def cached(
     path: Path | None, make: Callable[[], Mapping[str, np.ndarray]]
 ) -> Mapping[str, np.ndarray]:
-    """The arrays in `path`, read-only; where it does not hold them whole, `make()`, kept there.
+    """Returns the arrays in `path`, read-only; if missing or damaged, those of `make()`.
 
-    Any number of processes may ask for the same at once. None for `path` keeps nothing.
+    The file is written then. Any number of processes may do this at once. None for `path` disables
+    the cache.
 
     Raises:
       McrError: the file cannot be written.
@@ -46,48 +44,37 @@ def _read(path: Path) -> Mapping[str, np.ndarray] | None:
         content = np.asarray(np.memmap(path, np.uint8, "r"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:  # ValueError: it is empty
+    except (OSError, ValueError) as error:  # ValueError: empty file
         console.say(f"  {path}: cannot be read ({error}); it is made anew")
         return None
-    if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST].tobytes():
-        console.say(f"  {path}: damaged, or no file of ours; it is made anew")
+    if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES].tobytes():
+        console.say(f"  {path}: damaged, or not a file of this cache; it is made anew")
         return None
-    start = _HEAD + int.from_bytes(content[_DIGEST:_HEAD].tobytes(), "little")
+    start = _HEADER_BYTES + int.from_bytes(content[_DIGEST_BYTES:_HEADER_BYTES].tobytes(), "little")
     arrays = {}
-    for name, (dtype, shape) in json.loads(content[_HEAD:start].tobytes()).items():
+    for name, (dtype, shape) in json.loads(content[_HEADER_BYTES:start].tobytes()).items():
         stop = start + math.prod(shape) * np.dtype(dtype).itemsize
         arrays[name] = content[start:stop].view(dtype).reshape(shape)
-        start = stop + -stop % _ALIGNED
+        start = stop + -stop % _ALIGNMENT
     return arrays
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes aside and renames. What a failing machine makes of it, the digest tells."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                digest = hashlib.sha256()
-                file.write(bytes(_DIGEST))
-                for piece in _pieces(arrays):
-                    digest.update(piece)
-                    file.write(piece)
-                file.seek(0)
-                file.write(digest.digest())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        finally:  # also when interrupted
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise McrError(f"{path}: cannot write: {error.strerror}") from error
+    with disk.atomic_write(path) as file:
+        digest = hashlib.sha256()
+        file.write(bytes(_DIGEST_BYTES))
+        for piece in _pieces(arrays):
+            digest.update(piece)
+            file.write(piece)
+        file.seek(0)
+        file.write(digest.digest())
 
 
 def _pieces(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
     layout = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
     line = json.dumps(layout).encode()
-    line += b" " * (-(_HEAD + len(line)) % _ALIGNED)
+    line += b" " * (-(_HEADER_BYTES + len(line)) % _ALIGNMENT)
     yield len(line).to_bytes(8, "little") + line
     for array in arrays.values():
         yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        yield bytes(-array.nbytes % _ALIGNED)
+        yield bytes(-array.nbytes % _ALIGNMENT)

@@ -1,8 +1,6 @@
-"""The prepared TFDS dataset, read back as cases.
+"""Reads the prepared TFDS dataset: `Case` objects, lazily or all at once, and its fingerprint.
 
-In: a data_dir that `mcr build` has filled. Out: `Case` objects, all at once or as they are asked
-for, or the fingerprint of the source.
-TensorFlow is not needed and not imported.
+TensorFlow is not imported.
 """
 
 import contextlib
@@ -21,18 +19,18 @@ from mcr_jax import errors
 from mcr_jax.paths import expanded
 
 NAME = "medcasereasoning"
-_HOW = "run `mcr build`"
+_REMEDY = "run `mcr build`"
 
 
 class MissingDatasetError(errors.McrError):
-    """There is no dataset in the data_dir, or only a part of one."""
+    """The data_dir holds no dataset, or only a part of one."""
 
 
 def resolve_data_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:
-    """The local folder of TFDS datasets; None means TFDS's own default, as TFDS_DATA_DIR sets it.
+    """Returns the local folder of TFDS datasets; for None TFDS's default, as of TFDS_DATA_DIR.
 
     Raises:
-      UsageError: `data_dir` is an address, not a local folder, or begins with ~ and no user.
+      UsageError: `data_dir` is an address, not a local folder, or names an unknown ~USER.
     """
     path = os.fspath(tfds.core.constants.DATA_DIR if data_dir is None else data_dir)
     if "://" in path:
@@ -41,46 +39,46 @@ def resolve_data_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:
 
 
 def open_builder(data_dir: str | os.PathLike | None, config: str = "") -> tfds.core.DatasetBuilder:
-    """The newest version of the dataset in `data_dir`, as `tfds.load` would choose it, to read.
+    """Opens the newest version of the dataset in `data_dir`, as `tfds.load` would.
 
     Args:
-      data_dir: Folder that `mcr build` wrote to; None for TFDS's default.
-      config: "stitched", or "" for the cases alone.
+      data_dir: written by `mcr build`; None for TFDS's default.
+      config: "stitched", or "" for the cases only.
 
     Raises:
-      MissingDatasetError: There is none, or its description cannot be read.
+      MissingDatasetError: there is none, or its description cannot be read.
     """
     folder = resolve_data_dir(data_dir) / NAME / config
     found = [file.parent.name for file in folder.glob("*/dataset_info.json")]
     versions = [tfds.core.Version(name) for name in found if tfds.core.Version.is_valid(name)]
     if not versions:
-        raise MissingDatasetError(f"{folder} holds no dataset: {_HOW}")
+        raise MissingDatasetError(f"{folder} holds no dataset: {_REMEDY}")
     version = folder / str(max(versions))
     try:
         return tfds.builder_from_directory(version)
     except (json_format.Error, ValueError, OSError) as error:
         raise MissingDatasetError(
-            f"{version} is not a whole dataset ({_first_line(error)}): {_HOW}"
+            f"{version} is not a whole dataset ({_first_line(error)}): {_REMEDY}"
         ) from error
 
 
 class CaseSource(Sequence[cases_lib.Case]):
-    """The cases of one split in the order of the dataset, the same on every machine.
+    """Cases of one split in the order of the dataset, the same on every machine.
 
-    Each is made, and checked against its fingerprint, when it is asked for.
+    Each is read lazily and checked against its fingerprint.
     """
 
     def __init__(self, data_dir: str | os.PathLike | None, split: str):
         """Opens a split.
 
         Args:
-          data_dir: Folder that `mcr build` wrote to; None for TFDS's default.
+          data_dir: written by `mcr build`; None for TFDS's default.
           split: "train", "val" or "test".
 
         Raises:
-          UsageError: `split` is none of these.
-          MissingDatasetError: The dataset is missing, or a file of it is missing or damaged.
-          McrError: The dataset cannot be read, or holds no cases of the split.
+          UsageError: `split` is another.
+          MissingDatasetError: the dataset is missing, or a file of it is missing or damaged.
+          McrError: the dataset cannot be read, or holds no cases of the split.
         """
         if split not in cases_lib.SPLITS:
             raise errors.UsageError(f"split {split!r} is not one of {', '.join(cases_lib.SPLITS)}")
@@ -89,7 +87,7 @@ class CaseSource(Sequence[cases_lib.Case]):
         if split not in builder.info.splits:
             raise errors.McrError(f"split {split} of {builder.data_dir} holds no cases")
         if damaged := damaged_files(builder):
-            raise MissingDatasetError(f"{damaged[0]} is missing or damaged: {_HOW}")
+            raise MissingDatasetError(f"{damaged[0]} is missing or damaged: {_REMEDY}")
         self._name = f"split {split} of {builder.data_dir}"
         with _reading(self._name):
             self._source = builder.as_data_source(split)
@@ -104,10 +102,10 @@ class CaseSource(Sequence[cases_lib.Case]):
     def __getitem__(self, row: slice) -> list[cases_lib.Case]: ...
 
     def __getitem__(self, row):
-        """One case, or those of a slice.
+        """Reads a case, or those of a slice.
 
         Raises:
-          McrError: A row cannot be read, or differs from its fingerprint; rows count from 1.
+          McrError: a row cannot be read, or differs from its fingerprint; rows count from 1.
         """
         if isinstance(row, slice):
             return [self[i] for i in range(*row.indices(len(self)))]
@@ -117,28 +115,24 @@ class CaseSource(Sequence[cases_lib.Case]):
 
 
 def load_cases(data_dir: str | os.PathLike | None, split: str) -> list[cases_lib.Case]:
-    """All cases of one split, read now: `CaseSource` says of which, in what order, and what fails.
-
-    Raises:
-      UsageError, McrError: As `CaseSource` and its rows.
-    """
+    """Reads all cases of one split; raises as `CaseSource` and its rows."""
     return list(CaseSource(data_dir, split))
 
 
 def dataset_fingerprint(data_dir: str | os.PathLike | None) -> str:
-    """The fingerprint of the source that the dataset was built from (64 hex digits).
+    """Returns the fingerprint of the source that the dataset was built from (64 hex digits).
 
     Raises:
-      MissingDatasetError: The dataset is missing or was left half-prepared.
-      McrError: Something other than our builder prepared the dataset.
+      MissingDatasetError: the dataset is missing or only half prepared.
+      McrError: another program prepared the dataset.
     """
     return fingerprint_of(open_builder(data_dir))
 
 
 def damaged_files(builder: tfds.core.DatasetBuilder) -> list[pathlib.Path]:
-    """The data files that are missing, unreadable, or hold fewer or more examples than they should.
+    """Returns the data files that are missing, unreadable, or have a wrong number of examples.
 
-    Reads the files' footers only. Empty for a dataset that is whole.
+    Reads the files' footers only.
     """
     damaged = []
     for split in builder.info.splits.values():
@@ -154,18 +148,18 @@ def damaged_files(builder: tfds.core.DatasetBuilder) -> list[pathlib.Path]:
 
 
 def fingerprint_of(builder: tfds.core.DatasetBuilder) -> str:
-    """Fingerprint of an open dataset (`dataset_fingerprint`)."""
+    """Returns the fingerprint of an open dataset (`dataset_fingerprint`)."""
     fingerprint = (builder.info.metadata or {}).get("source_fingerprint")
     if not isinstance(fingerprint, str):
         raise errors.McrError(
             f"{builder.data_dir} carries no fingerprint: another program prepared it; "
-            f"{_HOW} with another --data_dir or with --overwrite"
+            f"{_REMEDY} with another --data_dir or with --overwrite"
         )
     return fingerprint
 
 
 def _as_case(example: Mapping[str, Any]) -> cases_lib.Case:
-    # A dataset of before there was a field, `license`, is read as one in which it is empty.
+    # Older datasets have no `license`; it is empty then.
     fields = [name for name in cases_lib.FIELDS if name in example]
     case = cases_lib.Case(**{name: example[name].decode() for name in fields})
     if case.fingerprint != example["fingerprint"].decode():
@@ -175,7 +169,7 @@ def _as_case(example: Mapping[str, Any]) -> cases_lib.Case:
 
 @contextlib.contextmanager
 def _reading(what: str) -> Iterator[None]:
-    """Turns what a damaged dataset raises into one line that begins with `what`."""
+    """Raises McrError in one line that begins with `what` for the errors of a damaged dataset."""
     try:
         yield
     except (
@@ -186,7 +180,7 @@ def _reading(what: str) -> Iterator[None]:
         OSError,
     ) as error:
         raise errors.McrError(
-            f"{what} cannot be read ({_first_line(error)}): {_HOW} --overwrite"
+            f"{what} cannot be read ({_first_line(error)}): {_REMEDY} --overwrite"
         ) from error
 
 

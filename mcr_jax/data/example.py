@@ -1,4 +1,4 @@
-"""Case -> conversation -> token ids with a loss mask: what one training example is."""
+"""Training examples: case -> conversation -> token ids with a loss mask."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,29 +27,26 @@ class Example:
 
 
 def prompt_messages(case: Case, prompt: Prompt) -> tuple[Mapping[str, str], ...]:
-    """The conversation a model is asked to continue; shows the presentation and nothing else."""
+    """Returns the conversation that a model continues; of the case it has the presentation only."""
     return ({"role": "user", "content": prompt.render(case_prompt=case.case_prompt)},)
 
 
 def conversation(
     case: Case, prompt: Prompt, trace: str | None = None
 ) -> tuple[Mapping[str, str], ...]:
-    """The question and the answer that is to be learned.
-
-    The answer is `trace`, or the statements where there is none, and the diagnosis.
-    """
+    """Returns the question and the target answer: `trace`, or the statements, and the diagnosis."""
     return (*prompt_messages(case, prompt), {"role": "assistant", "content": _target(case, trace)})
 
 
 def enumerated_trace(case: Case) -> str:
-    """The clinician's statements as published, one a line: the target unless traces are given."""
+    """Returns the clinician's statements as published, one a line: the target without traces."""
     return "\n".join(case.statements)
 
 
 def training_texts(cases: Sequence[Case], prompt: Prompt) -> Iterator[str]:
-    """Everything a model reads or writes in training: what a tokenizer is fitted on.
+    """Yields the texts of training, to fit a tokenizer on.
 
-    The statements stand for any trace of them: a model must have its ids before it can stitch one.
+    They have the statements in place of traces, which a model with these ids may write later.
     """
     for case in cases:
         for turn in conversation(case, prompt):
@@ -57,7 +54,7 @@ def training_texts(cases: Sequence[Case], prompt: Prompt) -> Iterator[str]:
 
 
 def example(case: Case, prompt: Prompt, tokenizer: Tokenizer, trace: str | None = None) -> Example:
-    """Tokenizes prompt and target together, once; `trace` as in `conversation`."""
+    """Tokenizes prompt and target together; `trace` as in `conversation`."""
     encoded = tokenizer.encode_conversation(conversation(case, prompt, trace))
     return Example(
         fingerprint=case.fingerprint,

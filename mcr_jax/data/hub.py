@@ -1,7 +1,7 @@
-"""The published cases from the Hugging Face Hub: downloaded once, checked, kept in the Hub's cache.
+"""Downloads the published cases from the Hugging Face Hub into its cache, with checksums.
 
-HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to huggingface_hub. An
-interrupted download goes on where it was.
+HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are huggingface_hub's. An interrupted download
+resumes.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ class Snapshot(NamedTuple):
 
     @property
     def origin(self) -> str:
-        """Names repository and revision."""
+        """Returns repository and revision as an address."""
         return f"hf://datasets/{REPOSITORY}@{self.commit}"
 
 
 def download(revision: str, progress: Callable[[int, int], None] | None = None) -> Snapshot:
-    """Downloads the cases, unless they are in the cache, and compares every file's checksum.
+    """Downloads the cases unless they are cached, and checks every file's checksum.
 
     Args:
       revision: a commit hash, a branch or a tag.
-      progress: called with (bytes there, bytes in all).
+      progress: called with (bytes so far, bytes in total).
 
     Raises:
       UsageError: there is no such revision.
@@ -99,10 +99,9 @@ def _unreachable(error: Exception) -> str:
 
 
 def _check(snapshot: Snapshot) -> None:
-    """Compares every file with the checksum that the Hub names it by; deletes a damaged one.
+    """Raises McrError for a file that differs from its checksum, and deletes it.
 
-    In the cache a file is a link to a blob whose name is its SHA-256, or Git's SHA-1 for a small
-    one.
+    A cached file is a link to a blob named by its SHA-256, or Git's SHA-1 for a small one.
     """
     for link in sorted(snapshot.folder.rglob("*")):
         blob = link.resolve()
@@ -123,12 +122,12 @@ def _check(snapshot: Snapshot) -> None:
 
 
 def _bar(progress: Callable[[int, int], None]) -> type:
-    """A progress bar as huggingface_hub takes it, which draws nothing and tells `progress`."""
+    """Returns a progress bar for huggingface_hub that calls `progress` and draws nothing."""
     from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any):
-            # It has one bar of the bytes on disk, one of those from the network, one of files.
+            # There is one bar of the bytes on disk, one of the network's bytes, one of files.
             self._counts = kwargs.get("name") == "huggingface_hub.snapshot_download"
             super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False})
 

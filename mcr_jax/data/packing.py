@@ -1,29 +1,28 @@
-"""Which examples share a row: a deterministic plan, a pure function of lengths, seed and epoch."""
+"""Packing of examples into rows: a pure function of lengths, seed and epoch."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-VERSION = 2  # of the algorithm: whatever changes a plan changes this
-LOOK_AHEAD = 64  # how far beyond the first example that does not fit a row may choose
+VERSION = 2  # of the algorithm; must change whenever plans change
+LOOK_AHEAD = 64  # examples considered after the first one that does not fit a row
 
 
 def plan(lengths: Sequence[int], capacity: int, seed: int, epoch: int) -> list[list[int]]:
-    """Packs all examples once: they queue in an order drawn from (seed, epoch), and row by row the
-    head of the queue is joined by those behind it that together fill the row best.
+    """Packs all examples once.
 
-    It stays a fair shuffle, because a row only chooses near the head of the queue: the examples in
-    the first rows, however many, are the first of the queue but for some LOOK_AHEAD at the edge.
+    The examples form a queue in random order. Each row takes the head of the queue and those of the
+    next examples that fill the row best. A row chooses near the head only, so the first rows hold
+    the first examples of the queue but for about LOOK_AHEAD: the shuffle stays fair.
 
     Args:
       lengths: tokens of each example, each at most `capacity`.
       capacity: tokens of a row.
-      seed: with `epoch`, fixes the order.
+      seed: with `epoch`, decides the order.
       epoch: pass over the data.
 
     Returns:
-      Rows of example indices; every index stands in exactly one row. A prefix of them is a fair
-      sample.
+      Rows of example indices; every index is in exactly one row.
 
     Raises:
       ValueError: an example is longer than a row.
@@ -33,7 +32,7 @@ def plan(lengths: Sequence[int], capacity: int, seed: int, epoch: int) -> list[l
     sizes = [int(length) for length in lengths]
     queue = np.random.default_rng((seed, epoch)).permutation(len(sizes))[::-1].tolist()
     rows = []
-    while queue:  # its head is the list's end
+    while queue:  # the head is at the end of the list
         head = queue.pop()
         joined = _fullest((sizes[i] for i in reversed(queue)), capacity - sizes[head])
         rows.append([head, *(queue[-1 - place] for place in joined)])
@@ -43,10 +42,10 @@ def plan(lengths: Sequence[int], capacity: int, seed: int, epoch: int) -> list[l
 
 
 def _fullest(sizes: Iterable[int], space: int) -> list[int]:
-    """Places in `sizes` of those whose sum is the largest within `space`; the earliest such.
+    """Returns the earliest places in `sizes` whose sum is the largest one up to `space`.
 
-    Subset sum by dynamic programming: bit s of `sums[k]` tells that some of the first k sizes add
-    up to s. It ends where the space can be filled, or LOOK_AHEAD sizes after it is passed in order.
+    Subset sum by dynamic programming: bit s of `sums[k]` is set if some of the first k sizes add up
+    to s. It ends when the space can be filled, or LOOK_AHEAD sizes after it was exceeded in order.
     """
     within = (1 << space + 1) - 1
     sums, taken = [1], []

@@ -1,7 +1,6 @@
-"""Statements per case: the denominator of reasoning recall, and the cases where it is suspicious.
+"""Statements per case, the denominator of reasoning recall, and cases to check by hand.
 
-A list that was not recognised is one long statement. Such cases are named, so that a person can
-look at them.
+A list that was not recognised becomes one long statement; such cases are named.
 """
 
 import collections
@@ -10,12 +9,12 @@ from typing import Any
 
 from mcr_jax.cases import SPLITS, Case
 
-LONG = 300  # characters of a lone statement that may be a list
-_NAMED = 10  # cases that are named at most
+LONG = 300  # characters from which a single statement may be a list
+_MAX_NAMED = 10  # cases
 
 
 def statement_counts(cases: Iterable[Case]) -> dict[str, Any]:
-    """Returns what a dataset's metadata holds about the statements of its cases, as plain JSON.
+    """Returns the dataset's metadata about the statements of its cases, as JSON data.
 
     `statement_counts`: for each split the number of cases by the number of their statements.
     `single_long_statements`: `total` cases have only one, of `LONG` characters or more; `first` has
@@ -33,12 +32,12 @@ def statement_counts(cases: Iterable[Case]) -> dict[str, Any]:
             for split, sizes in counts.items()
             if sizes
         },
-        "single_long_statements": {"total": len(single), "first": single[:_NAMED]},
+        "single_long_statements": {"total": len(single), "first": single[:_MAX_NAMED]},
     }
 
 
 def describe(metadata: dict[str, Any]) -> list[str]:
-    """Lines for a person about what `statement_counts` returned."""
+    """Describes the result of `statement_counts` in lines of text."""
     lines = [
         f"{split}: cases by number of statements: "
         + ", ".join(f"{size}: {number}" for size, number in sizes.items())

@@ -1,8 +1,4 @@
-"""Cases tokenized once: every example of a split in flat arrays, kept in a file for the next time.
-
-In: cases in random access, a prompt and a tokenizer. Out: `Tokens`, a sequence of `Example`s that
-reads what it is asked for from a mapped file, and `fit`, which says what a row holds.
-"""
+"""Tokenized cases in flat arrays, cached in a memory-mapped file, and those that fit a row."""
 
 import contextlib
 import dataclasses
@@ -24,13 +20,13 @@ from mcr_jax.prompts import Prompt
 from mcr_jax.text.tokenizer import Tokenizer
 from mcr_jax.workdir import digest
 
-_READING = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
-_VERSION = 1  # of the arrays in a file, and of what the code makes of a conversation
-_ROUNDED = 128  # what rows grow in multiples of: the width of a TPU's lanes
+_PREFETCH = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)  # examples
+_VERSION = 1  # of the arrays in a file, and of the layout of conversations
+_ROW_MULTIPLE = 128  # tokens; the lanes of a TPU
 
 
 class Tokens(Sequence[Example]):
-    """Tokenized cases; an example's arrays are views, read-only where they come from a file.
+    """Tokenized cases. Arrays of an example are views, read-only if they come from a file.
 
     Attributes:
       lengths: int64 [examples], tokens of each.
@@ -65,7 +61,7 @@ class Tokens(Sequence[Example]):
         return Example(self.fingerprints[index], self._ids[span], self._trained[span])
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "Tokens":
-        """Some of the examples, in the order given; copies no token."""
+        """Returns some of the examples, in the given order; copies no token."""
         return Tokens(
             self._ids,
             self._trained,
@@ -76,12 +72,12 @@ class Tokens(Sequence[Example]):
 
     @functools.cached_property
     def highest(self) -> int:
-        """The largest id; -1 where there is none."""
+        """Returns the largest id; -1 without examples."""
         return max((int(e.ids.max()) for e in self), default=-1)
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of all fingerprints, ids and masks, in order."""
+        """Returns the SHA-256 (hex) of all fingerprints, ids and masks, in order."""
         state = hashlib.sha256()
         for e in self:
             state.update(f"{e.fingerprint} {len(e.ids)}\n".encode())
@@ -97,7 +93,7 @@ class Fit:
     Attributes:
       tokens: the examples that fit a row whole.
       row_tokens: tokens of a row.
-      dropped: (fingerprint of the case, tokens) of each that is left out.
+      dropped: (case fingerprint, tokens) of each longer one.
     """
 
     tokens: Tokens
@@ -112,19 +108,17 @@ def tokenize(
     folder: Path | None,
     traces: Mapping[str, str] | None = None,
 ) -> Tokens:
-    """Tokenizes every case, or finds in `folder` that this was done before.
+    """Tokenizes every case, or reads the result from `folder`.
 
-    A file there is known by what decides its content: what every case says to the model and is to
-    be answered with, the prompt, and the tokenizer. Code that decides it too is known by the ids it
-    gives the first case, and by _VERSION where these would not tell. The file is written whole or
-    not at all, by any number of processes; a damaged one is made anew.
+    The file's key has the texts of all conversations, the prompt and the tokenizer; for changes of
+    the code, the ids of the first case and _VERSION. Any number of processes may write it.
 
     Args:
       cases: a list, or a lazy sequence such as `CaseSource`; with a `folder` each is read twice.
-      prompt: the question each case is put in.
+      prompt: the question that each case is put in.
       tokenizer: makes the ids.
-      folder: where the result is kept; None keeps nothing.
-      traces: what is learned in place of a case's statements, by its fingerprint; None for these.
+      folder: of the cache; None keeps nothing.
+      traces: the reasoning to learn, by case fingerprint; None for the cases' own statements.
 
     Raises:
       McrError: a case cannot be read or tokenized, or the file cannot be written.
@@ -144,20 +138,20 @@ def tokenize(
 
 
 def fit(tokens: Tokens, row_tokens: int, too_long: Literal["drop", "keep"]) -> Fit:
-    """Which examples a row of `row_tokens` holds whole; none is ever cut.
+    """Selects the examples that fit a row; none is truncated.
 
     Args:
       tokens: the examples.
       row_tokens: tokens of a row.
-      too_long: "drop" leaves out what is longer than a row; "keep" lets rows grow to the longest
-        example, rounded up to a multiple of 128.
+      too_long: "drop" leaves out longer examples; "keep" lengthens rows to the longest example,
+        rounded up to a multiple of 128.
 
     Raises:
       McrError: no example fits.
     """
     longest = int(tokens.lengths.max(initial=0))
     if too_long == "keep" and longest > row_tokens:
-        row_tokens = -(-longest // _ROUNDED) * _ROUNDED
+        row_tokens = -(-longest // _ROW_MULTIPLE) * _ROW_MULTIPLE
     fits = tokens.lengths <= row_tokens
     if not fits.any():
         shortest = int(tokens.lengths.min()) if len(tokens) else 0
@@ -179,10 +173,10 @@ def _key(
     tokenizer: Tokenizer,
     traces: Mapping[str, str] | None,
 ) -> str:
-    """SHA-256 (hex) of what ids follow from.
+    """Returns the SHA-256 (hex) of the inputs of `tokenize`.
 
-    The texts of all cases are hashed as they are rendered, but the ids of the first case only: a
-    change in the code that lays out others alone asks for another _VERSION.
+    It has the rendered texts of all cases but the ids of the first only: a change of code that
+    affects other cases needs another _VERSION.
     """
     texts = hashlib.sha256()
     with console.track("read cases", len(cases)) as progress:
@@ -213,7 +207,7 @@ def _arrays(
     made: list[Example] = []
     with (
         console.track("tokenize", len(cases)) as progress,
-        contextlib.closing(iter(examples.to_iter_dataset(_READING))) as read,
+        contextlib.closing(iter(examples.to_iter_dataset(_PREFETCH))) as read,
     ):
         for e in read:
             made.append(e)

@@ -1,25 +1,21 @@
-"""The traces that training may learn instead of the statements: one row of Parquet per case.
+"""Reasoning traces in place of the statements, one row of Parquet per case fingerprint.
 
-`mcr stitch` writes the file, whole or not at all; `mcr train` and `mcr build` read it, each row
-checked, for the cases they have. Rows are found by the fingerprint of their case.
+`mcr stitch` writes the file; `mcr train` and `mcr build` read it and check each row.
 """
 
-import contextlib
 import dataclasses
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import parquet
 
-from mcr_jax import completion, workdir
+from mcr_jax import completion, disk, workdir
 from mcr_jax.cases import Case
 from mcr_jax.errors import McrError
 
-STITCHED, JOINED = "stitched", "joined"  # written by a model; the statements one after the other
+STITCHED, JOINED = "stitched", "joined"  # sources: written by a model; the statements in sequence
 
 _TAG = re.compile(r"</?\s*(?:think|answer)\b", re.IGNORECASE)
 _SCHEMA = pa.schema(
@@ -47,22 +43,22 @@ _SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trace:
-    """The trace of one case and what was found on the way to it.
+    """Trace of one case and its audit.
 
     Attributes:
       fingerprint, split: of the case.
-      trace: the text that may be trained on.
+      trace: the text to train on.
       source: STITCHED or JOINED.
-      model: who was asked, as in the ledger.
-      model_version: what it said it was.
+      model: that wrote it, as in the ledger.
+      model_version: as the model reported it.
       prompt: digest of the prompt.
-      attempts: how many samples were drawn.
-      outcomes: how each ended.
-      faults_first, faults: of the first sample and of the last one; the last has none if STITCHED.
-      coverage_first, coverage: share of the statements that the first sample and `trace` keep, as a
-        judge says; None where none was asked.
-      additions_first, additions: names of diseases and numbers that nothing gives, in the same two.
-      length_first, length: words of these two as multiples of the statements'; None where the first
+      attempts: number of samples drawn.
+      outcomes: of each sample.
+      faults_first, faults: of the first and of the last sample; the last has none if STITCHED.
+      coverage_first, coverage: share of the statements that the first sample and `trace` keep, by a
+        judge; None without one.
+      additions_first, additions: names of diseases and numbers in the same two without a source.
+      length_first, length: words of the same two per word of the statements; None where the first
         sample has no text.
     """
 
@@ -89,29 +85,16 @@ def write(path: Path, rows: Sequence[Trace]) -> None:
     """Writes `rows`, by split and fingerprint. Raises McrError, the old file intact."""
     ordered = sorted(rows, key=lambda row: (row.split, row.fingerprint))
     table = pa.Table.from_pylist([dataclasses.asdict(row) for row in ordered], schema=_SCHEMA)
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            parquet.write_table(table, file, compression="zstd", write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise McrError(f"{path}: cannot write: {error.strerror or error}") from error
-    finally:  # also when interrupted
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+    with disk.atomic_write(path) as file:
+        parquet.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def read(path: Path) -> list[Trace]:
-    """All rows, each fit to be a target.
+    """Reads all rows, each checked as a training target.
 
     Raises:
-      McrError: the file is missing or broken, a trace is empty or would break its completion, a
-        source is none, or a case is there twice; names the row, from 1.
+      McrError: the file is missing or damaged, a trace is empty or would break its completion, a
+        source is unknown, or a case occurs twice; names the row, from 1.
     """
     try:
         table = parquet.ParquetFile(path, page_checksum_verification=True).read()
@@ -138,7 +121,7 @@ def read(path: Path) -> list[Trace]:
 
 
 def load(path: Path, cases: Sequence[Case]) -> dict[str, str]:
-    """The trace of each of `cases` by its fingerprint.
+    """Reads the trace of each of `cases`, by fingerprint.
 
     Raises:
       McrError: as `read`, or a case has no trace.
@@ -160,17 +143,17 @@ def require(path: Path, known: Mapping[str, object], cases: Sequence[Case]) -> N
 
 
 def digest(traces: Mapping[str, str]) -> str:
-    """SHA-256 (hex) of traces by fingerprint, whatever their order."""
+    """Returns the SHA-256 (hex) of traces by fingerprint, independent of their order."""
     return workdir.digest(sorted(traces.items()))
 
 
 def rows_digest(rows: Iterable[Trace]) -> str:
-    """SHA-256 (hex) of what a dataset packages of rows, whatever their order."""
+    """Returns the SHA-256 (hex) of the packaged fields of rows, independent of their order."""
     return workdir.digest(sorted((row.fingerprint, row.trace, row.source) for row in rows))
 
 
 def breaks(trace: str) -> bool:
-    """Whether a completion could not hold this trace, or would be read otherwise than written."""
+    """Returns whether a completion with this trace would not parse back to it."""
     read = completion.parse(completion.render(trace, "-"))
     whole = (read.trace, read.answer) == (trace.strip(), "-")
     return not whole or bool(_TAG.search(trace)) or "\0" in trace

@@ -16,11 +16,11 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate.engine.decode_attention import BLOCK, TILE, room
-from mcr_jax.generate.engine.state import Shape, blueprint, bytes_per_device, layer_kernel
+from mcr_jax.generate.engine.state import Shape, blueprint, layer_kernel
 from mcr_jax.model import blockwise_attention
 from mcr_jax.model.abstract import abstract_decoder
 from mcr_jax.model.shape import DecoderConfig
-from mcr_jax.model.sharding import AXES, abstract, make_mesh, shardings
+from mcr_jax.model.sharding import AXES, abstract, bytes_per_device, make_mesh, shardings
 
 USABLE = 0.92  # of a device's memory; the runtime, its programs and gaps take the rest
 _EIGHT = 8  # slots come in eights: so many rows at least make a product with a weight worthwhile

@@ -104,6 +104,13 @@ def abstract(tree: Any, placed: Any) -> Any:
     )
 
 
+def bytes_per_device(tree: Any) -> int:
+    """Bytes on one device of a tree of sharded abstract shapes."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
 def _by_topology(devices: Sequence[jax.Device], sizes: Sequence[int]) -> np.ndarray:
     """Arranges TPUs in shape `sizes`, with the slowest network between the slices."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})

@@ -1,1 +1,1 @@
-"""A training run on paper: memory and time before a device is rented."""
+"""Plans of a training run: memory and time before a device is rented."""

@@ -1,4 +1,4 @@
-"""`mcr train --plan="8 x v5e"`: what a run would need there, as tables; nothing is loaded."""
+"""Tables of `mcr train --plan="8 x v5e"`: sharding, memory and time of a run there."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -20,8 +20,8 @@ def run(config: ConfigDict, text: str) -> None:
     """Prints the plan of `config` for the devices that `text` names.
 
     Raises:
-      UsageError: `text` names none that are known, or config.mesh does not fit them.
-      McrError: the run does not fit; the line says what would help.
+      UsageError: `text` names no known devices, or config.mesh does not fit them.
+      McrError: the run does not fit; the message names settings that would.
     """
     made = plan(config, devices(text))
     console = Console()
@@ -53,15 +53,15 @@ def _heading(config: ConfigDict, made: Plan) -> str:
 
 
 def _sharding(made: Plan) -> Table:
-    table = _table("Parameters by how they are cut", "parameters", "cut over", "a device holds")
+    table = _table("Sharding of parameters", "parameters", "sharded over", "shard")
     table.add_column("GB", justify="right", no_wrap=True)
     for group in _groups(made.parameters):
         first = group[0]
         held = sum(_held(one) for one in group)
         axes = [axis for axis in first.spec if axis and made.mesh[axis] > 1]
-        cut = " ".join(axes) or "whole on each"
+        over = " ".join(axes) or "replicated"
         shards = dict.fromkeys(" x ".join(map(str, one.shard)) for one in group)
-        table.add_row(_names(group), cut, "\n".join(shards), f"{held / 1e9:.3f}")
+        table.add_row(_names(group), over, "\n".join(shards), f"{held / 1e9:.3f}")
     return table
 
 
@@ -70,7 +70,7 @@ def _memory(config: ConfigDict, made: Plan) -> Table:
     notes = {
         "parameters": config.model.dtype,
         "optimizer": config.optim.name,
-        "gradients": "with float32 sums of the parts" if c.accumulate > 1 else "",
+        "gradients": "with float32 sums of the microbatches" if c.accumulate > 1 else "",
         "copies": c.compute,
         "activations": f"remat {c.remat}, {_rows(made.rows)} of {made.row_tokens:,} at a time",
         "work": "attention in a kernel" if made.fused else "attention in plain XLA",
@@ -93,7 +93,7 @@ def _time(made: Plan) -> Table:
     counted = "config.train.steps"
     if made.epochs:
         counted = f"{made.epochs:g} epochs of {CASES:,} cases of {CASE_TOKENS} tokens"
-    table.add_row("tokens per step", "places, padding included", f"{made.step_tokens:,}")
+    table.add_row("tokens per step", "padding included", f"{made.step_tokens:,}")
     table.add_row("steps", counted, f"{made.steps:,}")
     table.add_row("operations per step", "forward and backward", f"{made.flops / 1e15:,.2f} P")
     if made.hours is None:
@@ -107,7 +107,7 @@ def _time(made: Plan) -> Table:
         table.add_row("exchanged per step", link, f"{made.traffic.exchanged / 1e9:,.2f} GB")
     moved = f"each, at up to {there.bandwidth / 1e9:,.0f} GB/s"
     table.add_row("weights and state moved", moved, f"{made.traffic.moved / 1e9:,.2f} GB")
-    if not made.problem:  # what does not fit takes no time
+    if not made.problem:  # no time for a run that does not fit
         assumed = (
             f"assuming {100 * MFU[1]:.0f} to {100 * MFU[0]:.0f} % of peak, "
             f"{100 * RATE[1]:.0f} to {100 * RATE[0]:.0f} % of GB/s; not measured"
@@ -129,11 +129,11 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _groups(parameters: Iterable[Parameter]) -> Iterator[list[Parameter]]:
-    """Groups parameters of one sharding, in the order of the first of each."""
+    """Groups parameters by sharding, in the order of the first of each group."""
     groups: dict[tuple, list[Parameter]] = {}
     for one in parameters:
-        cut = tuple(one.spec) if any(one.spec) else ()
-        groups.setdefault((cut, one.trained), []).append(one)
+        spec = tuple(one.spec) if any(one.spec) else ()
+        groups.setdefault((spec, one.trained), []).append(one)
     yield from groups.values()
 
 

@@ -1,7 +1,7 @@
-"""Time of a training step on paper: arithmetic, memory traffic and exchange between devices.
+"""Estimates the time of a training step from arithmetic, memory traffic and communication.
 
-Bytes follow from how parameters lie on the mesh; rates are those of the data sheets at an assumed
-share. Nothing here was measured.
+Bytes follow from the sharding of the parameters, rates from data sheets and an assumed share.
+Nothing here was measured.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ from mcr_jax.model.devices import Devices
 from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.plan.training_bytes import Parameter
 
-MFU = (0.35, 0.55)  # assumed, of the peak arithmetic; what well-fed dense decoders reach
-RATE = (0.4, 0.8)  # assumed, of the bandwidth of memory and links; what large transfers reach
-_REDUCED = 4  # bytes of a gradient on its way to other devices: float32
+MFU = (0.35, 0.55)  # assumed shares of peak FLOP/s, as dense decoders reach
+RATE = (0.4, 0.8)  # assumed shares of memory and link bandwidth, as large transfers reach
+_GRADIENT_BYTES = 4  # of a reduced gradient: float32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,18 +43,18 @@ def traffic(
 ) -> Traffic:
     """Counts the bytes of a step.
 
-    A part of a step gathers the weights over fsdp for its forward and for its backward pass, and
-    reduces gradients over fsdp and data; tensor parallelism reduces the activations twice a layer
-    in each direction and in what remat computes again. Ring algorithms: of N devices each receives
-    (N - 1) / N of what is gathered, twice that of what is summed for all.
+    A microbatch gathers the weights over fsdp for its forward and for its backward pass, and
+    reduces gradients over fsdp and data. Tensor parallelism reduces the activations twice a layer
+    in each pass, rematerialization included. With ring algorithms each of N devices receives
+    (N - 1) / N of an all-gather and twice that of an all-reduce.
 
     Args:
-      shape: of the decoder; its width, layers and remat policy are read.
+      shape: of the decoder.
       mesh: axes data, fsdp and tensor.
-      parameters: as `memory.parameters` places them.
-      part_tokens: tokens of a part of a step on one device.
-      parts: of a step.
-      compute_bytes: of a number in the dtype that the forward pass computes in.
+      parameters: from `training_bytes.parameters`.
+      part_tokens: tokens of a microbatch on one device.
+      parts: microbatches of a step.
+      compute_bytes: size of the forward pass's dtype.
       optimizer_bytes: of the optimizer state on one device.
     """
     data, fsdp, tensor = (mesh.shape[axis] for axis in ("data", "fsdp", "tensor"))
@@ -62,7 +62,7 @@ def traffic(
     trained = sum(one.size for one in parameters if one.trained) // tensor
     passes = 2 if shape.remat == "none" else 3  # forward, again, backward
     gathered = 2 * _others(fsdp) * weights * compute_bytes
-    reduced = (_others(fsdp) * trained + 2 * _others(data) * trained / fsdp) * _REDUCED
+    reduced = (_others(fsdp) * trained + 2 * _others(data) * trained / fsdp) * _GRADIENT_BYTES
     activations = 2 * passes * shape.layers * part_tokens * shape.width * compute_bytes
     summed = 2 * _others(tensor) * activations
     held = sum(math.prod(one.shard) for one in parameters if one.trained) * 4
@@ -73,15 +73,15 @@ def traffic(
 
 
 def seconds(flops: float, bytes: Traffic, devices: Devices) -> tuple[float, float] | None:
-    """The shortest and the longest time of a step; None where no peak is known.
+    """Returns the shortest and the longest time of a step; None for devices without a known peak.
 
-    The shortest overlaps arithmetic, memory and links at the upper shares of `MFU` and `RATE`, so
-    the slowest of them counts; the longest does one after the other at the lower shares.
+    The shortest overlaps arithmetic, memory and links at the upper shares of `MFU` and `RATE`. The
+    longest does them one after the other at the lower shares.
 
     Args:
-      flops: operations of a step, all devices together.
+      flops: of a step, all devices together.
       bytes: of one device.
-      devices: what the step runs on.
+      devices: that run the step.
     """
     if devices.flops is None:
         return None
@@ -97,5 +97,5 @@ def seconds(flops: float, bytes: Traffic, devices: Devices) -> tuple[float, floa
 
 
 def _others(devices: int) -> float:
-    """The share that other devices of a ring hold."""
+    """Returns the share of the other devices in a ring."""
     return (devices - 1) / devices

@@ -1,9 +1,7 @@
 """Plans a training run on given devices from abstract shapes, before any weight is read.
 
-    made = plan(config, devices("8 x H100"))
-    made.memory.total, made.hours, made.problem
-
-Bytes are those of `plan.training_bytes`, times those of `plan.timing`.
+made = plan(config, devices("8 x H100"))
+made.memory.total, made.hours, made.problem
 """
 
 import dataclasses
@@ -26,43 +24,44 @@ from mcr_jax.plan.training_bytes import Memory, Parameter, memory, parameters
 from mcr_jax.train.mesh import rows_of_part
 from mcr_jax.train.trainer import configured
 
-USABLE = 0.92  # of a device's memory; the runtime, collectives and gaps take the rest
-# MedCaseReasoning's train split, for a number of epochs: cases, and tokens of one with its prompt.
+USABLE = 0.92  # share of a device's memory; runtime, collectives and fragmentation need the rest
+# MedCaseReasoning's train split: cases, and tokens of a case with its prompt.
 CASES, CASE_TOKENS = 13_092, 950
-FILL = 0.98  # of a packed row is no padding
-TRAINED = 0.4  # of a case's tokens are its answer, which the loss counts
+FILL = 0.98  # share of a packed row without padding
+TRAINED = 0.4  # share of a case's tokens in the loss: its answer
 
-PARTS = {  # of `Memory`, as a person reads them
+PARTS = {  # labels of the fields of `Memory`
     "parameters": "parameters",
     "optimizer": "optimizer state",
     "batch": "the batch",
     "gradients": "gradients",
     "copies": "weights cast to compute",
     "activations": "activations kept",
-    "gathered": "a layer and a table gathered",
-    "work": "a layer or logits at work",
+    "gathered": "gathered layer and embedding",
+    "work": "temporaries",
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run on paper; plain data.
+    """Plan of a run.
 
     Attributes:
-      devices: what it is for.
+      devices: that run it.
       mesh: size of each axis.
-      parameters: how each lies on the mesh.
-      memory: bytes on one device.
-      usable: bytes that one device has for them.
-      fused: whether attention runs in a kernel of the device, not in plain XLA.
-      rows: of one part of a step, on one device.
-      row_tokens: places of a row.
-      steps: of the run; from the numbers of MedCaseReasoning where the config counts epochs.
+      parameters: with their shardings.
+      memory: bytes needed on one device.
+      usable: bytes available on one device.
+      fused: whether attention runs in a kernel, not in plain XLA.
+      rows: of a microbatch on one device.
+      row_tokens: tokens of a row, padding included.
+      step_tokens: tokens of a step, padding included.
+      steps: of the run; estimated from `CASES` where the config counts epochs.
       epochs: as configured; 0 where the config counts steps.
-      flops: operations of a step, all devices together.
-      traffic: bytes of a step that one device exchanges with others and with its memory.
-      hours: of the run at least and at most, as `timing.seconds` says; None where no peak is known.
-      problem: why it cannot be and what would help, in a line; "" where it fits.
+      flops: of a step, all devices together.
+      traffic: bytes of a step on one device.
+      hours: lower and upper estimate for the run (`timing.seconds`); None without a known peak.
+      problem: why the run does not fit and what would help, in a line; "" if it fits.
     """
 
     devices: Devices
@@ -82,7 +81,7 @@ class Plan:
     problem: str
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as JSON knows it, with totals."""
+        """Returns the plan as JSON data, with totals."""
         plain = dataclasses.asdict(self)
         for one, written in zip(self.parameters, plain["parameters"], strict=True):
             written["spec"] = [*one.spec]
@@ -92,7 +91,7 @@ class Plan:
 
 
 def count(of: tuple[Parameter, ...]) -> int:
-    """Numbers in all of them."""
+    """Returns the number of parameters, of all arrays together."""
     return sum(one.size for one in of)
 
 
@@ -107,7 +106,7 @@ def plan(
 
     Args:
       config: sections model, lora, optim, mesh and train, and `attention`, are read.
-      devices: from `devices.devices`; none need exist.
+      devices: from `devices.devices`; need not exist.
       cases, case_tokens: of an epoch, where the config counts epochs.
 
     Raises:
@@ -173,7 +172,7 @@ def _plan(
 
 
 def _mesh(config: ConfigDict, devices: int) -> AbstractMesh:
-    """The mesh of config.mesh over so many devices, none of which need exist."""
+    """Returns the abstract mesh of config.mesh over a number of devices."""
     try:
         return AbstractMesh(mesh_sizes(**config.mesh, devices=devices), AXES)
     except ValueError as error:
@@ -181,14 +180,14 @@ def _mesh(config: ConfigDict, devices: int) -> AbstractMesh:
 
 
 def _fused(config: ConfigDict, shape: DecoderConfig, devices: Devices) -> bool:
-    """Whether `model.attention` would take a kernel of the device there."""
+    """Returns whether `model.attention` would choose a kernel on these devices."""
     if config.attention == "xla" or shape.head_dim > devices.fused_head_dim:
         return False
     return devices.fused_float32 or config.train.compute == "bfloat16"
 
 
 def _problem(config: ConfigDict, shape: DecoderConfig, made: Plan) -> str:
-    """One line: what is missing, the largest part of it, and what was found to help."""
+    """Describes in a line how much is missing, the largest part, and changes that help."""
     parts = dataclasses.asdict(made.memory)
     largest = max(parts, key=lambda name: parts[name])
     found = "; or ".join(_remedies(config, shape, made))
@@ -201,7 +200,7 @@ def _problem(config: ConfigDict, shape: DecoderConfig, made: Plan) -> str:
 
 
 def _remedies(config: ConfigDict, shape: DecoderConfig, made: Plan) -> Iterator[str]:
-    """Changes under which the run was found to fit, each as a person would write it."""
+    """Yields changes under which the run fits, as config fields and devices."""
 
     def first(tries: Iterable[tuple[dict[str, Any], int]]) -> Iterator[str]:
         for changes, devices in tries:
@@ -213,7 +212,7 @@ def _remedies(config: ConfigDict, shape: DecoderConfig, made: Plan) -> Iterator[
                 return
 
     here, parts = made.devices.count, made.rows * config.train.accumulate
-    one_row = {"train.remat": "full", "train.accumulate": parts}  # of a device at a time
+    one_row = {"train.remat": "full", "train.accumulate": parts}  # a microbatch of one per device
     cut = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1}
     settings = (
         {"train.remat": "full"},

@@ -1,9 +1,8 @@
-"""Bytes per device that a training step needs, told from shapes alone: no weights, no devices.
+"""Estimates memory per device of a training step from abstract shapes.
 
-What lies there between steps (parameters, optimizer state) is exact: the trees of the step itself,
-cut by the rules of `model.sharding`. What a step adds is an upper estimate of what XLA allocates:
-the arrays that the backward pass reads are read off the traced forward pass of the decoder, the
-rest counts the largest arrays that exist at a time.
+Parameters and optimizer state are exact: the trees of the step, sharded by `model.sharding`. The
+rest is an upper estimate of XLA's allocation: activations that the backward pass reads, from the
+traced forward pass of the decoder, and the largest arrays alive at one time.
 """
 
 import dataclasses
@@ -21,11 +20,11 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from mcr_jax.model.abstract import abstract_decoder
 from mcr_jax.model.blockwise_attention import BLOCK
 from mcr_jax.model.shape import DecoderConfig
-from mcr_jax.model.sharding import shardings
+from mcr_jax.model.sharding import abstract, bytes_per_device, shardings
 from mcr_jax.train.loss import CHUNK
 
-_BATCH = 5 * 4  # bytes a place: token, target, position, segment id and weight
-_COUNTER = 4  # the step
+_BATCH_BYTES = 5 * 4  # per token: token, target, position, segment id and weight
+_STEP_COUNTER_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,9 +34,9 @@ class Parameter:
     Attributes:
       name: its dotted path.
       shape, dtype: of the whole array.
-      spec: which mesh axis cuts which dimension.
-      shard: the shape that one device holds.
-      trained: whether the optimizer moves it; with LoRA only the adapters are.
+      spec: mesh axis of each sharded dimension.
+      shard: shape on one device.
+      trained: whether the optimizer updates it; with LoRA only the adapters.
     """
 
     name: str
@@ -49,7 +48,7 @@ class Parameter:
 
     @property
     def size(self) -> int:
-        """Numbers in the whole array."""
+        """Returns the number of elements of the whole array."""
         return math.prod(self.shape)
 
 
@@ -58,15 +57,15 @@ class Memory:
     """Bytes on one device.
 
     Attributes:
-      parameters: weights and adapters, in the dtypes they are kept in.
-      optimizer: state of the optimizer for what is trained, and the counters of steps.
+      parameters: weights and adapters.
+      optimizer: state of the optimizer, and the counters of steps.
       batch: tokens, targets, positions, segment ids and weights.
-      gradients: of what is trained; with accumulation their float32 sums, too.
-      copies: of the head in the dtype that the forward pass computes in.
-      activations: what waits for the backward pass: by remat policy what the layers keep, and
-        the gradients that the loss leaves.
-      gathered: the weights of one layer and the larger table, whole, and their float32 gradients.
-      work: what is computed at a time: one layer from the inside, or one chunk of logits.
+      gradients: of the trained parameters; with accumulation also their float32 sums.
+      copies: of the head in the dtype of the forward pass.
+      activations: kept for the backward pass by the remat policy, and the loss's gradients.
+      gathered: unsharded weights of one layer and of the larger of embedding and head, with their
+        float32 gradients.
+      work: temporaries of one layer, or of one chunk of logits.
     """
 
     parameters: int
@@ -80,12 +79,12 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it at once."""
+        """Returns the sum of all parts."""
         return sum(dataclasses.asdict(self).values())
 
 
 def parameters(shape: DecoderConfig, mesh: AbstractMesh) -> tuple[Parameter, ...]:
-    """Every parameter of a decoder and how it lies on `mesh`."""
+    """Returns every parameter of a decoder with its sharding on `mesh`."""
     tree = abstract_decoder(shape)[1]
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     placed = jax.tree.leaves(shardings(mesh, tree))
@@ -113,22 +112,22 @@ def memory(
     tx: optax.GradientTransformation,
     fused: bool,
 ) -> Memory:
-    """What a step of `train.step` needs on each device of `mesh`.
+    """Estimates the memory of a step of `train.step` on each device of `mesh`.
 
     Args:
       shape: of the decoder, with its remat policy and adapters.
       mesh: axes data, fsdp and tensor.
       rows: of a step, over all devices; a multiple of data x fsdp x accumulate.
-      row_tokens: places of a row.
-      accumulate: parts that the rows go through the devices in.
+      row_tokens: tokens of a row, padding included.
+      accumulate: gradient accumulation steps.
       compute: dtype of the forward pass.
-      tx: the optimizer; its state is counted from its own `init`.
-      fused: whether attention runs in a kernel of the device, not in plain XLA.
+      tx: the optimizer, whose `init` gives its state.
+      fused: whether attention runs in a kernel, not in plain XLA.
     """
     tree = abstract_decoder(shape)[1]
     trained, computed = _trained(shape, tree), _cast(tree, compute)
     gradients = bytes_on_device(mesh, trained)
-    if accumulate > 1:  # the sums so far beside the gradients of the part at hand
+    if accumulate > 1:  # float32 sums beside the gradients of a microbatch
         gradients = max(gradients, bytes_on_device(mesh, _cast(trained, "float32")))
         gradients += bytes_on_device(mesh, trained)
 
@@ -139,8 +138,8 @@ def memory(
     layer, table = _gathered(local, over_fsdp, compute)
     return Memory(
         parameters=bytes_on_device(mesh, tree),
-        optimizer=bytes_on_device(mesh, jax.eval_shape(tx.init, trained)) + _COUNTER,
-        batch=rows * row_tokens * _BATCH // shards,
+        optimizer=bytes_on_device(mesh, jax.eval_shape(tx.init, trained)) + _STEP_COUNTER_BYTES,
+        batch=rows * row_tokens * _BATCH_BYTES // shards,
         gradients=gradients,
         copies=bytes_on_device(mesh, _head(_changed(computed, tree))),
         activations=_activations(local, part, row_tokens, compute),
@@ -150,7 +149,7 @@ def memory(
 
 
 def _activations(local: DecoderConfig, rows: int, row_tokens: int, compute: str) -> int:
-    """What waits for the backward pass of the layers: what they kept, and the loss's gradients."""
+    """Returns bytes kept for the backward pass of the layers, with the loss's gradients."""
     hidden = rows * row_tokens * local.width
     head = local.vocab_size * local.width if local.lora is None else 0
     of_loss = hidden * jnp.dtype(compute).itemsize + head * 4  # the head's is summed in float32
@@ -165,28 +164,30 @@ def _work(
     fused: bool,
     over_fsdp: bool,
 ) -> int:
-    """The most that is computed at a time: a layer with all of its insides, or a chunk of logits.
+    """Returns the larger of a layer's temporaries and those of a chunk of logits.
 
-    The numbers of arrays are what XLA was found to have at once (tests/train/test_memory.py).
+    Numbers of arrays alive at once as found in XLA (tests/plan/test_training_bytes.py).
     """
     places, size = rows * row_tokens, jnp.dtype(compute).itemsize
-    streams = (8 * local.width + 4 * local.heads * local.head_dim) * 4  # norms and rotary: float32
+    streams = (
+        8 * local.width + 4 * local.heads * local.head_dim
+    ) * 4  # norms and rotary embedding: float32
     inside = places * (6 * local.mlp_width * size + streams)
-    if not fused:  # scores, weights and the gradients of both, of a block of queries and of keys
+    if not fused:  # scores, weights and the gradients of both, for a block of queries and keys
         inside += 4 * rows * local.heads * min(BLOCK, row_tokens) ** 2 * 4
     if local.lora:
-        inside += inside // 2  # what the adapters add beside the products
+        inside += inside // 2  # of the adapters
     loss = 2 * min(CHUNK, places) * local.vocab_size * 4
-    if local.lora is None:  # the head's gradient so far and a chunk's, both in float32
-        # One of them becomes what `_activations` counts, and over fsdp `_gathered` has room, too.
+    if local.lora is None:  # float32 sum of the head's gradient and a chunk's part of it
+        # `_activations` counts one of the two; over fsdp `_gathered` has room for the other.
         loss += local.vocab_size * local.width * 4 * (1 - over_fsdp)
     return max(inside, loss)
 
 
 def _gathered(local: DecoderConfig, over_fsdp: bool, compute: str) -> tuple[int, int]:
-    """Bytes of one layer and of the larger table, whole, with gradients where they have them.
+    """Returns bytes of one layer and of the larger of embedding and head, with their gradients.
 
-    Without fsdp the tables are read where they lie.
+    Without fsdp nothing is gathered for embedding and head.
     """
     sizes: dict[str, int] = {}
     tree = _cast(abstract_decoder(local)[1], compute)
@@ -200,9 +201,9 @@ def _gathered(local: DecoderConfig, over_fsdp: bool, compute: str) -> tuple[int,
 
 @functools.cache
 def _kept(local: DecoderConfig, row_tokens: int, compute: str) -> int:
-    """Bytes that the layers keep of the forward pass of one row for the backward pass.
+    """Returns the residuals of the layers' forward pass for one row, in bytes.
 
-    These are the results of the traced forward pass that its transpose reads, but for the weights.
+    These are the outputs of the traced forward pass that its transpose reads, without the weights.
     """
     graph, tree = abstract_decoder(local)
     tree = _cast(tree, compute)
@@ -221,19 +222,19 @@ def _kept(local: DecoderConfig, row_tokens: int, compute: str) -> int:
 
 
 def _local(shape: DecoderConfig, tensor: int) -> DecoderConfig:
-    """One device's part of a decoder that is cut over the tensor axis, where that divides it."""
-    cut = {}
+    """Returns the decoder shape of one device of the tensor axis."""
+    sizes = {}
     if shape.kv_heads % tensor == 0:
-        cut |= {"heads": shape.heads // tensor, "kv_heads": shape.kv_heads // tensor}
+        sizes |= {"heads": shape.heads // tensor, "kv_heads": shape.kv_heads // tensor}
     for name in ("mlp_width", "vocab_size"):
         if getattr(shape, name) % tensor == 0:
-            cut[name] = getattr(shape, name) // tensor
-    # Neither backend nor the dtype that weights are kept in changes what a layer keeps.
-    return dataclasses.replace(shape, attention="xla", dtype="float32", **cut)
+            sizes[name] = getattr(shape, name) // tensor
+    # Backend and dtype of the weights do not change the residuals.
+    return dataclasses.replace(shape, attention="xla", dtype="float32", **sizes)
 
 
 def _cast(tree: Any, dtype: str) -> Any:
-    """The dtypes that `train.step` computes with: `dtype` of all but the norms."""
+    """Casts all leaves but norms to the compute dtype, as `train.step` does."""
 
     def cast(path: Any, leaf: Any) -> Any:
         kept = leaf.dtype if _name(path).endswith("norm") else dtype
@@ -243,45 +244,36 @@ def _cast(tree: Any, dtype: str) -> Any:
 
 
 def _head(tree: Any) -> Any:
-    """The table that makes logits, alone."""
+    """Returns the output projection: the head, or the tied embedding."""
     return tree["head"] if "head" in tree else tree["embedding"]
 
 
 def _changed(tree: Any, before: Any) -> Any:
-    """The leaves whose dtype is not what it was; None stands for the others."""
+    """Returns the leaves with another dtype than `before`; None for the others."""
     return jax.tree.map(lambda x, y: None if x.dtype == y.dtype else x, tree, before)
 
 
 def _trained(shape: DecoderConfig, tree: Any) -> Any:
-    """The leaves that are trained; None stands for the others."""
+    """Returns the trained leaves; None for the others."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf if _is_trained(shape, path) else None, tree
     )
 
 
 def _merge(first: Any, second: Any) -> Any:
-    """The leaves of `first`, and where it has None those of `second`."""
+    """Returns the leaves of `first`, or those of `second` where it has None."""
     return jax.tree.map(
         lambda x, y: y if x is None else x, first, second, is_leaf=lambda x: x is None
     )
 
 
 def _is_trained(shape: DecoderConfig, path: Any) -> bool:
-    return shape.lora is None or _is_adapter(path)
-
-
-def _is_adapter(path: Any) -> bool:
-    return _name(path).endswith(("_lora_a", "_lora_b"))
+    return shape.lora is None or _name(path).endswith(("_lora_a", "_lora_b"))
 
 
 def bytes_on_device(mesh: AbstractMesh, tree: Any) -> int:
-    """Bytes of a tree on one device of `mesh`, sharded by the rules of `model.sharding`."""
-    return sum(
-        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, sharding in zip(
-            jax.tree.leaves(tree), jax.tree.leaves(shardings(mesh, tree)), strict=True
-        )
-    )
+    """Returns bytes of a tree on one device of `mesh`, sharded by `model.sharding`."""
+    return bytes_per_device(abstract(tree, shardings(mesh, tree)))
 
 
 def _name(path: Any) -> str:

@@ -1,15 +1,14 @@
 """The files that make a tokenizer in a Hugging Face folder, read and written."""
 
-import contextlib
 import functools
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 
+from mcr_jax import disk
 from mcr_jax.errors import McrError
 
 JSON = "tokenizer.json"
@@ -124,19 +123,8 @@ class TokenizerFolder:
 def write(folder: str | Path, files: Mapping[str, bytes]) -> None:
     """Writes each file whole or not at all. Raises McrError if it cannot."""
     for name, content in files.items():
-        path = Path(folder) / name
-        aside = path.with_name(f".{name}.aside")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(aside, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                aside.unlink()
-            raise McrError(f"{path}: cannot write the tokenizer: {error.strerror}") from error
+        with disk.atomic_write(Path(folder) / name) as file:
+            file.write(content)
 
 
 def _instance(value: Any, kind: type) -> Any:

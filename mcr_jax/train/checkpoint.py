@@ -1,10 +1,11 @@
-"""Checkpoints of a training run, through orbax: asynchronous, whole or absent."""
+"""Checkpoints of a training run: asynchronous, atomic orbax saves, and which ones are kept."""
 
+import contextlib
 import itertools
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,22 @@ from mcr_jax.train import hosts
 from mcr_jax.train.step import State
 from mcr_jax.workdir import storage_path
 
-_LEAST_SHARE = 0.85  # of a checkpoint's bytes, which are compressed
-RUN = "run.json"  # beside the steps: whose checkpoints they are
+_LEAST_COMPRESSION = 0.85  # smallest ratio of a checkpoint's bytes on disk to those in memory
+RUN = "run.json"  # beside the steps: the identity of the run that saved them
 
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Never: orbax would ask jax, which counts calls, with a step that is no count of them.
-
-        `hosts.listening` asks, and the loop saves when it says so.
-        """
+        """Returns False: `hosts.listening` handles preemption, and jax counts calls, not steps."""
         return False
 
 
 class Checkpoints:
-    """The checkpoints in one folder: the newest ones, and those of the lowest validation loss.
+    """Checkpoints in one folder: the newest ones, and those of the lowest validation loss.
 
-    A save that a kill interrupts leaves nothing that `restore` would take: orbax writes aside and
-    renames, or marks as whole where an object store cannot rename. With several processes all call
-    every method. Every method raises McrError when the storage fails; what was saved before is
-    kept.
+    Saves are atomic: orbax writes aside and renames, or adds a commit marker where an object store
+    cannot rename. In a multi-host run every process calls every method. Every method raises
+    McrError when the storage fails; earlier checkpoints are kept.
     """
 
     def __init__(
@@ -52,26 +49,26 @@ class Checkpoints:
 
         Args:
           path: a folder, or an address such as gs://BUCKET/RUN; the same for all processes.
-          keep: how many of the newest are kept.
-          keep_best: how many of the lowest val_loss are kept beside.
-          run: plain data by which a run knows its own checkpoints, written beside them.
+          keep: number of the newest checkpoints that are kept.
+          keep_best: number of checkpoints with the lowest val_loss that are kept as well.
+          run: identity of the run as JSON data, written beside the checkpoints.
 
         Raises:
-          UsageError: not all processes see that folder, or its checkpoints are of another run.
+          UsageError: not all processes see the folder, or its checkpoints are of another run.
         """
         self.path = storage_path(path)
         self._kept = keep + keep_best
-        self._losses: dict[int, float] = {}  # of the checkpoints whose val_loss was measured
+        self._losses: dict[int, float] = {}  # val_loss of the checkpoints that have one
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Kept(keep, keep_best, self._losses),
-            best_fn=lambda metrics: metrics["val_loss"],  # without one orbax stores no metrics
+            best_fn=lambda metrics: metrics["val_loss"],  # orbax stores no metrics without it
             best_mode="min",
             cleanup_tmp_directories=True,
-            single_host_load_and_broadcast=True,  # all see the same steps whatever NFS remembers
-            lightweight_initialize=True,  # or it would not open where metrics are unreadable
+            single_host_load_and_broadcast=True,  # the same steps on all despite NFS caches
+            lightweight_initialize=True,  # opens despite unreadable metrics
         )
         with storage_errors(self.path, "open"):
-            self.path.mkdir(parents=True, exist_ok=True)  # orbax says nothing of a file in the way
+            self.path.mkdir(parents=True, exist_ok=True)  # raises where a file has this name
             self._refuse_unshared()
             self._manager = _Manager(self.path, options=options)
         if run is not None:
@@ -80,41 +77,41 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The step of the newest whole checkpoint, or None."""
-        return self._manager.latest_step()
+        """Step of the newest checkpoint, or None."""
+        return max(self._steps(), default=None)
 
     @property
     def best(self) -> int | None:
-        """The step of the lowest val_loss among the checkpoints there are, or None."""
-        measured = [step for step in self._manager.all_steps() if step in self._losses]
+        """Step of the checkpoint with the lowest val_loss, the later of equal ones, or None."""
+        measured = [step for step in self._steps() if step in self._losses]
         return min(measured, key=lambda step: (self._losses[step], -step), default=None)
 
     def require_room(self, like: State, saves: int) -> None:
-        """Raises McrError if a local disk is too small for what is to be kept there.
+        """Raises McrError if a local disk has too little space for `saves` more checkpoints.
 
         Args:
-          like: of what is saved.
-          saves: checkpoints that are still to be made.
+          like: abstract shapes of the state.
+          saves: number of checkpoints until the end of the run.
         """
         if "://" in str(self.path):
             return
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
-        # The one that a new one replaces is deleted after it.
-        more = min(saves, self._kept + 1 - len(self._manager.all_steps()))
+        # A checkpoint is deleted after the one that replaces it was written.
+        more = min(saves, self._kept + 1 - len(self._steps()))
         disk.require(
             Path(self.path),
-            max(0, more) * size * _LEAST_SHARE,
+            max(0, more) * size * _LEAST_COMPRESSION,
             f"{more} more checkpoints of {size / 1e9:.3g} GB",
             "keep fewer with config.train.keep and keep_best, or name another place with "
             "config.train.checkpoints",
         )
 
     def losses(self, until: int) -> dict[int, float]:
-        """The val_loss of each checkpoint up to step `until` where one was measured."""
+        """Returns val_loss by step of the checkpoints up to step `until` that have one."""
         return {step: loss for step, loss in sorted(self._losses.items()) if step <= until}
 
     def history(self, step: int) -> list[tuple[int, float]]:
-        """The validation losses that were stored with a checkpoint; none where it has none."""
+        """Reads the (step, validation loss) pairs stored with a checkpoint; [] without any."""
         found = []
         try:
             with storage_errors(self.path, "read"):
@@ -134,10 +131,14 @@ class Checkpoints:
         val_loss: float | None = None,
         history: Sequence[tuple[int, float]] = (),
     ) -> None:
-        """Starts saving `state`; waits only until it is copied off the devices.
+        """Starts an asynchronous save; returns when `state` was copied off the devices.
 
-        A `val_loss` measured at `step` is stored with it, and so is the `history` of all so far:
-        metrics.jsonl may be lost with its machine, and early stopping needs it.
+        Args:
+          step: of the state.
+          state: sharded over all processes.
+          val_loss: validation loss at `step`; None if not measured.
+          history: (step, validation loss) of all evaluations. Early stopping needs them, and
+            metrics.jsonl may be lost with its machine.
         """
         params, rest = _halves(state)
         items = {"params": ocp.args.StandardSave(params), "rest": ocp.args.StandardSave(rest)}
@@ -153,27 +154,19 @@ class Checkpoints:
 
     def restore(self, step: int, like: State) -> State:
         """Reads a checkpoint onto the shardings of `like`, a State of ShapeDtypeStructs."""
-        found, fault = None, None
-        try:
-            found = self._read(step, like)
-        except Stopped:
-            raise  # is no fault of the checkpoint
-        except McrError as error:
-            fault = error
-        self._raise_on_all(fault, f"another process cannot read step {step}")
-        return found
+        with self._raising_on_all(f"another process cannot read step {step}"):
+            return self._read(step, like)
 
     def restore_newest(self, like: State) -> tuple[State | None, int]:
-        """The newest checkpoint that can be read, and its step; (None, 0) where there is none.
+        """Reads the newest checkpoint that is not damaged, and its step; (None, 0) without any.
 
-        Newer ones that are damaged are renamed to STEP.damaged, with a word about it.
+        Newer, damaged ones are renamed to STEP.damaged and reported.
 
         Raises:
-          McrError: there are some and none can be read; they are left as they are. Or a damaged one
-            cannot be renamed.
+          McrError: all are damaged, and left as they are; or a damaged one cannot be renamed.
         """
         damaged: list[tuple[int, McrError]] = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in sorted(self._steps(), reverse=True):
             try:
                 state = self.restore(step, like)
             except Stopped:
@@ -192,17 +185,21 @@ class Checkpoints:
         return None, 0
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk."""
+        """Returns when all saves are on disk."""
         with storage_errors(self.path, "save"):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and lets go of orbax's threads."""
+        """Waits for all saves and ends orbax's threads."""
         with storage_errors(self.path, "save"):
             self._manager.close()
 
+    def _steps(self) -> list[int]:
+        """Steps with a whole checkpoint. In multi-host runs orbax returns numpy's integers."""
+        return [int(step) for step in self._manager.all_steps()]
+
     def _read(self, step: int, like: State) -> State:
-        """Reads this process's part: one that fails must not leave the others at a barrier."""
+        """Reads this process's shards without a barrier: a failure must not block the others."""
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(), active_processes={jax.process_index()}
         )
@@ -221,44 +218,40 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         """Renames a step to the first free of STEP.damaged, STEP.damaged1, ..."""
-        fault = None
-        try:
+        with self._raising_on_all(f"process 0 cannot set step {step} aside"):
             if hosts.writes():
                 with storage_errors(self.path, "set aside"):
                     names = (f"{step}.damaged{number or ''}" for number in itertools.count())
                     free = next(name for name in names if not (self.path / name).exists())
                     (self.path / str(step)).rename(self.path / free)
-        except Stopped:
-            raise
-        except McrError as error:
-            fault = error
-        self._raise_on_all(fault, f"process 0 cannot set step {step} aside")
         self._losses.pop(step, None)
 
     def _refuse_other(self, run: Mapping[str, Any]) -> None:
-        """Raises UsageError if the checkpoints here are of another run; leaves a name of this."""
-        fault, file = None, self.path / RUN
+        """Raises UsageError if the checkpoints are of another run; without any writes `run`."""
+        file, otherwise = self.path / RUN, "of another run, or unreadable; see process 0"
         try:
-            with storage_errors(self.path, "open"):
+            with self._raising_on_all(otherwise), storage_errors(self.path, "open"):
                 known = _read_run(file)
-                if known is not None and self._manager.all_steps():
-                    fault = _other(self.path, known, run)
+                if known is not None and self._steps():
+                    _require_same_run(self.path, known, run)
                 elif known != run and hosts.writes():
                     whole = self.path / f".{RUN}"
                     whole.write_text(json.dumps(run, indent=1, sort_keys=True) + "\n")
                     whole.replace(file)
-        except Stopped:
-            raise
-        except McrError as error:
-            fault = error
-        try:
-            self._raise_on_all(fault, "of another run, or unreadable; process 0 tells more")
         except McrError:
             self._manager.close()
             raise
 
-    def _raise_on_all(self, fault: McrError | None, otherwise: str) -> None:
-        """Raises the `fault` of this process, or where another has one says `otherwise`."""
+    @contextlib.contextmanager
+    def _raising_on_all(self, otherwise: str) -> Iterator[None]:
+        """Raises a process's McrError on all: its own, or `otherwise` for that of another."""
+        fault = None
+        try:
+            yield
+        except Stopped:  # SIGTERM: the storage has no fault
+            raise
+        except McrError as error:
+            fault = error
         if not hosts.all_of(fault is None):
             raise fault or McrError(f"{self.path}: {otherwise}")
 
@@ -280,7 +273,7 @@ class Checkpoints:
 
 
 class _Kept(checkpoint_managers.PreservationPolicy):
-    """The newest `keep`, and of those with a loss the `keep_best` lowest."""
+    """Keeps the newest `keep` checkpoints and the `keep_best` with the lowest loss."""
 
     def __init__(self, keep: int, keep_best: int, losses: dict[int, float]):
         self._keep, self._keep_best, self._losses = keep, keep_best, losses
@@ -291,7 +284,7 @@ class _Kept(checkpoint_managers.PreservationPolicy):
         *,
         context: checkpoint_managers.PreservationContext,
     ) -> Sequence[bool]:
-        """One answer for each of `checkpoints`, which come in the order of their steps."""
+        """Returns for each of `checkpoints`, ordered by step, whether it is kept."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         measured = [step for step in steps if step in self._losses]
         best = sorted(measured, key=lambda step: (self._losses[step], -step))[: self._keep_best]
@@ -304,7 +297,7 @@ def _halves(state: State) -> tuple[dict, dict]:
 
 
 def _read_run(file: Any) -> Any:
-    """What run.json holds; None where there is none."""
+    """Reads run.json; None without one."""
     try:
         return json.loads(file.read_text()) if file.exists() else None
     except ValueError as error:
@@ -313,22 +306,21 @@ def _read_run(file: Any) -> Any:
         ) from error
 
 
-def _other(path: Any, known: Any, run: Mapping[str, Any]) -> UsageError | None:
-    """What to say if `known`, of the run whose checkpoints are in `path`, is not `run`."""
+def _require_same_run(path: Any, known: Any, run: Mapping[str, Any]) -> None:
+    """Raises UsageError if `known`, the identity of the checkpoints in `path`, is not `run`."""
     old, new = _flat(known), _flat(run)
-    different = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    if not different:
-        return None
-    told = [f"{name} {_shown(old, name)}, now {_shown(new, name)}" for name in different[:3]]
-    told += [f"and {len(different) - 3} more"] * (len(different) > 3)
-    return UsageError(
-        f"{path}: these checkpoints are of another run: {'; '.join(told)}; use another "
-        "config.train.checkpoints or --workdir"
-    )
+    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    if names:
+        parts = [f"{n} {old.get(n, 'not set')}, now {new.get(n, 'not set')}" for n in names[:3]]
+        parts += [f"and {len(names) - 3} more"] * (len(names) > 3)
+        raise UsageError(
+            f"{path}: these checkpoints are of another run: {'; '.join(parts)}; use another "
+            "config.train.checkpoints or --workdir"
+        )
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """The leaves of nested plain data by their dotted names."""
+    """Returns the leaves of nested data by dotted name."""
     if not isinstance(value, Mapping):
         return {name: value}
     return {
@@ -336,7 +328,3 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
         for part, inside in value.items()
         for key, leaf in _flat(inside, f"{name}.{part}" if name else str(part)).items()
     }
-
-
-def _shown(values: Mapping[str, Any], name: str) -> str:
-    return str(values[name]) if name in values else "not set"

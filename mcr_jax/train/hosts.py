@@ -1,11 +1,11 @@
-"""Several processes as one: how they join, who writes, and how all stop at the same step.
+"""Multi-host set-up, primary-process writes, and a coordinated stop at one step.
 
-What happens when one is missing or dies (jax 0.10, CPU with gloo): one that does not come within
-the time is told in one line by `join` and `meet`. One that dies in the middle fails the collective
-that the others are in, which `together` tells in one line; or jax's coordination service ends them
-with SIGABRT and a log that names it: at once if it was process 0, else when its heartbeats are
-missed. Python cannot prevent that. What was saved stays, and the same command on all goes on.
-One that fails alone leaves without waiting for the others, which then are told the same way.
+Failures (jax 0.10, CPU with gloo): if a process does not arrive in time, `join` and `meet` raise
+one line. If a process dies in the middle, the collective of the others fails and `together` raises
+one line; or jax's coordination service ends them with SIGABRT and a log that names the process, at
+once if it was process 0, else after missed heartbeats. Python cannot prevent that. Checkpoints
+stay, and the same command on all processes resumes. A process that fails alone exits without
+waiting for the others, which then fail like this.
 """
 
 import atexit
@@ -29,27 +29,26 @@ from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.sigterm import hears, stoppable
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-# Which GPUs a process sees: NVIDIA's, AMD's.
-_VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
-TIMEOUT = "MCR_PEER_TIMEOUT"  # seconds that one process waits for the others; 300 unless set
-_HEARTBEATS = 100  # seconds without one after which a process counts as dead; jax's own default
-_GOODBYE = 30  # seconds between the first and the last to end
-_PARTING = 5  # seconds that a process which fails waits for the others to fail as well
-_FULL = ("RESOURCE_EXHAUSTED", "Out of memory")  # how XLA says that a device's memory is
-_GONE = ("Gloo", "NCCL", "UNAVAILABLE", "Connection reset", "Socket closed")  # how jax says so
+# Variables of the GPUs that a process sees: NVIDIA's, AMD's.
+_VISIBLE_GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+TIMEOUT = "MCR_PEER_TIMEOUT"  # variable: seconds that a process waits for the others; default 300
+HEARTBEAT_TIMEOUT_S = 100  # a process without a heartbeat for so long counts as dead; jax's default
+EXIT_BARRIER_S = 30  # between the exits of the first and the last process
+FAILURE_BARRIER_S = 5  # in which all processes must fail to end together
+OUT_OF_MEMORY_TEXT = ("RESOURCE_EXHAUSTED", "Out of memory")  # in errors of XLA
+PEER_LOST_TEXT = ("Gloo", "NCCL", "UNAVAILABLE", "Connection reset", "Socket closed")  # of jax
 
-
-_ASKED = threading.Event()  # SIGTERM has come to this process, which is alone
+_SIGTERM = threading.Event()  # set when a single process received SIGTERM
 
 
 class Place(NamedTuple):
-    """Where a process stands among the others.
+    """Place of a process in a multi-host run.
 
     Attributes:
       address: HOST:PORT at which process 0 listens.
-      count: how many processes there are.
+      count: number of processes.
       number: of this one, from 0.
-      local_devices: the accelerators of this host that it takes; None is all that it sees.
+      local_devices: ids of the accelerators of this host that it uses; None for all visible ones.
     """
 
     address: str
@@ -59,14 +58,14 @@ class Place(NamedTuple):
 
 
 def join() -> None:
-    """Makes this process one of several, where the environment says so; before jax is used.
+    """Joins a multi-host run if the environment describes one; call it before jax is used.
 
-    JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID say so,
-    or what a TPU VM and a Slurm step tell jax. Otherwise nothing happens.
+    The description is JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID, or that of a TPU VM or a Slurm step.
 
     Raises:
-      UsageError: of the three variables some are missing or wrong.
-      McrError: the others have not come within MCR_PEER_TIMEOUT seconds.
+      UsageError: some of the three variables are missing or wrong.
+      McrError: the other processes do not join within MCR_PEER_TIMEOUT seconds.
     """
     place = _given(os.environ) or _detected()
     if place is None or place.count == 1 or jax.distributed.is_initialized():
@@ -81,10 +80,10 @@ def join() -> None:
         try:
             jax.distributed.initialize(
                 *place,
-                cluster_detection_method="deactivate",  # all that it would find is in `place`
-                initialization_timeout=seconds + 60,  # at this jax aborts the process
-                heartbeat_timeout_seconds=min(_HEARTBEATS, seconds),
-                shutdown_timeout_seconds=_GOODBYE,
+                cluster_detection_method="deactivate",  # `place` has it all
+                initialization_timeout=seconds + 60,  # then jax aborts the process
+                heartbeat_timeout_seconds=min(HEARTBEAT_TIMEOUT_S, seconds),
+                shutdown_timeout_seconds=EXIT_BARRIER_S,
             )
         except (RuntimeError, ValueError) as error:
             faults.append(error)
@@ -100,14 +99,14 @@ def join() -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Joins the others for the block, and leaves when all have come to its end.
+    """Joins the other processes for the block; leaves when all have reached its end.
 
-    SIGTERM ends the block of one process alone wherever it is; in that of several it is heard by
-    `listening` only. SIGUSR1 is nothing until someone listens to it.
+    SIGTERM ends the block of a single process anywhere; in a multi-host run only `listening`
+    handles it. SIGUSR1 is ignored until a handler is installed.
 
     Raises:
-      Stopped: SIGTERM came while nobody listened.
-      McrError: as `join`; or another process has gone in the middle; or a device is out of memory.
+      Stopped: SIGTERM was received outside of `listening`.
+      McrError: as `join`; another process was lost; or a device is out of memory.
     """
     join()
     with _signals():
@@ -119,13 +118,13 @@ def together() -> Iterator[None]:
             raise
         except jax.errors.JaxRuntimeError as error:
             line = str(error).splitlines()[0][:200]
-            if any(sign in line for sign in _FULL):
+            if any(text in line for text in OUT_OF_MEMORY_TEXT):
                 fault = McrError(
-                    f"out of memory ({line}); `mcr train --plan='COUNT x KIND'` tells what fits: "
+                    f"out of memory ({line}); `mcr train --plan='COUNT x KIND'` shows what fits: "
                     "config.train.accumulate, config.train.remat=full, config.mesh, LoRA"
                 )
                 _part_at_exit(fault)
-            elif jax.distributed.is_initialized() and any(sign in line for sign in _GONE):
+            elif jax.distributed.is_initialized() and any(text in line for text in PEER_LOST_TEXT):
                 fault = McrError(
                     f"process {jax.process_index()} of {processes()}: another process has gone: "
                     "see what the others printed last; the same command on all of them goes on "
@@ -138,7 +137,7 @@ def together() -> Iterator[None]:
 
 
 def timeout() -> int:
-    """How many seconds one process waits for the others. Raises UsageError if it is no number."""
+    """Reads MCR_PEER_TIMEOUT, in seconds. Raises UsageError unless it is a number above 0."""
     given = os.environ.get(TIMEOUT, "300")
     if not given.isdecimal() or int(given) == 0:
         raise UsageError(f"{TIMEOUT}={given}: seconds to wait for the other processes, at least 1")
@@ -146,20 +145,20 @@ def timeout() -> int:
 
 
 def processes() -> int:
-    """How many there are."""
+    """Returns the number of processes."""
     return jax.process_count()
 
 
 def writes() -> bool:
-    """Whether this is process 0, the one that writes what all have in common."""
+    """Returns whether this is process 0, which writes the common files."""
     return jax.process_index() == 0
 
 
 def meet(name: str) -> None:
-    """Returns when all processes have come here.
+    """Barrier of all processes.
 
     Raises:
-      McrError: some have not within MCR_PEER_TIMEOUT seconds.
+      McrError: not all reach it within MCR_PEER_TIMEOUT seconds.
     """
     if processes() == 1:
         return
@@ -175,20 +174,20 @@ def meet(name: str) -> None:
 
 
 def agreed(value: int) -> int:
-    """Process 0's `value`, on all of them. All must call it, and none may be missing."""
+    """Returns process 0's `value` on all processes. A collective."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def all_of(fact: bool) -> bool:
-    """Whether `fact` holds on every process. All must call it, and none may be missing."""
+    """Returns whether `fact` is true on every process. A collective."""
     return bool(np.all(multihost_utils.process_allgather(np.bool_(fact))))
 
 
 def same(facts: Mapping[str, str]) -> None:
-    """Checks that all processes work from the same `facts`; all must call it with the same names.
+    """Checks that `facts`, with the same names on all processes, are equal. A collective.
 
     Raises:
-      UsageError: on one of them a fact is another, on all of them.
+      UsageError: a fact differs on one of them; raised on all.
     """
     if processes() == 1:
         return
@@ -201,55 +200,52 @@ def same(facts: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Callable[[int], bool]]:
-    """Yields stop(step), to be called by all processes once after each step.
+    """Yields stop(step), which all processes call once after each step.
 
-    It is True after SIGTERM has reached any of them, on all of them at the same step. Several
-    processes agree in the background, through jax's preemption service and without the devices; it
-    takes a second and a step or two.
+    After SIGTERM to any process it returns True on all of them at the same step. In a multi-host
+    run they agree through jax's preemption service, without the devices, within a second and a
+    step or two.
     """
-    if processes() > 1:  # jax's service took the signal over when they joined
-        # Calls are counted, not steps: where the signal comes before the first call, the processes
-        # agree on number 1, which a resumed run's steps are beyond.
+    if processes() > 1:  # jax's service installed its handler when they joined
+        # It counts calls, not steps: after a signal before the first call the processes agree on
+        # number 1, and a resumed run's steps are beyond it.
         calls = itertools.count(1)
-        yield _told_once(lambda step: multihost_utils.reached_preemption_sync_point(next(calls)))
+        yield _printing(lambda: multihost_utils.reached_preemption_sync_point(next(calls)))
         return
     if not hears():
         yield lambda step: False
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: _ASKED.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: _SIGTERM.set())
     try:
-        yield _told_once(lambda step: _ASKED.is_set())
+        yield _printing(_SIGTERM.is_set)
     finally:
         signal.signal(signal.SIGTERM, before)
-        _ASKED.clear()
+        _SIGTERM.clear()
 
 
-def _told_once(stop: Callable[[int], bool]) -> Callable[[int], bool]:
-    """`stop`, which says so when it first is True: a signal's handler must not print."""
-    told = False
+def _printing(signalled: Callable[[], bool]) -> Callable[[int], bool]:
+    """Returns stop(step), which prints the line that a signal's handler must not print."""
 
-    def telling(step: int) -> bool:
-        nonlocal told
-        asked = stop(step)
-        if asked and not told:
-            told = True
+    def stop(step: int) -> bool:
+        if stopping := signalled():
             console.say("  SIGTERM: saving after this step")
-        return asked
+        return stopping
 
-    return telling
+    return stop
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """What signals do in the block while nobody listens: SIGUSR1 nothing, SIGTERM as `together`."""
+    """Handles signals as `together` says."""
     if not hears():
         yield
         return
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     alone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if not jax.distributed.is_initialized():  # else jax's service took SIGTERM over
-        told = "stopped by SIGTERM while no step was under way; call again to go on"
-        alone = stoppable(told, _ASKED)
+    if not jax.distributed.is_initialized():  # else jax's service handles SIGTERM
+        alone = stoppable(
+            "stopped by SIGTERM while no step was under way; call again to go on", _SIGTERM
+        )
     try:
         with alone:
             yield
@@ -258,7 +254,7 @@ def _signals() -> Iterator[None]:
 
 
 def _given(environment: Mapping[str, str]) -> Place | None:
-    """What the three variables say; None without any of them."""
+    """Reads the three variables; None without any of them."""
     names = (ADDRESS, COUNT, NUMBER)
     found = {name: environment[name] for name in names if environment.get(name)}
     if not found:
@@ -283,7 +279,7 @@ def _given(environment: Mapping[str, str]) -> Place | None:
 
 
 def _detected() -> Place | None:
-    """What a Slurm step or a TPU VM tells jax; None elsewhere."""
+    """Reads the place from a Slurm step or a TPU VM, as jax does; None elsewhere."""
     from jax._src.clusters import GceTpuCluster, GkeTpuCluster, SlurmCluster
 
     for cluster in (SlurmCluster, GkeTpuCluster, GceTpuCluster):
@@ -297,9 +293,9 @@ def _detected() -> Place | None:
                 timeout_secs=timeout(), override_coordinator_port=None
             )
             place = Place(address, count, cluster.get_process_id())
-        except (OSError, RuntimeError) as error:  # the TPU VM's metadata are behind a web address
+        except (OSError, RuntimeError) as error:  # a TPU VM's metadata server
             raise McrError(
-                f"{cluster.name}: cannot tell the processes: {str(error).splitlines()[0]}; set "
+                f"{cluster.name}: cannot find the processes: {str(error).splitlines()[0]}; set "
                 f"{ADDRESS}, {COUNT} and {NUMBER} instead"
             ) from error
         if cluster is SlurmCluster:
@@ -309,28 +305,28 @@ def _detected() -> Place | None:
 
 
 def _slurm_share(environment: Mapping[str, str]) -> list[int] | None:
-    """The GPUs that a task of a Slurm step takes, of those it sees; None for all of them.
+    """Returns the GPUs that a task of a Slurm step uses, of those it sees; None for all of them.
 
     Slurm shows a task its own GPUs only (`--gpus-per-task`, `--gpu-bind`), or all tasks of a node
-    the same ones, which they then divide.
+    the same ones, which they divide here.
     """
     local, tasks = int(environment["SLURM_LOCALID"]), _tasks_on_node(environment)
     own = "SLURM_GPUS_PER_TASK" in environment
-    own = own or "gpu" in environment.get("SLURM_TRES_PER_TASK", "")  # or it is of CPUs alone
+    own = own or "gpu" in environment.get("SLURM_TRES_PER_TASK", "")  # it may count CPUs only
     if tasks == 1 or own:
         return None
-    shown = next((environment[name] for name in _VISIBLE if name in environment), None)
+    shown = next((environment[name] for name in _VISIBLE_GPUS if name in environment), None)
     if shown is None:
         return [local]
     seen = len([device for device in shown.split(",") if device.strip()])
-    if seen < tasks:  # they cannot be the same for all
+    if seen < tasks:  # then tasks see different GPUs
         return None
     share = seen // tasks
     return list(range(local * share, (local + 1) * share))
 
 
 def _tasks_on_node(environment: Mapping[str, str]) -> int:
-    """How many tasks of the step run on this node, by Slurm's list such as "8(x2),4"."""
+    """Counts the tasks of the step on this node, from Slurm's list such as "8(x2),4"."""
     counts: list[int] = []
     for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
         if match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part):
@@ -343,7 +339,7 @@ def _tasks_on_node(environment: Mapping[str, str]) -> int:
 
 
 def _check_free(place: Place) -> None:
-    """Raises McrError if another process listens on the port; jax would end in a segfault."""
+    """Raises McrError if the port is in use, where jax would end in a segmentation fault."""
     port, both = int(place.address.rpartition(":")[2]), socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     try:
@@ -356,7 +352,7 @@ def _check_free(place: Place) -> None:
 
 
 def _missing(place: Place) -> str:
-    """Why some processes may not have come."""
+    """Explains a failed `join`."""
     host, _, port = place.address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -373,23 +369,23 @@ def _missing(place: Place) -> str:
 
 
 def _part_at_exit(error: McrError) -> None:
-    """Where `error` may be of this process alone, ends it without the others."""
+    """At exit, ends this process without the others if `error` may be its own only."""
     if jax.distributed.is_initialized() and not isinstance(error, Stopped):
         atexit.register(_part, 2 if isinstance(error, UsageError) else 1)
 
 
 def _part(status: int) -> None:
-    """Says goodbye with the others where all fail; else leaves, as they do not come."""
+    """Exits together with the others if all fail; otherwise at once, without the exit barrier."""
     from orbax.checkpoint import multihost
 
     try:
-        multihost.get_barrier_sync_fn()(key="mcr_fault", timeout_ms=_PARTING * 1000)
+        multihost.get_barrier_sync_fn()(key="mcr_fault", timeout_ms=FAILURE_BARRIER_S * 1000)
     except jax.errors.JaxRuntimeError:
         _leave(status)
 
 
 def _leave(status: int = 1) -> None:
-    """Ends the process without jax's goodbye, which waits for those that never came."""
+    """Ends the process without jax's exit barrier, which waits for processes that never joined."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,4 +1,4 @@
-"""How batches lie on the mesh: rows over the data and fsdp axes."""
+"""Training mesh, and sharding of batches: rows over the data and fsdp axes."""
 
 import jax
 import numpy as np
@@ -10,11 +10,10 @@ from mcr_jax.train.loss import ROWS
 
 
 def training_mesh(data: int, fsdp: int, tensor: int, rows: int, accumulate: int = 1) -> Mesh:
-    """The mesh of config.mesh over all devices.
+    """Returns the mesh of config.mesh over all devices.
 
     Raises:
-      UsageError: it does not fit the devices, or `rows` in `accumulate` parts cannot be split
-        evenly over it.
+      UsageError: it does not fit the devices, or as `rows_of_part`.
     """
     try:
         mesh = make_mesh(data, fsdp, tensor)
@@ -25,10 +24,10 @@ def training_mesh(data: int, fsdp: int, tensor: int, rows: int, accumulate: int 
 
 
 def rows_of_part(mesh: Mesh | AbstractMesh, rows: int, accumulate: int) -> int:
-    """How many rows a device has of each of `accumulate` parts of a batch.
+    """Returns the rows per device of a microbatch, of which a batch has `accumulate`.
 
     Raises:
-      UsageError: they cannot be split evenly.
+      UsageError: `rows` cannot be split evenly.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % (shards * accumulate):
@@ -44,14 +43,14 @@ def rows_of_part(mesh: Mesh | AbstractMesh, rows: int, accumulate: int) -> int:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over the data and fsdp axes; the tensor axis holds copies."""
+    """Shards rows over the data and fsdp axes; replicates them over the tensor axis."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """A batch onto the mesh; every process has all of it and places the rows of its devices."""
+    """Puts a batch on the mesh. Every process has all rows and places those of its devices."""
     placed = batch_sharding(mesh)
-    with jax.transfer_guard_host_to_device("allow"):  # it is what this is for
+    with jax.transfer_guard_host_to_device("allow"):
         return {
             name: jax.make_array_from_callback(rows.shape, placed, rows.__getitem__)
             for name, rows in batch.items()

@@ -1,7 +1,4 @@
-"""metrics.jsonl: one JSON object a line, {"step": …, name: value, …}; survives kills.
-
-The same values go to TensorBoard's event files.
-"""
+"""Metrics of training: a row {"step": …, name: value, …} in metrics.jsonl and in TensorBoard."""
 
 import contextlib
 import json
@@ -17,22 +14,22 @@ from mcr_jax.workdir import write_text
 
 
 class MetricsLog:
-    """Appends lines to what a run has measured so far."""
+    """Appends rows to the metrics of a run."""
 
     def __init__(self, path: Path | None, tensorboard: Path | None = None):
-        """Opens nothing yet.
+        """Opens no file yet.
 
         Args:
-          path: of metrics.jsonl; None writes nothing, for all processes but the one that writes.
+          path: of metrics.jsonl; None writes none, for all processes but the primary.
           tensorboard: folder of event files; None writes none.
         """
         self._path, self._tensorboard, self._events = path, tensorboard, None
 
     def go_on(self, step: int) -> None:
-        """Drops what a killed run wrote beyond `step` and opens the files to go on after it.
+        """Removes rows after `step`, left by a killed run, and opens the event file.
 
         Raises:
-          McrError: they cannot be written.
+          McrError: a file cannot be written.
         """
         if self._path is not None:
             kept = [line for line in _lines(self._path) if line["step"] <= step]
@@ -42,7 +39,7 @@ class MetricsLog:
         try:
             self._tensorboard.mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(self._tensorboard / "events"), f".from{step}")
-            # Viewers drop from here on what a killed run wrote before.
+            # Viewers drop a killed run's events after this one's step.
             start = SessionLog(status=SessionLog.START)
             self._events.write_event(Event(step=step + 1, session_log=start))
             self._events.flush()
@@ -50,7 +47,7 @@ class MetricsLog:
             raise McrError(f"{self._tensorboard}: cannot write: {error.strerror}") from error
 
     def write(self, step: int, **values: float) -> None:
-        """Adds one line. Raises McrError if it cannot be written."""
+        """Appends one row. Raises McrError if it cannot be written."""
         line = json.dumps({"step": step, **values})
         try:
             if self._path is not None:
@@ -63,15 +60,15 @@ class MetricsLog:
             raise McrError(f"{self._path}: cannot write metrics: {error.strerror}") from error
 
     def close(self) -> None:
-        """Lets go of the event file."""
+        """Closes the event file."""
         if self._events is not None:
-            with contextlib.suppress(OSError):  # all that matters was flushed as it was written
+            with contextlib.suppress(OSError):  # every row was flushed before
                 self._events.close()
 
 
 def _event(step: int, values: dict[str, float]) -> Event:
-    told = [Summary.Value(tag=_tag(name), simple_value=value) for name, value in values.items()]
-    return Event(wall_time=time.time(), step=step, summary=Summary(value=told))
+    tagged = [Summary.Value(tag=_tag(name), simple_value=x) for name, x in values.items()]
+    return Event(wall_time=time.time(), step=step, summary=Summary(value=tagged))
 
 
 def _tag(name: str) -> str:
@@ -90,7 +87,7 @@ def _lines(path: Path) -> list[dict[str, float]]:
         try:
             line = json.loads(text_line)
             line["step"] + 0
-        except (ValueError, TypeError, KeyError):  # a killed run may have cut its last line short
+        except (ValueError, TypeError, KeyError):  # cut short by a kill
             break
         whole.append(line)
     return whole

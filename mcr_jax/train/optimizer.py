@@ -1,4 +1,4 @@
-"""Optimizers and learning rate schedules: one entry each, chosen by config.optim."""
+"""Optimizers and learning rate schedules of config.optim, one entry each."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,9 +15,9 @@ class Optimizer:
     """One entry of `OPTIMIZERS`.
 
     Attributes:
-      make: (rate, decayed, weight_decay and the fields) to a transformation; `decayed` returns the
-        mask of the parameters that weight decay applies to.
-      fields: the fields of config.optim that not every optimizer uses and this one does.
+      make: returns a transformation from (rate, decayed, weight_decay, fields); `decayed` returns
+        the mask of the parameters with weight decay.
+      fields: of config.optim that this optimizer uses and others may not.
     """
 
     make: Callable[..., optax.GradientTransformation]
@@ -70,7 +70,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "muon": Optimizer(_muon, ("b1", "b2", "mu_dtype")),
 }
 
-# (rate, steps after the warm-up) to a schedule.
+# Schedules from (rate, steps after the warm-up).
 SCHEDULES: Mapping[str, Callable[[float, int], optax.Schedule]] = {
     "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, max(steps, 1), alpha=0.1),
     "linear": lambda rate, steps: optax.linear_schedule(rate, 0.1 * rate, steps),
@@ -94,7 +94,7 @@ def optimizer(
 
     The rate rises linearly over `warmup_steps`, then follows `schedule` until `steps`: "cosine" and
     "linear" fall to a tenth. Norm scales and biases are not decayed. The mean of gradients is in
-    `mu_dtype`, all other state in float32, whatever the weights are in. `fields` are b1 and b2.
+    `mu_dtype`, all other state in float32 for weights of any dtype. `fields` are b1 and b2.
     """
     warmup = min(warmup_steps, max(steps - 1, 0))
     after = SCHEDULES[schedule](learning_rate, steps - warmup)
@@ -106,14 +106,14 @@ def optimizer(
 
 
 def _decayed(params: Any) -> Any:
-    """Mask of the parameters that weight decay applies to: all but norm scales and biases."""
+    """Masks the parameters with weight decay: all but norm scales and biases."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: not _name(path).endswith(("norm", "bias")), params
     )
 
 
 def _matrices(params: Any) -> Any:
-    """Input and output axes of the matrices in stacked layers; None for all other parameters."""
+    """Returns input and output axes of the matrices in stacked layers; None for the rest."""
 
     def axes(path: Any, leaf: Any) -> MuonDimensionNumbers | None:
         name, last = _name(path), leaf.ndim - 1
@@ -127,7 +127,7 @@ def _matrices(params: Any) -> Any:
 
 
 def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same transformation for weights of any dtype: it sees and keeps float32."""
+    """Wraps a transformation of float32 for weights of any dtype."""
 
     def widened(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.astype(jnp.float32), tree)

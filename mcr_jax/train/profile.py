@@ -1,4 +1,4 @@
-"""A trace of a few steps on demand, for TensorBoard's or Perfetto's profile viewer."""
+"""Traces of a few training steps for the profile viewer of TensorBoard or Perfetto."""
 
 import contextlib
 import signal
@@ -11,14 +11,14 @@ import jax
 from mcr_jax import console
 from mcr_jax.errors import UsageError
 
-STEPS = 5  # of a trace that a signal asks for
+SIGNAL_STEPS = 5  # steps traced after SIGUSR1
 
 
 def steps(text: str) -> range:
-    """The steps that "FIRST" or "FIRST:COUNT" means. Raises UsageError if it means none."""
+    """Parses "FIRST" or "FIRST:COUNT". Raises UsageError if it is neither."""
     first, _, count = text.partition(":")
     try:
-        wanted = range(int(first), int(first) + (int(count) if count else STEPS))
+        wanted = range(int(first), int(first) + (int(count) if count else SIGNAL_STEPS))
     except ValueError:
         wanted = range(0)
     if not wanted or wanted[0] < 1:
@@ -27,30 +27,30 @@ def steps(text: str) -> range:
 
 
 class Profiler:
-    """Traces the steps it was told to, and on SIGUSR1 the next few.
+    """Traces the steps `wanted`, and the next SIGNAL_STEPS after SIGUSR1.
 
     Args:
-      folder: where traces go, one folder each.
+      folder: receives a folder for each trace.
       wanted: steps to trace.
     """
 
     def __init__(self, folder: Path, wanted: range = range(0)):
         self._folder, self._wanted = folder, wanted
-        self._asked = threading.Event()
-        self._tracing: range | None = None  # the steps that the open trace holds
+        self._signalled = threading.Event()
+        self._tracing: range | None = None  # steps of the open trace
         self._made, self._step = False, 0
 
     def before(self, step: int) -> None:
-        """To be called before `step` starts, the metrics of all steps but the last one read."""
+        """Starts and stops traces; call it before `step` is dispatched, with one in flight."""
         self._step = step
-        # The step before may be under way still when this one starts, so the trace has its end.
+        # The step before may still be in flight, so a trace stops one step late.
         if self._tracing and step > self._tracing[-1] + 1:
             self._stop(step - 1)
         if self._tracing:
             return
-        if self._asked.is_set():
-            self._asked.clear()
-            self._start(range(step, step + STEPS))
+        if self._signalled.is_set():
+            self._signalled.clear()
+            self._start(range(step, step + SIGNAL_STEPS))
         elif step in self._wanted:
             self._start(range(step, self._wanted[-1] + 1))
 
@@ -66,9 +66,9 @@ class Profiler:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Hears SIGUSR1 while the block runs, and ends a trace that is open at its end."""
-        main = threading.current_thread() is threading.main_thread()  # which alone can listen
-        before = signal.signal(signal.SIGUSR1, lambda *_: self._asked.set()) if main else None
+        """Handles SIGUSR1 during the block; stops an open trace at its end."""
+        main = threading.current_thread() is threading.main_thread()  # others get no signals
+        before = signal.signal(signal.SIGUSR1, lambda *_: self._signalled.set()) if main else None
         try:
             yield
         finally:

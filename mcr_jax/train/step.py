@@ -14,7 +14,7 @@ Metrics = dict[str, jax.Array]
 
 
 class State(NamedTuple):
-    """What training carries: step counter, parameters as a nested dict, optimizer state."""
+    """State of training: step counter, parameters as a nested dict, optimizer state."""
 
     step: jax.Array
     params: Any
@@ -22,7 +22,7 @@ class State(NamedTuple):
 
 
 def init_state(params: Any, tx: optax.GradientTransformation) -> State:
-    """The state before the first step."""
+    """Returns the state before the first step."""
     return State(step=jnp.int32(0), params=params, opt_state=tx.init(params))
 
 
@@ -34,20 +34,19 @@ def loss_sums(
     frozen: Any = None,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Summed loss (nats) and number of trained tokens of a batch, [rows, row_tokens] throughout.
+    """Returns the summed loss (nats) and the number of trained tokens of a batch.
 
     The forward pass computes in dtype `compute`; norms, softmax and the loss are in float32.
-    Weights keep their dtype until they are used. So each gradient is summed in float32, over
-    tokens and over devices, and reaches the optimizer without passing bfloat16 where weights are
-    float32. That sends twice the bytes of a sum in bfloat16.
+    Weights are cast where they are used. Gradients of float32 weights are therefore summed in
+    float32 over tokens and devices, at twice the communication of bfloat16.
 
     Args:
       graph: of the decoder.
-      params: what is trained.
-      batch: tokens, targets, positions, segment_ids, weights.
+      params: the trained parameters.
+      batch: tokens, targets, positions, segment_ids and weights, each [rows, row_tokens].
       compute: a dtype.
-      frozen: the decoder's other parameters; None where all are trained.
-      dropout_key: for what adapters drop; None drops nothing.
+      frozen: the decoder's other parameters; None if all are trained.
+      dropout_key: for the adapters' dropout masks; None disables dropout.
     """
     model = nnx.merge(graph, params, frozen or {})
     hidden, _ = model.hidden(
@@ -71,28 +70,26 @@ def train_step(
 ) -> Callable[..., tuple[State, Metrics]]:
     """Returns the step (state, batch, frozen=None), to be jitted with its first argument donated.
 
-    `frozen` are parameters of the decoder that are not in the state and stay as they are.
+    `frozen` are parameters of the decoder that are not in the state. Metrics are float32 scalars:
+    loss (nats per trained token), gradient norm, learning rate, trained tokens.
 
     Args:
       graph: of the decoder.
       tx, schedule: from `optimizer`.
-      accumulate: microbatches that the rows are cut into, one after the other in memory. The
-        gradient is that of the mean over all trained tokens of the batch, however they are spread;
-        it is summed in float32.
-      compute: dtype of the weights in the forward pass; the parameters keep theirs.
-      seed: of what is random in a step, which is what adapters drop and how weights in bfloat16 are
-        rounded; every step draws its own.
-
-    Metrics are float32 scalars: loss (nats per trained token), gradient norm, learning rate,
-    trained tokens.
+      accumulate: gradient accumulation steps. The gradient is that of the mean over all trained
+        tokens of the batch, summed in float32.
+      compute: dtype of the weights in the forward pass.
+      seed: of the adapters' dropout masks and of stochastic rounding; folded with the step.
     """
 
     def step(state: State, batch: Batch, frozen: Any = None) -> tuple[State, Metrics]:
         tokens = jnp.sum(batch["weights"])
-        dropping, rounding = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        dropout_key, rounding_key = jax.random.split(
+            jax.random.fold_in(jax.random.key(seed), state.step)
+        )
 
         def share(params: Any, part: Batch, key: jax.Array) -> jax.Array:
-            """What a part of the batch adds to its mean loss."""
+            """Returns the contribution of a microbatch to the mean loss of the batch."""
             total, _ = loss_sums(graph, params, part, compute, frozen, key)
             return total / jnp.maximum(tokens, 1)
 
@@ -100,10 +97,10 @@ def train_step(
             return jax.tree.map(jnp.add, sums, jax.value_and_grad(share)(state.params, *xs)), None
 
         if accumulate == 1:
-            loss, grads = jax.value_and_grad(share)(state.params, batch, dropping)
+            loss, grads = jax.value_and_grad(share)(state.params, batch, dropout_key)
         else:
             zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
-            xs = microbatches(batch, accumulate), jax.random.split(dropping, accumulate)
+            xs = microbatches(batch, accumulate), jax.random.split(dropout_key, accumulate)
             (loss, grads), _ = jax.lax.scan(add, (jnp.float32(0), zeros), xs)
             grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -113,17 +110,16 @@ def train_step(
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "trained_tokens": tokens,
         }
-        params = _moved(state.params, updates, rounding)
+        params = _moved(state.params, updates, rounding_key)
         return State(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step
 
 
 def _moved(params: Any, updates: Any, key: jax.Array) -> Any:
-    """params + updates. In bfloat16 a sum is rounded up or down at random, right on average.
+    """Returns params + updates, with stochastic rounding in bfloat16 (Gupta et al., 2015).
 
-    A step of training moves most weights by less than half of bfloat16's spacing: rounded to the
-    nearest they would never move (Gupta et al., 2015).
+    Most updates are smaller than half of bfloat16's spacing: rounding to nearest would lose them.
     """
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
@@ -133,7 +129,7 @@ def _moved(params: Any, updates: Any, key: jax.Array) -> Any:
             return (p + u).astype(p.dtype)
         exact = jax.lax.bitcast_convert_type(p.astype(jnp.float32) + u, jnp.uint32)
         noise = jax.random.bits(key, p.shape, jnp.uint16).astype(jnp.uint32)
-        # The upper half of a float32 is a bfloat16; the lower half is what rounding takes away.
+        # The upper half of a float32 is a bfloat16; rounding removes the lower half.
         rounded = ((exact + noise) >> 16).astype(jnp.uint16)
         return jax.lax.bitcast_convert_type(rounded, jnp.bfloat16)
 

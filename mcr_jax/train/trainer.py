@@ -1,4 +1,4 @@
-"""The compiled parts of a training run, and how its state lies on the mesh."""
+"""Compiled step, validation and initial state of a training run, sharded over its mesh."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,29 +17,22 @@ from mcr_jax.model.sharding import abstract, shardings
 from mcr_jax.model.store import starting_params
 from mcr_jax.train.mesh import batch_sharding, put, training_mesh
 from mcr_jax.train.optimizer import OPTIMIZERS, SCHEDULES, optimizer
-from mcr_jax.train.step import (
-    Metrics,
-    State,
-    init_state,
-    loss_sums,
-    microbatches,
-    train_step,
-)
+from mcr_jax.train.step import Metrics, State, init_state, loss_sums, microbatches, train_step
 
 
 class Trainer:
-    """Makes states and moves them; holds none.
+    """Functions on the state of a run; holds no state.
 
-    With adapters a state has these alone as its parameters, and the decoder's other weights are
-    `frozen`; else all weights are in the state and `frozen` is empty.
+    With LoRA the state holds the adapters, and the decoder's other weights are `frozen`; otherwise
+    the state holds all weights and `frozen` is empty.
 
     Attributes:
       mesh: over all devices of all processes.
-      step: the compiled (state, batch, frozen) -> (state, metrics); the state given is used up.
+      step: compiled (state, batch, frozen) -> (state, metrics); the given state is donated.
     """
 
     def __init__(self, config: ConfigDict, shape: DecoderConfig, steps: int):
-        """Allocates nothing. Raises UsageError if config.mesh cannot be."""
+        """Allocates no array. Raises UsageError as `training_mesh` and `configured`."""
         c = config.train
         self.mesh = training_mesh(**config.mesh, rows=c.rows, accumulate=c.accumulate)
         tx, schedule = configured(config.optim, steps)
@@ -48,7 +41,7 @@ class Trainer:
         self._shape, self._seed = shape, config.seed
         self._shapes = jax.eval_shape(lambda params: init_state(params, tx), trained)
         self._placed = shardings(self.mesh, self._shapes)
-        rows, still = batch_sharding(self.mesh), shardings(self.mesh, frozen)
+        rows, fixed = batch_sharding(self.mesh), shardings(self.mesh, frozen)
         self._with_optimizer = jax.jit(
             lambda params: init_state(params, tx), donate_argnums=0, out_shardings=self._placed
         )
@@ -57,7 +50,7 @@ class Trainer:
                 graph, tx, schedule, accumulate=c.accumulate, compute=c.compute, seed=config.seed
             ),
             donate_argnums=0,
-            in_shardings=(self._placed, rows, still),
+            in_shardings=(self._placed, rows, fixed),
             out_shardings=(self._placed, None),
         )
 
@@ -65,29 +58,29 @@ class Trainer:
             def of_part(part: Any) -> tuple[jax.Array, jax.Array]:
                 return loss_sums(graph, params, part, c.compute, frozen)
 
-            # In as many parts as a step, or validation would need more memory than training.
+            # In microbatches like a step, so that validation needs no more memory than training.
             losses, tokens = jax.lax.map(of_part, microbatches(batch, c.accumulate))
             return losses.sum(), tokens.sum()
 
-        self._sums = jax.jit(sums, in_shardings=(self._placed.params, rows, still))
+        self._sums = jax.jit(sums, in_shardings=(self._placed.params, rows, fixed))
 
     def frozen(self) -> Any:
-        """The weights that training leaves alone. Raises McrError if they cannot be read."""
+        """Loads the frozen weights. Raises McrError if they cannot be read."""
         if self._shape.lora is None:
             return {}
         return starting_params(self._shape, self._seed, self.mesh)
 
     def init(self) -> State:
-        """The state before the first step. Raises McrError if weights cannot be read."""
+        """Makes the state before the first step. Raises McrError if weights cannot be read."""
         make = lora.initial if self._shape.lora else starting_params
         return self._with_optimizer(make(self._shape, self._seed, self.mesh))
 
     def like(self) -> State:
-        """The state's shapes, dtypes and shardings, without values: what restoring needs."""
+        """Returns the abstract shapes of the state, with shardings."""
         return abstract(self._shapes, self._placed)
 
     def validate(self, params: Any, frozen: Any, batches: Sequence[Batch]) -> float:
-        """Loss in nats per trained token over all batches."""
+        """Returns the loss in nats per trained token over all batches."""
         sums = [self._sums(params, put(batch, self.mesh), frozen) for batch in batches]
         losses, tokens = zip(*sums, strict=True)
         return float(sum(losses)) / float(sum(tokens))
@@ -99,7 +92,7 @@ def configured(
     """Returns `optimizer` of a section config.optim.
 
     Raises:
-      UsageError: there is no such optimizer or schedule, or a field that the optimizer does not use
+      UsageError: the optimizer or schedule is unknown, or a field that the optimizer does not use
         differs from its default.
     """
     for field, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):

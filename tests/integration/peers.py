@@ -20,7 +20,7 @@ from mcr_jax.model.sharding import abstract, shardings
 from mcr_jax.train import hosts
 from mcr_jax.train.checkpoint import Checkpoints
 from mcr_jax.train.mesh import batch_sharding, put, training_mesh
-from mcr_jax.train.optimizer import optimizer
+from mcr_jax.train.optimizer import OPTIMIZERS, optimizer
 from mcr_jax.train.step import State, init_state, train_step
 
 SHAPE = DecoderConfig(
@@ -42,10 +42,11 @@ OPTIM |= {"clip_norm": 1.0, "b1": 0.9, "b2": 0.95}
 class Run:
     """A state on the mesh of all devices of all processes, and its step."""
 
-    def __init__(self, data: int = 1, fsdp: int = 4, tensor: int = 2):
-        self.mesh = training_mesh(data, fsdp, tensor, rows=ROWS)
+    def __init__(self, name: str = "adamw"):
+        """`name` is of the optimizer."""
+        self.mesh = training_mesh(1, 4, 2, rows=ROWS)
         graph, shapes = abstract_decoder(SHAPE)
-        tx, schedule = optimizer(**OPTIM)
+        tx, schedule = optimizer(**OPTIM, name=name)
         whole = jax.eval_shape(lambda p: init_state(p, tx), shapes)
         self.placed = shardings(self.mesh, whole)
         self.like = abstract(whole, self.placed)
@@ -78,9 +79,9 @@ def batch(number: int) -> dict[str, np.ndarray]:
     return made
 
 
-def go_on(folder: str, until: str) -> None:
+def go_on(folder: str, until: str, name: str = "adamw") -> None:
     """Trains from the newest checkpoint to step `until` and saves each step; prints the metrics."""
-    run, checkpoints = Run(), Checkpoints(folder, 9)
+    run, checkpoints = Run(name), Checkpoints(folder, 9)
     state, done = checkpoints.restore_newest(run.like)
     state = run.first() if state is None else state
     for number in range(done + 1, int(until) + 1):
@@ -89,6 +90,12 @@ def go_on(folder: str, until: str) -> None:
         print(f"step {number}", *(f"{name}={value:.9g}" for name, value in metrics.items()))
     checkpoints.close()
     print(f"from {done} to {until}, best {checkpoints.best}")
+
+
+def each_optimizer(folder: str, until: str) -> None:
+    """Does `go_on` with every optimizer, in FOLDER/NAME."""
+    for name in OPTIMIZERS:
+        go_on(f"{folder}/{name}", until, name)
 
 
 def until_stopped(folder: str) -> None:
@@ -159,8 +166,8 @@ def start_one(
 
 def main(deed: str, *arguments: str) -> int:
     """Joins the others and does the deed; returns the exit status that `mcr` would."""
-    deeds = {made.__name__: made for made in (go_on, until_stopped, apart, fails)}
-    hosts._HEARTBEATS = 20  # a death is to be noticed while a test waits for it
+    deeds = {made.__name__: made for made in (go_on, each_optimizer, until_stopped, apart, fails)}
+    hosts.HEARTBEAT_TIMEOUT_S = 20  # a test waits until a death is noticed
     try:
         with hosts.together():
             deeds[deed](*arguments)

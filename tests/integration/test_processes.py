@@ -1,5 +1,6 @@
 """Two processes of four devices do what one of eight does, and end together."""
 
+import contextlib
 import re
 import shutil
 import signal
@@ -11,6 +12,7 @@ import peers
 import pytest
 
 from mcr_jax.train.checkpoint import Checkpoints
+from mcr_jax.train.optimizer import OPTIMIZERS
 
 pytestmark = pytest.mark.slow
 
@@ -41,8 +43,8 @@ def steps(stdout: str) -> dict[int, dict[str, float]]:
     }
 
 
-def close(state, other) -> None:
-    """Asserts that two states after steps of Adam differ by rounding only."""
+def assert_equal_but_for_rounding(state, other) -> None:
+    """Compares two states after steps of Adam."""
     gradients, expected = state.opt_state[1], other.opt_state[1]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
@@ -66,12 +68,28 @@ def one():
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """The checkpoints of two processes after steps 1 and 2, and what each printed."""
-    folder = tmp_path_factory.mktemp("two")
-    ended = finished(peers.start("go_on", folder, 2))
-    assert [status for status, _, _ in ended] == [0, 0], ended
-    return folder, [out for _, out, _ in ended]
+def every_optimizer(tmp_path_factory):
+    """Folders of two processes' checkpoints, and what each printed.
+
+    The first holds steps 1 and 2 of an unbroken run, the second step 2 of one resumed from step 1,
+    both for each optimizer in a folder of its name.
+    """
+    unbroken = tmp_path_factory.mktemp("unbroken")
+    first = finished(peers.start("each_optimizer", unbroken, 2))
+    resumed = tmp_path_factory.mktemp("resumed") / "copy"
+    shutil.copytree(unbroken, resumed)
+    for name in OPTIMIZERS:
+        shutil.rmtree(resumed / name / "2")
+    second = finished(peers.start("each_optimizer", resumed, 2))
+    assert [status for status, _, _ in first + second] == [0] * 4, first + second
+    return (unbroken, [out for _, out, _ in first]), (resumed, [out for _, out, _ in second])
+
+
+@pytest.fixture(scope="module")
+def two(every_optimizer):
+    """The checkpoints of two processes after steps 1 and 2 of AdamW, and what each printed."""
+    folder, printed = every_optimizer[0]
+    return folder / "adamw", [out[: out.index("from 0 to 2")] for out in printed]
 
 
 def test_two_processes_have_the_loss_and_the_gradients_of_one(one, two):
@@ -89,7 +107,18 @@ def test_a_checkpoint_of_two_processes_is_read_by_one(one, two, number):
     checkpoints = Checkpoints(two[0], 9)
     found = checkpoints.restore(number, run.like)
     checkpoints.close()
-    close(found, after[number][0])
+    assert_equal_but_for_rounding(found, after[number][0])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_two_processes_that_resume_end_with_the_bits_of_an_unbroken_run(every_optimizer, name):
+    def end(folder):
+        with contextlib.closing(Checkpoints(folder / name, 9)) as checkpoints:
+            return checkpoints.restore(2, peers.Run(name).like)
+
+    (unbroken, _), (resumed, printed) = every_optimizer
+    assert [out.count("from 1 to 2") for out in printed] == [len(OPTIMIZERS)] * 2
+    jax.tree.map(np.testing.assert_array_equal, end(resumed), end(unbroken))
 
 
 def test_what_one_process_saved_and_only_one_of_two_can_read_costs_both_one_interval(

@@ -7,72 +7,34 @@ import shutil
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from quick import quick
+from small_run import CASES, LONG, PROMPT, settings
 
-from mcr_jax import config as configs
-from mcr_jax.cases import Case
-from mcr_jax.data.loader import Batches, fixed_batches
-from mcr_jax.data.tokens import fit, tokenize
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.model import store
 from mcr_jax.model.shape import LoraConfig
-from mcr_jax.prompts import Prompt
 from mcr_jax.train import loop
+from mcr_jax.train.checkpoint import Checkpoints
 from mcr_jax.train.loop import Trained, train
-from mcr_jax.train.mesh import put
 from mcr_jax.train.optimizer import OPTIMIZERS
 from mcr_jax.train.trainer import Trainer
+from mcr_jax.train.training_data import Inputs
 from mcr_jax.workdir import Workdir
 
-PROMPT = Prompt("short", "{{case_prompt}}")
-
-
-def case(number: int, split: str) -> Case:
-    """A fictional case of ragged length."""
-    findings = " and ".join(("violet nail moons", "green noons", "slow pupils")[: 1 + number % 3])
-    return Case(
-        case_prompt=f"Patient {number} had {findings}.",
-        diagnostic_reasoning=f"1. Out: {'rime ' * (number % 4)}\n2. In: {findings}.",
-        final_diagnosis=("Brindle rime", "Lorn's gulletry", "Ombrel palsy")[number % 3],
-        split=split,
-    )
-
-
-CASES = {
-    "train": [case(n, "train") for n in range(60)],
-    "val": [case(n, "val") for n in range(60, 67)],
-}
-LONG = dataclasses.replace(CASES["train"][0], case_prompt="frost " * 300)
-CASES["train"].append(LONG)
-NAMES = ("tokens", "targets", "positions", "segment_ids")
 TIMES = {"seconds", "tokens_per_second", "data_wait", "goodput"}
-
-
-def settings(**changes):
-    made = configs.default()
-    made.optim.warmup_steps = 2
-    made.train.update(steps=6, rows=8, row_tokens=160, eval_every=2, checkpoint_every=3)
-    made.mesh.update(data=1, fsdp=8, tensor=1)
-    made.update_from_flattened_dict(changes)
-    return made.lock()
-
-
-@pytest.fixture(scope="module")
-def shape(tiny_shape, clinic_tokenizer):
-    return dataclasses.replace(tiny_shape, vocab_size=clinic_tokenizer.vocab_size)
 
 
 @pytest.fixture(scope="module")
 def run(shape, clinic_tokenizer):
     """Trains in a folder; returns what happened and the workdir."""
 
-    def run(folder, cases=CASES, shape=shape, profile=range(0), told=None, **changes):
+    def run(folder, cases=CASES, shape=shape, profile=range(0), identity=None, **changes):
         workdir, config = Workdir(folder), settings(**changes)
-        given = (workdir, config, shape, cases, clinic_tokenizer, PROMPT)
-        return train(*given, profile=profile, run=told), workdir
+        inputs = Inputs(shape=shape, cases=cases, tokenizer=clinic_tokenizer, prompt=PROMPT)
+        return train(workdir, config, inputs, identity, profile), workdir
 
     return run
 
@@ -80,11 +42,6 @@ def run(shape, clinic_tokenizer):
 @pytest.fixture(scope="module")
 def straight(run, tmp_path_factory):
     return run(tmp_path_factory.mktemp("straight"))
-
-
-@pytest.fixture(scope="module")
-def trainer(shape):
-    return Trainer(settings(), shape, 6)
 
 
 def killed_after_step_3(straight, folder) -> Workdir:
@@ -145,40 +102,6 @@ def test_a_finished_run_does_nothing(straight, run):
     done, workdir = run(straight[1].path)
     assert done == Trained(step=6, resumed=6)
     assert {p: p.stat().st_mtime_ns for p in workdir.path.rglob("*")} == before
-
-
-def test_training_starts_from_the_weights_that_are_sampled_as_the_base_model(trainer, shape):
-    drawn = trainer.init().params
-    base = nnx.to_pure_dict(nnx.state(store.untrained(shape, settings().seed), nnx.Param))
-    jax.tree.map(np.testing.assert_array_equal, drawn, base)
-
-
-def test_ragged_batches_compile_the_step_once_and_move_nothing_by_themselves(
-    trainer, clinic_tokenizer
-):
-    fitting = fit(tokenize(CASES["train"], PROMPT, clinic_tokenizer, None), 160, "drop").tokens
-    batches = Batches(fitting, 8, 160, 0)
-    state, seen = trainer.init(), set()
-    for step in range(5):
-        seen.add(int(batches[step]["weights"].sum()))
-        with jax.transfer_guard("disallow"):
-            state, _ = trainer.step(state, put(batches[step], trainer.mesh), {})
-    assert len(seen) > 1
-    assert trainer.step._cache_size() == 1
-
-
-def test_the_validation_loss_weighs_tokens_not_batches(trainer, clinic_tokenizer):
-    held_out = tokenize(CASES["train"][:9], PROMPT, clinic_tokenizer, None)
-    held_out = sorted(held_out, key=lambda e: int(e.trained.sum()))
-    params = trainer.init().params
-    cut = len(held_out) - 2
-    parts = [fixed_batches(part, 8, 160) for part in (held_out[:cut], held_out[cut:])]
-    assert [len(part) for part in parts] == [1, 1]
-    tokens = [float(part[0]["weights"].sum()) for part in parts]
-    losses = [trainer.validate(params, {}, part) for part in parts]
-    both = trainer.validate(params, {}, parts[0] + parts[1])
-    assert both == pytest.approx(np.average(losses, weights=tokens), rel=1e-6)
-    assert abs(both - np.mean(losses)) > 1e-4
 
 
 def test_a_handful_of_cases_is_learned_by_heart(run, tmp_path):
@@ -310,19 +233,6 @@ def test_a_signal_starts_a_trace(run, tmp_path, monkeypatch):
     assert list((workdir.path / "tb").rglob("*.xplane.pb"))
 
 
-def test_validation_takes_no_more_memory_than_a_step(shape):
-    memory = {}
-    for parts in (1, 4):
-        settled = settings(**{"train.rows": 32, "train.accumulate": parts, "train.remat": "full"})
-        made = Trainer(settled, dataclasses.replace(shape, remat="full"), 6)
-        batch = jax.eval_shape(lambda: {n: jnp.zeros((32, 160), jnp.int32) for n in NAMES})
-        batch["weights"] = jax.ShapeDtypeStruct((32, 160), jnp.float32)
-        with jax.set_mesh(made.mesh):
-            lowered = made._sums.lower(made.like().params, batch, {})
-        memory[parts] = lowered.compile().memory_analysis().temp_size_in_bytes
-    assert memory[4] < 0.5 * memory[1]
-
-
 @pytest.mark.slow
 def test_val_cases_that_no_row_holds_are_told_and_do_not_count(run, tmp_path, capsys):
     mixed = {"train": CASES["train"], "val": [*CASES["val"], LONG]}
@@ -393,19 +303,36 @@ def test_an_attention_that_the_device_cannot_do_is_one_line(run, shape, tmp_path
 
 def test_checkpoints_of_another_run_are_refused(run, tmp_path):
     shared = {"train.checkpoints": str(tmp_path / "shared"), "train.steps": 3}
-    assert run(tmp_path / "one", told={"seed": 0}, **shared)[0].step == 3
-    assert run(tmp_path / "two", told={"seed": 0}, **shared)[0].resumed == 3
+    assert run(tmp_path / "one", identity={"seed": 0}, **shared)[0].step == 3
+    assert run(tmp_path / "two", identity={"seed": 0}, **shared)[0].resumed == 3
     with pytest.raises(UsageError, match="another run"):
-        run(tmp_path / "three", told={"seed": 7}, **shared)
+        run(tmp_path / "three", identity={"seed": 7}, **shared)
 
 
-@pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n != "adamw"])
-def test_every_optimizer_learns_and_resumes_to_the_same_bits(run, tmp_path, name):
+NEW = [name for name in OPTIMIZERS if name != "adamw"]
+
+
+@pytest.mark.parametrize(
+    ("name", "lora"), quick(len(NEW), [(name, lora) for lora in (False, True) for name in NEW])
+)
+def test_every_optimizer_learns_and_resumes_to_the_same_bits(
+    run, shape, adapted, tmp_path, name, lora
+):
     changes = {"optim.name": name, "train.steps": 4, "train.checkpoint_every": 2}
-    _, left = run(tmp_path / name, **changes)
-    whole = metrics(left)
-    shutil.rmtree(left.checkpoints / "4")
-    result, _ = run(tmp_path / name, **changes)
-    assert result.resumed == 2
-    losses = [[line["loss"] for line in x if "loss" in line] for x in (whole, metrics(left))]
-    assert losses[0] == losses[1] and losses[0][-1] < losses[0][0]
+    changes |= {"optim.learning_rate": 0.02} if lora else {}
+    trained = adapted if lora else shape
+    like = Trainer(settings(**changes), trained, 4).like()
+
+    def end(resumed):
+        result, workdir = run(tmp_path / name, shape=trained, **changes)
+        assert (result.resumed, result.step) == (resumed, 4)
+        with contextlib.closing(Checkpoints(workdir.checkpoints, 9)) as checkpoints:
+            return metrics(workdir), checkpoints.restore(4, like)
+
+    unbroken, state = end(resumed=0)
+    shutil.rmtree(tmp_path / name / "checkpoints" / "4")
+    again, state_again = end(resumed=2)
+    assert again == unbroken
+    jax.tree.map(np.testing.assert_array_equal, state_again, state)
+    losses = [line["loss"] for line in unbroken if "loss" in line]
+    assert losses[-1] < losses[0]

@@ -73,7 +73,7 @@ def test_only_the_newest_steps_make_the_rate(clock, tiny_shape):
     for _ in range(3):
         clock.now += 100
         made.step(IDS, 2)
-    for _ in range(meter.WINDOW):
+    for _ in range(meter.WINDOW_STEPS):
         clock.now += 1
         made.step(IDS, 2)
     assert made.rates()["tokens_per_second"] == pytest.approx(6)

@@ -9,7 +9,6 @@ S places of an answer, T of a prompt, K key heads, D head size, V vocabulary.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -217,10 +216,3 @@ def layer_kernel(c: DecoderConfig, shape: Shape, kernel: str, index: int) -> str
     """The kernel that layer `index` is kept for, where the engine's is `kernel`."""
     window = c.window if c.is_local(index) else None
     return kernel_of(kernel, c.dtype, shape.kv_dtype or c.dtype, window, c.head_dim)
-
-
-def bytes_per_device(tree: Any) -> int:
-    """Bytes on one device of a tree of sharded abstract shapes."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )

@@ -13,11 +13,11 @@ from scipy import stats
 from mcr_jax.generate.engine import engine as engine_module
 from mcr_jax.generate.engine.engine import Engine
 from mcr_jax.generate.engine.scheduling import Prompt
-from mcr_jax.generate.engine.state import Shape, blueprint, bytes_per_device
+from mcr_jax.generate.engine.state import Shape, blueprint
 from mcr_jax.generate.engine.weights import take
 from mcr_jax.model import lora, store
 from mcr_jax.model.shape import DecoderConfig, LoraConfig, Rope, Yarn
-from mcr_jax.model.sharding import make_mesh, one_device, shardings
+from mcr_jax.model.sharding import bytes_per_device, make_mesh, one_device, shardings
 
 SHAPE = Shape(slots=8, share=3, prompt_tokens=12, max_tokens=8, chunk=3)
 TOKENS = {

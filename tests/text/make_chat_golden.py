@@ -1,6 +1,6 @@
 """Writes golden/chat.json: what transformers makes of `chat_cases`, and of the DeepSeek tokenizer.
 
-    PYTHON tests/data/make_chat_golden.py
+    PYTHON tests/text/make_chat_golden.py
 
 PYTHON is one that has transformers 4 or 5; both write the same file. DeepSeek's tokenizer is read
 where the tests find theirs; where it is absent, its part of the file stays as it is.

@@ -1,6 +1,6 @@
 """What transformers makes of random strings and conversations with the tokenizers of some folders.
 
-    PYTHON tests/data/reference_tokens.py OUT FOLDER...
+    PYTHON tests/text/reference_tokens.py OUT FOLDER...
 
 writes OUT/NAME.json for each folder. PYTHON has transformers (`make reference`); the strings and
 conversations are also what the test gives to the project's own tokenizer.
