@@ -1,4 +1,4 @@
-"""The reasons judge: each statement answered once, and quotes that must be there."""
+"""Reasons judge: one answer per statement, with quotes that the trace contains."""
 
 import dataclasses
 import json
