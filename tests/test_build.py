@@ -1,4 +1,4 @@
-"""A dataset appears whole or not at all. Every disease, patient and article here is invented."""
+"""Datasets are written atomically. Every disease, patient and article here is invented."""
 
 import json
 import os
@@ -294,7 +294,7 @@ def test_two_builds_at_once_do_not_mix(built, source, other, tmp_path):
 
     def meanwhile(done: int, total: int) -> None:
         if done == total:
-            with pytest.raises(errors.McrError, match="another build is writing") as caught:
+            with pytest.raises(errors.McrError, match="another build writes to") as caught:
                 build(other, tmp_path)
             refused.append(caught)
 
