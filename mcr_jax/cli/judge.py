@@ -1,8 +1,8 @@
-"""Judges the completions: is the diagnosis right, and which of the clinician's reasons are found.
+"""Judges the completions: correctness of the diagnosis and recall of the clinician's reasons.
 
---config.judge.name=gemini asks Gemini (set GEMINI_API_KEY); offline decides by fixed rules. Every
-call asks again for the verdicts that are missing; the exit status is 1 while more of them are than
-config.judge.unresolved_limit allows.
+--config.judge.name=gemini uses Gemini (set GEMINI_API_KEY); offline applies fixed rules. Every call
+requests missing verdicts again. The exit status is 1 if the share of missing verdicts exceeds
+config.judge.unresolved_limit.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Draws N completions of every case from every model of the config, into the ledger."""
+"""Samples N completions per case from every model of the config, into the ledger."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""`mcr build --traces`: where the file may be, and what is told of it before any work."""
+"""`mcr build --traces`: location of the file, and its checks before any work."""
 
 import dataclasses
 import pathlib

@@ -68,7 +68,7 @@ def test_mcr_alone_is_a_wrong_call(mcr):
         (["train", "--config=nothing.py", "--workdir=w"], "nothing.py"),
         (["train", "--config=good.py"], "--workdir=DIR is missing"),
         (["train", "--workdir=w"], "--config=FILE.py is missing"),
-        (["build", "--source=good.jsonl", "--revision=main"], "--revision is one of the Hub"),
+        (["build", "--source=good.jsonl", "--revision=main"], "--revision needs the Hub"),
         (["build", "--source=nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["build", "--source=good.py"], "good.py ends in none of .jsonl, .parquet"),
         (["demo", "--workdir=w", "--judge=astrology"], "astrology"),
