@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 
 from mcr_jax import console
 from mcr_jax.errors import McrError, Stopped, UsageError
-from mcr_jax.sigterm import hears, stoppable
+from mcr_jax.sigterm import in_main_thread, stoppable
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # Which GPUs a process sees: NVIDIA's, AMD's.
@@ -213,7 +213,7 @@ def listening() -> Iterator[Callable[[int], bool]]:
         calls = itertools.count(1)
         yield _told_once(lambda step: multihost_utils.reached_preemption_sync_point(next(calls)))
         return
-    if not hears():
+    if not in_main_thread():
         yield lambda step: False
         return
     before = signal.signal(signal.SIGTERM, lambda *_: _ASKED.set())
@@ -242,7 +242,7 @@ def _told_once(stop: Callable[[int], bool]) -> Callable[[int], bool]:
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
     """What signals do in the block while nobody listens: SIGUSR1 nothing, SIGTERM as `together`."""
-    if not hears():
+    if not in_main_thread():
         yield
         return
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
