@@ -38,7 +38,7 @@ def refusal(name: str, value) -> str:
 
 
 @pytest.mark.promise(
-    "An unknown field or a value of another type is refused, with the name that is closest."
+    "An unknown field or a value of another type is refused, with the closest name."
 )
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_misspelt_field_is_refused_with_the_name_that_was_meant(name):

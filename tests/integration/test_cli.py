@@ -48,7 +48,7 @@ def test_mcr_alone_is_a_wrong_call(mcr):
     assert mcr().returncode == 2
 
 
-@pytest.mark.promise("2 the call was wrong")
+@pytest.mark.promise("2 the call is invalid")
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
@@ -110,7 +110,7 @@ def _build(here):
     return here("build", "--source=clinic.jsonl", "--data_dir=tfds")
 
 
-@pytest.mark.promise("`mcr build` reports the bad rows together, file, row and field")
+@pytest.mark.promise("`mcr build` reports all bad rows, with file, row and field")
 @pytest.mark.promise("Errors are one line that names the file, row or field.")
 def test_build_names_file_row_and_field_of_every_bad_row(here, source):
     path, lines = source

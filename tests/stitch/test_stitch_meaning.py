@@ -94,6 +94,7 @@ def test_less_coverage_may_be_asked_for_but_nothing_turned(ledger, plant, source
     assert {row.source for row in rows} == {source}
 
 
+@pytest.mark.promise("none is requested twice")
 def test_called_again_no_judge_is_asked_and_the_traces_are_the_same(ledger):
     def says(case, index):
         return good(case) if index else paraphrase.dropped(case, random.Random(0))

@@ -61,7 +61,7 @@ def test_a_trace_that_fails_the_audit_is_drawn_again_as_another_sample(ledger):
 
 
 @pytest.mark.promise(
-    "One that fails is drawn again, at last replaced by the joined statements, and counted."
+    "A trace that fails is sampled again, at last replaced by the joined statements, and counted."
 )
 @pytest.mark.parametrize(
     ("said", "reason", "attempts"),

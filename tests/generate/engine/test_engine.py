@@ -210,7 +210,9 @@ OTHER_WAYS = {
 }
 
 
-@pytest.mark.promise("A (case, sample) pair gives the same tokens whatever else is drawn")
+@pytest.mark.promise(
+    "A (case, sample) pair gives the same tokens with other cases, another order, fewer samples"
+)
 @pytest.mark.parametrize("way", OTHER_WAYS)
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"temperature": 0.6, "top_k": 9}], ids=str)
 def test_a_sample_is_the_same_whatever_is_drawn_beside_it(engine, options, way):
