@@ -1,4 +1,4 @@
-"""A completion's trace and answer are read by named rules; different answers are none."""
+"""Named rules read trace and answer of a completion; two different answers are no answer."""
 
 import pytest
 from hypothesis import example, given

@@ -1,4 +1,4 @@
-"""A config is whole, typed and plain; what does not belong is refused in one line."""
+"""A config is complete and typed; unknown fields and wrong values are refused in one line."""
 
 import importlib.util
 import json

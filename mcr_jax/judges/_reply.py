@@ -87,10 +87,10 @@ def _bare(text: str) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    parsed = dict(pairs)
+    if len(parsed) != len(pairs):
         raise ValueError("an object repeats a field")
-    return made
+    return parsed
 
 
 def _constant(name: str) -> NoReturn:

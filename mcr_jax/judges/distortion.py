@@ -37,8 +37,8 @@ SCHEMA = {
 
 def request(key: str, case: Case, trace: str, prompt: Prompt, **settings: int) -> Request:
     """Returns the request for a verdict on one trace; arguments as in `reasons.request`."""
-    made = reasons.request(key, case, trace, prompt, **settings)
-    return dataclasses.replace(made, schema=SCHEMA)
+    request = reasons.request(key, case, trace, prompt, **settings)
+    return dataclasses.replace(request, schema=SCHEMA)
 
 
 def parse(request: Request, text: str) -> dict[str, list[str]]:

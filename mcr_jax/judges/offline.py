@@ -80,8 +80,8 @@ class OfflineJudge:
             else:
                 verdict = {"same": _same(**fields)}
             text = json.dumps(verdict, ensure_ascii=False)
-            said = {"text": text, "outcome": Outcome.OK, "model_version": self.identity}
-            yield from (Reply(key=request.key, index=index, **said) for index in request.wanted)
+            answer = {"text": text, "outcome": Outcome.OK, "model_version": self.identity}
+            yield from (Reply(key=request.key, index=index, **answer) for index in request.wanted)
 
 
 def _same(reference: str, predicted: str) -> bool:

@@ -1,4 +1,4 @@
-"""The driver asks for what is missing, writes what arrives, and goes on where it was."""
+"""The driver requests missing rows, records replies, and resumes."""
 
 import asyncio
 import dataclasses

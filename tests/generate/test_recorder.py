@@ -1,4 +1,4 @@
-"""Writing what arrives: rows are in the ledger whatever ends the work."""
+"""The recorder writes received rows to the ledger, however the work ends."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The command line: help, exit statuses, and one line for everything that can be wrong."""
+"""Command line: help, exit statuses, and one line per error."""
 
 import json
 import shutil

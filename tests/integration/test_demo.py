@@ -1,4 +1,4 @@
-"""The demo: its artifacts, that it repeats itself to the bit, and what it refuses."""
+"""Demo: artifacts, bitwise repeatability, refused settings."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Killed at any stage, the same command goes on and ends where an uninterrupted run ends."""
+"""A run killed at any stage resumes and ends like an uninterrupted run."""
 
 import collections
 import json
@@ -34,7 +34,7 @@ def _written(workdir: pathlib.Path, stage: str = "%") -> list[tuple]:
 
 
 def _most_often(workdir: pathlib.Path) -> int:
-    """How often the most frequent place in the ledger was answered."""
+    """Returns the largest number of attempts at one row of the ledger."""
     place = ("stage", "case_fingerprint", "model", "sample", "judge", "repeat")
     counts = collections.Counter(tuple(row[name] for name in place) for row in rows(workdir))
     return max(counts.values())

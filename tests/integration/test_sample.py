@@ -1,4 +1,4 @@
-"""Sampling in a workdir draws only what is missing, the same on any devices, and tells all."""
+"""Sampling draws only missing completions, the same on any devices."""
 
 import shutil
 import subprocess

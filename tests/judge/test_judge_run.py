@@ -1,4 +1,4 @@
-"""The judging stage: right rows, right joins, no call twice, and failures told in one line."""
+"""Judging stage: rows, joins, no repeated calls, and failures in one line."""
 
 import contextlib
 import json

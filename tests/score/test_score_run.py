@@ -1,4 +1,4 @@
-"""The scoring stage on a ledger small enough to work out by hand."""
+"""Scoring stage on a ledger small enough to compute by hand."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""What a device lacks falls to XLA, and is told in one line."""
+"""Falls back to XLA where no kernel is available, and reports it in one line."""
 
 import dataclasses
 
