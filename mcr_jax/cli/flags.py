@@ -157,7 +157,7 @@ class Flags:
         if ":" in str(self._origin()) and re.search(r"takes 0 positional arguments but 1", text):
             return "its get_config() takes no :ARG"
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return lines[-1][:300] if lines else type(error).__name__
+        return one_line(lines[-1], 300) if lines else type(error).__name__
 
     def _unknown(self, error: flags.UnrecognizedFlagError) -> str:
         if error.flagname.startswith("config.") and self._origin() is None:

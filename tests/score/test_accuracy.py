@@ -1,4 +1,4 @@
-"""accuracy@k against its definition, and the meaning of each kind of completion."""
+"""accuracy@k against its definition, and what each kind of completion counts as."""
 
 import itertools
 import math
