@@ -172,7 +172,7 @@ def _done(e: Experiment, inputs: dict[str, Any]) -> bool:
     if not (w.traces.exists() and w.stitching.exists()):
         return False
     noted = _noted(e, inputs)
-    if noted.get("inputs") != inputs:
+    if noted["inputs"] != inputs:
         return False
     try:
         found = traces.digest({row.fingerprint: row.trace for row in traces.read(w.traces)})
@@ -185,9 +185,10 @@ def _done(e: Experiment, inputs: dict[str, Any]) -> bool:
 def _noted(e: Experiment, inputs: dict[str, Any]) -> dict[str, Any]:
     """Returns the stitching section of the manifest, an older digest of the config replaced."""
     noted = artifacts.section(e.workdir, "stitch", {"inputs?": dict})
-    if noted.get("inputs", {}).get("config") == digest(_fields(e.config)):
-        noted["inputs"] |= {"config": inputs["config"]}
-    return noted
+    before = noted.get("inputs", {})
+    if before.get("config") == digest(_fields(e.config)):
+        before = before | {"config": inputs["config"]}
+    return noted | {"inputs": before}
 
 
 def _refuse_to_replace(e: Experiment, inputs: dict[str, Any]) -> None:
@@ -195,7 +196,7 @@ def _refuse_to_replace(e: Experiment, inputs: dict[str, Any]) -> None:
 
     Another version of the audit is allowed: it may give the same traces, which `run` checks.
     """
-    before = _noted(e, inputs).get("inputs", {})
+    before = _noted(e, inputs)["inputs"]
     same = {**before, "audit": None} == {**inputs, "audit": None}
     if e.config.train.traces == traces.STITCHED and not same:
         e.refuse_other({"traces": "not yet made"})
