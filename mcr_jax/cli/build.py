@@ -15,7 +15,7 @@ from mcr_jax.paths import local_folder
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr build [--source=PATH[,PATH] | --revision=COMMIT] [--data_dir=DIR] [--overwrite]`."""
+    """Runs `mcr build [--source=PATH[,PATH] | --revision=COMMIT] [--data_dir=DIR]`."""
     flags = Flags("build", __doc__)
     flags.experiment()
     flags.string("source", "", "PATH[,PATH]: .jsonl, .parquet, or a folder of a Hub snapshot")

@@ -9,7 +9,7 @@ from mcr_jax.config_fields import FIELDS
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr configs`."""
+    """Runs `mcr configs`."""
     flags = Flags("configs", __doc__)
     flags.boolean("fields", "list every field instead: default, meaning, allowed values, frozen by")
     if not flags.parse(argv):

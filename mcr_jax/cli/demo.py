@@ -18,7 +18,7 @@ from mcr_jax.model.checkpoints import newest_step
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr demo [--workdir=DIR] [--judge=gemini] [--config=FILE.py]`."""
+    """Runs `mcr demo [--workdir=DIR] [--judge=gemini] [--config=FILE.py]`."""
     flags = Flags("demo", __doc__)
     with resources.as_file(resources.files("mcr_jax.configs") / "demo.py") as config:
         flags.experiment(str(config), workdir="runs/demo")

@@ -17,7 +17,7 @@ KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_GEMINI_BASE_URL", "TFDS_DATA
 
 
 def main(argv: Sequence[str]) -> int:
-    """`mcr doctor`; exit status 1 if something required is missing."""
+    """Runs `mcr doctor`; exit status 1 if something required is missing."""
     flags = Flags("doctor", __doc__)
     if not flags.parse(argv):
         return 0

@@ -11,7 +11,7 @@ from mcr_jax.experiment.experiment import Experiment
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr eval --config=FILE.py --workdir=DIR`."""
+    """Runs `mcr eval --config=FILE.py --workdir=DIR`."""
     stage_main("eval", __doc__, argv, evaluate)
 
 

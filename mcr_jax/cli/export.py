@@ -19,7 +19,7 @@ MARK = "mcr_export.json"  # beside config.json; describes the export
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr export --workdir=DIR --out=DIR`."""
+    """Runs `mcr export --workdir=DIR --out=DIR`."""
     flags = Flags("export", __doc__)
     flags.experiment()
     flags.string("out", "", "folder to write; must be new or empty")

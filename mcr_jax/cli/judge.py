@@ -12,7 +12,7 @@ from mcr_jax.errors import McrError
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr judge --config=FILE.py --workdir=DIR`."""
+    """Runs `mcr judge --config=FILE.py --workdir=DIR`."""
     judged = stage_main("judge", __doc__, argv)
     if judged and judged.problem:
         raise McrError(judged.problem)

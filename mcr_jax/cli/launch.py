@@ -20,7 +20,7 @@ _OWN = (*_HELP, "--dry-run")  # flags that slurm_gpu.sbatch takes itself
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr launch NAME [FLAG...] -- COMMAND...`; the script replaces this process."""
+    """Runs `mcr launch NAME [FLAG...] -- COMMAND...`; the script replaces this process."""
     scripts = _shipped.scripts()
     if argv and argv[0] in _HELP:
         console.say(f"mcr launch: {__doc__.strip()}\n")

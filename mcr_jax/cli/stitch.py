@@ -12,5 +12,5 @@ from mcr_jax.cli.stage_main import stage_main
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr stitch --config=FILE.py --workdir=DIR`."""
+    """Runs `mcr stitch --config=FILE.py --workdir=DIR`."""
     stage_main("stitch", __doc__, argv)

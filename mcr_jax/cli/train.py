@@ -8,7 +8,7 @@ from mcr_jax.cli.stage_main import opened
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr train --config=FILE.py --workdir=DIR`, the same call on all hosts of a job."""
+    """Runs `mcr train --config=FILE.py --workdir=DIR`, the same call on all hosts of a job."""
     flags = Flags("train", __doc__)
     flags.experiment()
     flags.string(

@@ -13,7 +13,7 @@ from mcr_jax.experiment.experiment import Experiment
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr verify --workdir=DIR`; exit status 1 if a number or a verdict differs."""
+    """Runs `mcr verify --workdir=DIR`; exit status 1 if a number or a verdict differs."""
     flags = Flags("verify", __doc__)
     flags.experiment()
     if flags.parse(argv):
