@@ -1,4 +1,4 @@
-"""2,400 verdicts from a server full of faults: what is resolved, by which call, and is it right?
+"""Requests 2,400 verdicts from a failing server: share resolved per call, and its correctness.
 
     python -m bench.faults --share=0.2        # nothing unresolved after a second call
     python -m bench.faults --share=0.6        # nothing unresolved after a fourth

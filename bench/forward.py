@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def _flops(config: transformers.Qwen2Config, rows: int, length: int) -> float:
-    """Of one forward pass: two per weight and token, and four per query, visible key and size."""
+    """Returns FLOPs of a forward pass: 2 per weight and token, 4 per query, key and size."""
     c, head_dim = config, config.hidden_size // config.num_attention_heads
     attended = (2 * c.num_attention_heads + 2 * c.num_key_value_heads) * head_dim * c.hidden_size
     layer = attended + 3 * c.hidden_size * c.intermediate_size

@@ -1,8 +1,8 @@
 """Judged calls per second against a bare asynchronous google-genai loop with the same client.
 
-Ours makes the prompts' requests, keeps pace, parses the verdicts and writes them into a ledger; the
-bare loop calls and drops what comes. Both ask a local server that replies after 50 ms, 64 calls in
-flight. `ratio` is the share of the bare loop's rate that is left.
+Ours builds the requests, follows the rate limit, parses the verdicts and writes them to a ledger;
+the bare loop drops the replies. Both call a local server that replies after 50 ms, with 64 calls in
+flight. `ratio` is our rate as a share of the bare loop's.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SCOPE = Scope("diagnosis", "sft", f"gemini:{MODEL}")
 
 
 def jobs(count: int) -> list[driver.Job]:
-    """So many diagnosis questions, no two alike."""
+    """Returns `count` distinct diagnosis requests."""
     prompt, cases = prompts.load(diagnosis.PROMPT), synthetic.cases(0, {"test": 50})
     made = []
     for i in range(count):

@@ -1,4 +1,4 @@
-"""A service that is away in the middle of a run: does the run go on by itself?
+"""Makes a service unreachable in the middle of a run, which must resume by itself.
 
     python -m bench.outage --away=30   # seconds, at 64 calls in flight, with the waits of real runs
 

@@ -139,7 +139,7 @@ def _bound(c: DecoderConfig, slots, prompt, lengths, bandwidth, flops) -> float:
 
 
 def _bytes_per_second() -> float:
-    """Of adding one to an array that no cache holds, read and written."""
+    """Measures memory bandwidth: reads and writes an array larger than any cache."""
     import jax
     import jax.numpy as jnp
 

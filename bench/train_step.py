@@ -96,7 +96,7 @@ def _compare(name, config, examples, row_tokens, peer_rows, runs) -> None:
 
 
 def _fastest(passes: list["_Transformers"]) -> tuple["_Transformers", float]:
-    """Of passes in batches of different size, after one each; and the loss of the first of all."""
+    """Returns the fastest of passes with different batch sizes, and the loss of the first pass."""
     first, seconds = passes[-1](), []
     for call in passes:
         start = time.perf_counter()
@@ -106,7 +106,7 @@ def _fastest(passes: list["_Transformers"]) -> tuple["_Transformers", float]:
 
 
 def _stack(rows: list[list[_Example]], row_tokens: int) -> dict[str, np.ndarray]:
-    """What `train.step` takes; targets and weights look one token ahead in a segment."""
+    """Builds the batch of `train.step`; targets and weights are one token ahead in a segment."""
     names = ("tokens", "targets", "positions", "segment_ids")
     batch = {name: np.zeros((len(rows), row_tokens), np.int32) for name in names}
     batch["weights"] = np.zeros((len(rows), row_tokens), np.float32)

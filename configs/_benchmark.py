@@ -1,4 +1,4 @@
-"""How the benchmark samples and judges; the configs of published models share it."""
+"""Sampling and judging of the benchmark, shared by the configs of published models."""
 
 from ml_collections import ConfigDict
 

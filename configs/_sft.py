@@ -1,4 +1,4 @@
-"""What the fine-tuning configs of published models share."""
+"""Builds the fine-tuning configs of published models."""
 
 from ml_collections import ConfigDict
 
@@ -10,18 +10,18 @@ ARGS = ("full", "lora")
 
 
 def sft(arg: str, *, name: str, shape: str, rate: float, lora_rate: float) -> ConfigDict:
-    """Supervised fine-tuning on MedCaseReasoning, sampled and judged as the benchmark is.
+    """Returns a config for fine-tuning on MedCaseReasoning, sampled and judged as the benchmark.
 
     Args:
-      arg: "full" trains all weights, kept in float32; "lora" trains adapters beside weights kept in
-        bfloat16. Both compute in bfloat16.
-      name: of the experiment, without a size: folders of every size are taken.
-      shape: one of `mcr_jax.model.hf.published`, for --plan before a folder is here; folders must
-        be of its family.
-      rate, lora_rate: the peak of the learning rate.
+      arg: "full" trains all weights in float32; "lora" trains adapters on weights in bfloat16. Both
+        compute in bfloat16.
+      name: name of the experiment, without a size: folders of every size are accepted.
+      shape: one of `mcr_jax.model.hf.published`, for --plan without a folder; the folder must be of
+        its family.
+      rate, lora_rate: peak learning rates.
 
     Raises:
-      UsageError: another arg.
+      UsageError: `arg` is neither.
     """
     if arg not in ARGS:
         raise UsageError(f"the config takes {' or '.join(ARGS)} after its colon, not {arg!r}")

@@ -1,4 +1,4 @@
-"""The demo: a small decoder learns a fictional clinic on a laptop's CPU.
+"""Trains a small decoder on a fictional clinic, on a laptop's CPU: the demo.
 
     mcr demo --workdir=runs/demo
 

@@ -1,14 +1,14 @@
-"""Measures a model you have, a Hugging Face folder, on MedCaseReasoning; nothing is trained.
+"""Evaluates a model in a Hugging Face folder on MedCaseReasoning; trains nothing.
 
     hf download Qwen/Qwen2.5-7B-Instruct --local-dir=DIR
     mcr build
     mcr eval --config=eval --config.model.folder=DIR --workdir=runs/mine
 
-DIR holds a Qwen 2, 2.5 or 3, a Llama 3 or a Gemma 3 of any size. Ten answers of up to 4,096 tokens
-are drawn for each of the 897 test cases. The judge is Gemini and needs GEMINI_API_KEY.
+DIR holds a Qwen 2, 2.5 or 3, a Llama 3 or a Gemma 3 of any size. Samples ten answers of up to 4,096
+tokens for each of the 897 test cases. The judge is Gemini and needs GEMINI_API_KEY.
 
     --config.data.eval_cases=20     the first 20 cases only
-    --config.sample.kv_dtype=int8   half the memory for keys and values
+    --config.sample.kv_dtype=int8   half the memory for the KV cache
     --config.sample.dtype=float32   on a CPU, which is slow in bfloat16
 """
 

@@ -5,14 +5,13 @@
     mcr train --config=sft_llama3_1_8b --config.model.folder=DIR --workdir=runs/l8b
     mcr eval --workdir=runs/l8b
 
-With `:lora` after the name adapters of rank 32 are trained beside frozen weights. DIR is a snapshot
-of the model's repository, meta-llama/Llama-3.1-8B-Instruct. The judge is Gemini and needs
-GEMINI_API_KEY.
+`:lora` after the name trains adapters of rank 32 with frozen weights. DIR is a snapshot of the
+model's repository, meta-llama/Llama-3.1-8B-Instruct. The judge is Gemini and needs GEMINI_API_KEY.
 
 DIR may hold another size of the family. --plan takes it as --config.model.shape: llama3_2_1b,
 llama3_2_3b and llama3_1_70b.
 
-Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
+Memory per device by `mcr train --plan="8 x H100"` and so on, which needs no DIR:
 
     full   8 x H100       29.2 GB of 80
     full   16 x v6e       18.4 GB of 32

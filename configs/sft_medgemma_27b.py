@@ -5,11 +5,10 @@
     mcr train --config=sft_medgemma_27b --config.model.folder=DIR --workdir=runs/mg27b
     mcr eval --workdir=runs/mg27b
 
-With `:lora` after the name adapters of rank 32 are trained beside frozen weights. DIR is a snapshot
-of the model's repository, google/medgemma-27b-text-it. The judge is Gemini and needs
-GEMINI_API_KEY.
+`:lora` after the name trains adapters of rank 32 with frozen weights. DIR is a snapshot of the
+model's repository, google/medgemma-27b-text-it. The judge is Gemini and needs GEMINI_API_KEY.
 
-Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
+Memory per device by `mcr train --plan="8 x H100"` and so on, which needs no DIR:
 
     full   8 x H200       83.5 GB of 141
     full   16 x v5p       50.2 GB of 95

@@ -5,14 +5,14 @@
     mcr train --config=sft_medgemma_4b --config.model.folder=DIR --workdir=runs/mg4b
     mcr eval --workdir=runs/mg4b
 
-With `:lora` after the name adapters of rank 32 are trained beside frozen weights. DIR is a snapshot
-of the model's repository, google/medgemma-4b-it. The judge is Gemini and needs GEMINI_API_KEY.
+`:lora` after the name trains adapters of rank 32 with frozen weights. DIR is a snapshot of the
+model's repository, google/medgemma-4b-it. The judge is Gemini and needs GEMINI_API_KEY.
 
 DIR may hold another size of the family. --plan takes it as --config.model.shape: gemma3_270m,
 gemma3_1b, gemma3_12b and gemma3_27b.
-Of models that read images, too, the text half is taken.
+Only the text part of models with image input is used.
 
-Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
+Memory per device by `mcr train --plan="8 x H100"` and so on, which needs no DIR:
 
     full   16 x v5e       14.4 GB of 16
     full   1 x H200       85.3 GB of 141   --config.train.accumulate=16

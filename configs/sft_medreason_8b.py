@@ -5,10 +5,10 @@
     mcr train --config=sft_medreason_8b --config.model.folder=DIR --workdir=runs/mr8b
     mcr eval --workdir=runs/mr8b
 
-With `:lora` after the name adapters of rank 32 are trained beside frozen weights. DIR is a snapshot
-of the model's repository, UCSC-VLAA/MedReason-8B. The judge is Gemini and needs GEMINI_API_KEY.
+`:lora` after the name trains adapters of rank 32 with frozen weights. DIR is a snapshot of the
+model's repository, UCSC-VLAA/MedReason-8B. The judge is Gemini and needs GEMINI_API_KEY.
 
-Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
+Memory per device by `mcr train --plan="8 x H100"` and so on, which needs no DIR:
 
     full   8 x H100       29.2 GB of 80
     full   16 x v6e       18.4 GB of 32

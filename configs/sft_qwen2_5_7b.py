@@ -5,13 +5,13 @@
     mcr train --config=sft_qwen2_5_7b --config.model.folder=DIR --workdir=runs/q7b
     mcr eval --workdir=runs/q7b
 
-With `:lora` after the name adapters of rank 32 are trained beside frozen weights. DIR is a snapshot
-of the model's repository, Qwen/Qwen2.5-7B-Instruct. The judge is Gemini and needs GEMINI_API_KEY.
+`:lora` after the name trains adapters of rank 32 with frozen weights. DIR is a snapshot of the
+model's repository, Qwen/Qwen2.5-7B-Instruct. The judge is Gemini and needs GEMINI_API_KEY.
 
 DIR may hold another size of the family. --plan takes it as --config.model.shape: qwen2_5_0_5b,
 qwen2_5_1_5b, qwen2_5_3b, qwen2_5_14b and qwen2_5_32b.
 
-Memory of each device, by `mcr train --plan="8 x H100"` and the like, which needs no DIR:
+Memory per device by `mcr train --plan="8 x H100"` and so on, which needs no DIR:
 
     full   8 x H100       28.4 GB of 80
     full   16 x v6e       18.2 GB of 32

@@ -7,17 +7,17 @@
 #       --config.data.data_dir=/mnt/tfds --workdir=runs/q7b --config.train.checkpoints=gs://bucket/q7b
 #
 #   --device-type=TYPE    instead of --tpu-type, for GPUs: h100-80gb-8
-#   --num-slices=N        how many slices of that TPU type (1)
-#   --num-nodes=N         how many machines of that GPU type (1)
-#   --project=P --zone=Z  of the cluster, if not gcloud's defaults
-#   --max-restarts=N      how often it is restarted after a preemption (10)
+#   --num-slices=N        number of slices of that TPU type (1)
+#   --num-nodes=N         number of machines of that GPU type (1)
+#   --project=P --zone=Z  project and zone of the cluster, if not gcloud's defaults
+#   --max-restarts=N      most restarts after preemptions (10)
 #   --xpk-flag=FLAG       a further flag of `xpk workload create`, as --xpk-flag=--env=A=1; may be repeated
 #   --dry-run             prints the command, executes nothing
 #
-# The image holds mcr-jax, installed, with gcsfs, and each machine runs the command in a fresh copy of it:
-# data and weights are in the image, mounted, or fetched by the command; checkpoints lie in a bucket.
-# An exit status of 75 (SIGTERM stopped the training, resumable) is restarted too, for which xpk must
-# know --restart-on-exit-codes; with --max-restarts=0 it need not.
+# The image has mcr-jax installed, with gcsfs. Each machine runs the command in a fresh container: data
+# and weights are in the image, mounted, or downloaded by the command; checkpoints are in a bucket.
+# Exit status 75 (SIGTERM stopped the training, resumable) is also restarted; this needs an xpk with
+# --restart-on-exit-codes, unless --max-restarts=0.
 set -euo pipefail
 # shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -55,15 +55,15 @@ check_number --max-restarts "$restarts" 0
 ((${#command[@]})) || wrong "no command to run: it comes last, after --"
 need xpk "pip install xpk"
 
-# xpk pastes the command into a YAML block, where a line cannot break; and Kubernetes expands $(NAME)
-# and $$ in it, which an empty pair of quotes after each $ prevents and the shell does not see.
+# xpk pastes the command into a YAML block, which allows no line break. Kubernetes expands $(NAME) and
+# $$ in it; an empty pair of quotes after each $ prevents this and does not change the shell command.
 line=$(quote "${command[@]}")
 [[ $line != *[[:cntrl:]]* ]] || wrong "the command has a line break or control character, which xpk cannot carry"
 line=${line//'$'/"\$''"}
-# xpk passes SIGTERM on to the shell that it puts around a command, so none is to be left there.
+# xpk sends SIGTERM to the shell around a command; exec replaces that shell by the command.
 line="exec $line"
 if [[ -n $device ]]; then
-  # For GPUs it goes between double quotes, too; and JAX does not know xpk's names for a job's parts.
+  # For GPUs the command is inside double quotes, and JAX needs its own names of xpk's variables.
   [[ $line != *[\"\\]* ]] || wrong "the command has a quote or backslash, which xpk cannot carry to GPUs"
   # shellcheck disable=SC2016
   line='export JAX_COORDINATOR_ADDRESS=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT; '$line

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What every script in this folder uses: messages, --help, quoting, running or only printing.
+# Functions of every script in this folder: messages, --help, quoting, running or printing commands.
 
 # shellcheck disable=SC2034 # used where this is sourced
-resumable=75 # EX_TEMPFAIL: what `mcr train` exits with when SIGTERM stopped it at a checkpoint
-dry=0        # 1: print the commands, execute nothing
+resumable=75 # EX_TEMPFAIL: exit status of `mcr train` after SIGTERM stopped it at a checkpoint
+dry=0        # 1: prints the commands, executes nothing
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 fail() { say "$@" && exit 1; }
@@ -15,10 +15,10 @@ unknown() {
   wrong "no flag $shown: flags look like --name=value, --help lists them; a command comes last, after --"
 }
 
-# The comment at the top of the script.
+# Prints the comment at the top of the script.
 usage() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"; }
 
-# Its arguments on one line that any POSIX shell reads back as the same arguments.
+# Quotes its arguments for any POSIX shell, on one line.
 quote() {
   local word line='' one="'" four="'\\''"
   for word; do
@@ -36,20 +36,20 @@ run() {
   fi
 }
 
-# In a dry run, a comment between the commands.
+# Prints a comment in a dry run.
 note() { if ((dry)); then echo "# $*"; fi; }
 
 need() {
   ((dry)) || command -v "$1" >/dev/null || fail "$1 is not installed or not on PATH: $2"
 }
 
-# FLAG VALUE: refuses what no tool could take for a name.
+# FLAG VALUE: refuses an empty value, one that looks like a flag, and control characters.
 check_name() {
-  [[ -n $2 ]] || wrong "$1=... is missing; --help tells the rest"
+  [[ -n $2 ]] || wrong "$1=... is missing; --help lists all flags"
   [[ $2 != -* && $2 != *[[:cntrl:]]* ]] || wrong "$1=$(printf %q "$2") is not a name"
 }
 
-# FLAG VALUE LEAST
+# FLAG VALUE MINIMUM
 check_number() {
   if ! [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] || (($2 < $3)); then
     wrong "$1=$(printf %q "$2") is not a number from $3 up"

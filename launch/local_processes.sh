@@ -5,15 +5,15 @@
 #   launch/local_processes.sh --processes=2 --devices-per-process=2 -- \
 #     mcr train --config=configs/demo.py --workdir=runs/two
 #
-#   --processes=N             how many
-#   --devices-per-process=M   CPU devices that each process shows (1)
-#   --port=PORT               the coordinator's (a free one)
-#   --grace=SECONDS           between SIGTERM and SIGKILL when one process failed (10)
+#   --processes=N             number of processes
+#   --devices-per-process=M   CPU devices of each process (1)
+#   --port=PORT               port of the coordinator (a free one)
+#   --grace=SECONDS           between SIGTERM and SIGKILL after one process failed (10)
 #   --dry-run                 prints the commands, executes nothing
 #
-# Each process finds JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and each line that
-# it prints begins with [its number]. SIGINT, SIGTERM and SIGHUP are passed on; the second one kills.
-# If one process fails, the others are ended. Exit status: that of the first that failed, else 0.
+# Each process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; its lines begin with
+# [its number]. The script forwards SIGINT, SIGTERM and SIGHUP; a second signal kills. If one process
+# fails, the others are stopped. Exit status: that of the first process that failed, else 0.
 set -euo pipefail
 # shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -32,7 +32,7 @@ while (($#)); do
   esac
   shift
 done
-[[ -n $processes ]] || wrong "--processes=... is missing; --help tells the rest"
+[[ -n $processes ]] || wrong "--processes=... is missing; --help lists all flags"
 check_number --processes "$processes" 1
 check_number --devices-per-process "$devices" 1
 check_number --grace "$grace" 0
@@ -40,7 +40,7 @@ check_number --grace "$grace" 0
 ((${#command[@]})) || wrong "no command to run: it comes last, after --"
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 501)) || fail "bash 5.1 or newer is needed, this is $BASH_VERSION"
 
-# One that nobody listens on, below those that the system hands out by itself.
+# Prints a port without a listener, below the range of ephemeral ports.
 free_port() {
   local port
   while port=$((RANDOM % 20000 + 10000)) && (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
@@ -49,11 +49,11 @@ free_port() {
 
 lines_of() {
   local line
-  trap '' INT TERM HUP # it ends with what it reads
+  trap '' INT TERM HUP # ends with its input
   while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line"; done
 }
 
-# SIGNAL: to every process still there, and to what it has started.
+# SIGNAL: sends it to every running process and its children.
 signal() {
   local pid
   for pid in "${!number_of[@]}"; do kill -s "$1" -- "-$pid" 2>/dev/null || true; done
@@ -75,10 +75,10 @@ pass_on() {
 [[ -n $port ]] || port=$(free_port)
 declare -A number_of=() # of each process that is still running
 writers=() status=0 watchdog=''
-tie=() # where the kernel can, a process dies with this script even if that is killed
+tie=() # lets processes die with this script, even if it is killed, where the kernel supports it
 ((dry)) || ! setpriv --pdeathsig KILL true 2>/dev/null || tie=(setpriv --pdeathsig KILL)
 
-set -m # every background job is a process group of its own, which can be signalled as a whole
+set -m # every background job is its own process group, to signal it as a whole
 for sig in INT TERM HUP; do
   # shellcheck disable=SC2064
   trap "pass_on $sig" "$sig"
@@ -98,9 +98,9 @@ for ((i = 0; i < 10#$processes; i++)); do
   exec {pipe}>&-
 done
 ((!dry)) || { echo wait && exit; }
-[[ -z $first ]] || signal "$first" # it came while they were being started
+[[ -z $first ]] || signal "$first" # it came during the start
 
-# PID STATUS: this process has ended.
+# PID STATUS: handles the end of this process.
 over() {
   local number=${number_of[$1]}
   unset "number_of[$1]"
@@ -111,7 +111,7 @@ over() {
     signal TERM
     { sleep "$grace" && signal KILL; } 2>/dev/null &
     watchdog=$!
-    disown "$watchdog" # or bash would tell how it ended
+    disown "$watchdog" # else bash would print how it ended
   fi
 }
 
@@ -123,7 +123,7 @@ while ((${#number_of[@]})); do
     over "$pid" "$ended"
     continue
   fi
-  # A signal came, and `wait -n` overlooks what ended while its trap ran.
+  # After a signal `wait -n` misses processes that ended while its trap ran.
   for pid in "${!number_of[@]}"; do
     if kill -0 "$pid" 2>/dev/null; then continue; fi
     ended=0
@@ -132,6 +132,6 @@ while ((${#number_of[@]})); do
   done
 done
 [[ -z $watchdog ]] || kill -s KILL -- "-$watchdog" 2>/dev/null || true
-for pid in "${groups[@]}"; do kill -s KILL -- "-$pid" 2>/dev/null || true; done # what they left behind
+for pid in "${groups[@]}"; do kill -s KILL -- "-$pid" 2>/dev/null || true; done # their remaining children
 for pid in "${writers[@]}"; do wait "$pid" || true; done
 exit "$status"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Runs on a TPU worker, where tpu_vm.sh and tpu_pod.sh copy it: one command at a time, detached.
+# Runs one command at a time, detached, on a TPU worker; tpu_vm.sh and tpu_pod.sh copy it there.
 #
 #   on_vm.sh install [git+https://HOST/REPO[@REF]]   ~/mcr-jax and ~/mcr-venv, from ~/mcr-tree.tar.gz or git;
-#                                                    what else is in ~/mcr-jax, such as runs/, stays there
-#   on_vm.sh start COMMAND...                        in ~/mcr-jax; does nothing where the same is running
-#   on_vm.sh follow                                  its log, until it ends
+#                                                    other files in ~/mcr-jax, such as runs/, stay
+#   on_vm.sh start COMMAND...                        in ~/mcr-jax; does nothing if the same command runs
+#   on_vm.sh follow                                  prints its log until it ends
 #   on_vm.sh status                                  running | exited N | lost | nothing
 #
-# Each can be repeated: gcloud does so by itself when a connection drops. ~/mcr-job keeps the command,
-# its log, its exit status, and a lock that is held for as long as it runs, which a reboot cannot fake.
+# Each call can be repeated; gcloud repeats it when a connection drops. ~/mcr-job has the command, its
+# log, its exit status, and a file lock that is held while the command runs and that a reboot releases.
 set -euo pipefail
 
 job=$HOME/mcr-job tree=$HOME/mcr-jax venv=$HOME/mcr-venv
@@ -42,13 +42,13 @@ install() {
   )
   [[ -x $venv/bin/python ]] || make_venv
   cd "$tree"
-  # gcsfs: what checkpoints in a bucket, gs://, are found with where there is no TensorFlow.
+  # gcsfs reads checkpoints in a bucket, gs://, without TensorFlow.
   local what=(-c constraints.txt -e '.[tpu]') wheels=(mcr_jax-*.whl)
   [[ ! -e ${wheels[0]} ]] || what=("./${wheels[0]}[tpu]") # launched without a checkout
   "$venv/bin/python" -m pip install -q --disable-pip-version-check "${what[@]}" gcsfs
 }
 
-# A Python that mcr-jax runs on; TPU images may carry only an older one, then uv brings it.
+# Finds a Python for mcr-jax; if the TPU image has only an older one, uv installs it.
 make_venv() {
   local python
   for python in python3.11 python3.12 python3.13; do
@@ -74,7 +74,7 @@ start() {
   : >"$job/log"
   printf '%s\n' "$line" >"$job/command"
   cd "$tree"
-  # The shell in between holds the lock and survives the connection; the command does not inherit it.
+  # The outer shell holds the lock and survives the connection; the command does not inherit the lock.
   # shellcheck disable=SC2016
   PATH=$venv/bin:$PATH setsid bash -c '
     job=$1 && shift
@@ -113,4 +113,4 @@ case ${1-} in
   status) status ;;
   *) say "install, start, follow or status?" && exit 2 ;;
 esac
-exit # bash has read to here before the file can be replaced under it
+exit # bash reads up to here before the file can be replaced

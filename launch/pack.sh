@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The working tree as a tar: tracked and new files, nothing that git ignores. Where there is no git,
-# all but environments, builds and runs. Installed, outside a checkout: the wheel of the package.
+# Packs the working tree as a tar: tracked and new files, without those that git ignores. Without git,
+# everything but environments, builds and runs. Installed, without a checkout: the wheel of the package.
 #
 #   launch/pack.sh OUT.tar.gz
 set -euo pipefail
@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 case ${1-} in
   --help | -h) usage && exit ;;
-  -* | '') wrong "which file to write? --help tells the rest" ;;
+  -* | '') wrong "the file to write is missing; see --help" ;;
 esac
 mkdir -p "$(dirname "$1")"
 out=$(cd "$(dirname "$1")" && pwd)/${1##*/}
@@ -24,7 +24,7 @@ if [[ -e __main__.py ]]; then # the package: installed
 elif [[ $(git rev-parse --show-toplevel 2>/dev/null) -ef . ]]; then
   git ls-files -z --cached --others --exclude-standard |
     while IFS= read -rd '' file; do
-      [[ ! -e $file && ! -L $file ]] || printf '%s\0' "$file" # deleted, but not yet committed
+      [[ ! -e $file && ! -L $file ]] || printf '%s\0' "$file" # deleted, not yet committed
     done |
     tar -czf "$new" --no-recursion --null -T -
 else

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What tpu_vm.sh and tpu_pod.sh share: flags, states, and a command run on every worker.
-# The script that sources this defines own_flag (its further flags) and gone (has the TPU been lost?).
+# Functions of tpu_vm.sh and tpu_pod.sh: flags, states, and a command run on every worker.
+# The script that sources this defines own_flag (its own flags) and gone (true if the TPU was lost).
 # shellcheck disable=SC2034 # used where this is sourced
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -11,7 +11,7 @@ tree=${here%/*}/build/launch/mcr-tree.tar.gz
 
 name='' zone='' type='' project='' version='' repo='' spot=0 delete=0 poll=30
 create_flags=() command=() where=()
-patience=10 # how many times in a row gcloud may not reach a TPU that should be there
+patience=10 # failed attempts in a row to reach an existing TPU by gcloud
 
 parse() {
   while (($#)); do
@@ -49,7 +49,7 @@ parse() {
   trap 'rm -f "$said"' EXIT
 }
 
-# The runtime that Google's documentation names for JAX on each generation.
+# Prints the runtime for JAX of each TPU generation, by Google's documentation.
 runtime_of() {
   case $1 in
     v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
@@ -63,7 +63,7 @@ runtime_of() {
 # KIND VERB [FLAG...]
 tpus() { run gcloud compute tpus "$1" "$2" "${where[@]}" "${@:3}"; }
 
-# KIND FIELD -> the state, ABSENT, or UNKNOWN when gcloud could not tell (its words are in $said).
+# KIND FIELD -> the state, ABSENT, or UNKNOWN if gcloud failed (its message is in $said).
 state_of() {
   local answer
   if answer=$(tpus "$1" describe "--format=value($2)" 2>"$said"); then
@@ -83,7 +83,7 @@ on_workers() {
   tpus tpu-vm ssh --worker=all "--command=$(quote bash on_vm.sh "$@")" --quiet </dev/null
 }
 
-# Before anything is created that costs money.
+# Packs before creating anything that costs money.
 pack() { [[ -n $repo ]] || run "$here/pack.sh" "$tree"; }
 
 copy() {
@@ -92,8 +92,8 @@ copy() {
   run gcloud compute tpus tpu-vm scp "${files[@]}" "$name:" "${where[@]:1}" --worker=all --quiet </dev/null
 }
 
-# Installs, starts the command on every worker, and stays with it. Sets `result` to its exit status
-# (75: resumable), or to what failed without telling one: copy, install, start, follow.
+# Installs, starts the command on every worker, and follows it. Sets `result` to its exit status (75:
+# resumable), or to the step that failed without one: copy, install, start, follow.
 job() {
   local misses=0 report
   result=copy && copy || return 0
@@ -122,8 +122,8 @@ job() {
   ((misses)) || result=$(verdict "$report")
 }
 
-# One line a worker, `exited N` or `lost` -> one status. A worker that was stopped or lost takes the
-# others down with it, so its being resumable outranks how they failed.
+# One line per worker, `exited N` or `lost` -> one status. A stopped or lost worker makes the others
+# fail, so `resumable` takes precedence over their statuses.
 verdict() {
   awk -v resumable="$resumable" '
     /^lost/ || /^nothing/ { status = resumable }

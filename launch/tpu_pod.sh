@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command on every worker of a TPU slice from the queue, again after each preemption.
+# Runs a command on every worker of a queued TPU slice, again after each preemption.
 #
 #   launch/tpu_pod.sh --name=NAME --zone=ZONE --type=v5litepod-64 [FLAG...] -- COMMAND...
 #   launch/tpu_pod.sh --name=pod --zone=us-west4-a --type=v5litepod-64 --spot --delete -- bash -c '
@@ -8,23 +8,23 @@
 #     exec mcr train --config=configs/sft_qwen2_5_7b.py --config.model.folder=qwen --workdir=runs/q7b \
 #       --config.mesh.tensor=4 --config.train.checkpoints=gs://bucket/q7b'
 #
-#   --project=P           the project, if not gcloud's default
-#   --version=RUNTIME     the TPU's software, if not the usual one of its type
-#   --spot                spot capacity: cheaper, and taken away when others need it
-#   --attempts=N          how often the command is started at most (10)
-#   --repo=git+https://HOST/REPO[@REF]   installs this instead of a copy of the working tree
-#   --create-flag=FLAG    a further flag of `gcloud compute tpus queued-resources create`; may be repeated
+#   --project=P           project, if not gcloud's default
+#   --version=RUNTIME     runtime of the TPU, if not the default of its type
+#   --spot                spot capacity: cheaper, may be preempted
+#   --attempts=N          most starts of the command (10)
+#   --repo=git+https://HOST/REPO[@REF]   installs this instead of the working tree
+#   --create-flag=FLAG    another flag of `gcloud compute tpus queued-resources create`; may be repeated
 #   --delete              deletes the slice when the command has ended
-#   --poll=SECONDS        between two looks at a state (30)
+#   --poll=SECONDS        between two checks of a state (30)
 #   --dry-run             prints the commands, executes nothing
 #
-# gcloud reaches many workers only through an ssh agent: `ssh-add ~/.ssh/google_compute_engine` first.
-# The command runs in ~/mcr-jax on every worker (`-- env KEY=VALUE mcr ...` sets variables), detached:
-# when the connection or this script ends, it goes on, and the same call finds it again. It must go on
-# from what it has saved when it is started again, as `mcr train` does from its newest checkpoint. The
-# workers that replace others are empty: data and weights come with the command, checkpoints lie in a
-# bucket, where all workers see them. A command that fails by itself is not started again. Exit status:
-# the command's; 75 if all attempts ended in preemption (the same call goes on); 1, 2 as everywhere.
+# gcloud reaches several workers only through an ssh agent: `ssh-add ~/.ssh/google_compute_engine` first.
+# The command runs in ~/mcr-jax on every worker (`-- env KEY=VALUE mcr ...` sets variables), detached: it
+# continues when the connection or this script ends, and the same call finds it again. It must resume
+# when started again, as `mcr train` does from its newest checkpoint. Replaced workers are empty: the
+# command downloads data and weights, and checkpoints are in a bucket that all workers can read. A
+# command that fails is not started again. Exit status: the command's; 75 if all attempts ended in
+# preemption (the same call resumes); 1 or 2 as for every command.
 set -euo pipefail
 # shellcheck source=tpu.sh
 source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
@@ -34,7 +34,7 @@ own_flag() {
   [[ $1 == --attempts=* ]] && attempts=${1#*=}
 }
 
-# The queue's state; once that is ACTIVE, the slice's own, for it is preempted first.
+# Prints the state of the queued resource; if ACTIVE that of the slice, which is preempted first.
 pod_state() {
   local state node
   state=$(state_of queued-resources state.state)
@@ -55,7 +55,7 @@ create() {
     "--runtime-version=$version" "${create_flags[@]}" || fail "$name: could not be requested"
 }
 
-# Sets `state`: waits for as long as it is in ARGUMENTS (a pattern), telling how it changes.
+# PATTERN: waits while `state` matches it, and prints its changes.
 wait_while() {
   local before='' misses=0 looks=0 since=$SECONDS
   while state=$(pod_state) && [[ $state =~ ^($1|UNKNOWN)$ ]]; do
@@ -72,7 +72,7 @@ wait_while() {
   done
 }
 
-# Returns 1 if the request came to nothing, so that another attempt may have more luck.
+# Returns 1 if the request failed, so that another attempt may succeed.
 bring_up() {
   if ((dry)); then
     note "unless it is there:" && create

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command on a TPU VM, which is created if it is not there.
+# Runs a command on a TPU VM, which it creates if needed.
 #
 #   launch/tpu_vm.sh --name=NAME --zone=ZONE --type=v5litepod-8 [FLAG...] -- COMMAND...
 #   launch/tpu_vm.sh --name=tpu --zone=us-west4-a --type=v5litepod-8 --spot --delete -- bash -c '
@@ -8,20 +8,20 @@
 #     exec mcr train --config=configs/sft_qwen2_5_7b.py:lora --config.model.folder=qwen \
 #       --workdir=runs/q7b --config.train.checkpoints=gs://bucket/q7b'
 #
-#   --project=P           the project, if not gcloud's default
-#   --version=RUNTIME     the TPU's software, if not the usual one of its type
-#   --spot                a spot VM: cheaper, and taken away when others need it
-#   --repo=git+https://HOST/REPO[@REF]   installs this instead of a copy of the working tree
-#   --create-flag=FLAG    a further flag of `gcloud compute tpus tpu-vm create`; may be repeated
+#   --project=P           project, if not gcloud's default
+#   --version=RUNTIME     runtime of the TPU, if not the default of its type
+#   --spot                a spot VM: cheaper, may be preempted
+#   --repo=git+https://HOST/REPO[@REF]   installs this instead of the working tree
+#   --create-flag=FLAG    another flag of `gcloud compute tpus tpu-vm create`; may be repeated
 #   --delete              deletes the VM when the command has ended
-#   --poll=SECONDS        between two looks at a state (30)
+#   --poll=SECONDS        between two checks of a state (30)
 #   --dry-run             prints the commands, executes nothing
 #
-# The command runs in ~/mcr-jax on the VM (`-- env KEY=VALUE mcr ...` sets variables), detached: when
-# the connection or this script ends, it goes on, and the same call finds it again. A VM that replaces
-# another is empty: data and weights come with the command, checkpoints lie in a bucket. Exit status: the
-# command's; 75 if the VM was preempted or SIGTERM stopped the command (the same call goes on from the
-# newest checkpoint, for preemption by itself use tpu_pod.sh); 1, 2 as everywhere.
+# The command runs in ~/mcr-jax on the VM (`-- env KEY=VALUE mcr ...` sets variables), detached: it
+# continues when the connection or this script ends, and the same call finds it again. A new VM is empty:
+# the command downloads data and weights, and checkpoints are in a bucket. Exit status: the command's; 75
+# if the VM was preempted or SIGTERM stopped the command (the same call resumes from the newest
+# checkpoint; tpu_pod.sh resumes after preemption by itself); 1 or 2 as for every command.
 set -euo pipefail
 # shellcheck source=tpu.sh
 source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"

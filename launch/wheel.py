@@ -1,4 +1,4 @@
-"""Makes the wheel again from which mcr-jax was installed: what a TPU installs without a checkout.
+"""Rebuilds the wheel from which mcr-jax was installed, to install it on a TPU without a checkout.
 
 python -P -m mcr_jax.launch.wheel FOLDER
 """
@@ -10,7 +10,7 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
-_OF_THIS_INSTALLATION = ("INSTALLER", "REQUESTED", "RECORD", "direct_url.json", "uv_cache.json")
+_INSTALLER_FILES = ("INSTALLER", "REQUESTED", "RECORD", "direct_url.json", "uv_cache.json")
 
 
 def make(folder: str | Path) -> Path:
@@ -40,9 +40,9 @@ def make(folder: str | Path) -> Path:
 
 
 def _is_content(file: metadata.PackagePath) -> bool:
-    """Whether a file came with the wheel: scripts and bytecode are made where it is installed."""
+    """Returns True for a file of the wheel; the installer makes scripts and bytecode."""
     made_here = ".." in file.parts or "__pycache__" in file.parts or file.is_absolute()
-    return not made_here and file.name not in _OF_THIS_INSTALLATION
+    return not made_here and file.name not in _INSTALLER_FILES
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m mcr_jax` is `mcr`."""
+"""Runs `mcr` as `python -m mcr_jax`."""
 
 from mcr_jax.cli.main import entry
 

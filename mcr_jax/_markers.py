@@ -1,7 +1,6 @@
-r"""Markers of lists: "1.", "Step 1:", "**1.**", "> 1)", "a)", "IV.", "①", "•" and their like.
+r"""Finds list markers such as "1.", "Step 1:", "**1.**", "> 1)", "a)", "IV.", "①" and "•".
 
-In: any text. Out: every place that reads as a marker, whether or not it belongs to a list, in time
-linear in the text. `statements` decides which of them are a list.
+In: any text. Out: every possible marker, in linear time. `statements` decides which form a list.
 """
 
 import re
@@ -11,12 +10,12 @@ from typing import Literal, NamedTuple
 
 # Soft hyphen, zero-width space, marks of direction, BOM, ...
 _INVISIBLE = "\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
-_BLANK = rf" \t\x1f\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000{_INVISIBLE}"  # none ends a line
+_BLANK = rf" \t\x1f\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000{_INVISIBLE}"  # within a line
 _BREAKS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
-# A literal backslash and n ends a line, too; it is taken out where a marker follows.
+# A literal backslash and n also ends a line; it is removed before a marker.
 _BREAK = re.compile(rf"\r\n|[{_BREAKS}]|(?P<literal>(?:(?:\\r)?\\n[{_BLANK}]*+)++)")
-_BULLET = r"\\?[-*+–•●○◦▪■□▸▶►◆◇➢➤✓✔★‣⁃∙·・\uf0a7\uf0b7\uf0d8]"  # the last are those of Word
-# What may stand before a number: quotes, headings and bullets of Markdown.
+_BULLET = r"\\?[-*+–•●○◦▪■□▸▶►◆◇➢➤✓✔★‣⁃∙·・\uf0a7\uf0b7\uf0d8]"  # the last three are of Word
+# Markdown before a number: quotes, headings and bullets.
 _PREFIX = re.compile(
     rf"(?:[{_BLANK}]*+>)*+(?P<indent>[{_BLANK}]*+)(?:\#{{1,6}}[{_BLANK}]++)?+"
     rf"(?P<bullet>{_BULLET}(?=[{_BLANK}])[{_BLANK}]*+|[•●▪‣](?=\S))?+"
@@ -49,8 +48,8 @@ _CLOSERS = "”’»\"')]*_）」"
 _ABBREVIATED = re.compile(
     r"(?:^|\W)(?:figs?|nos?|vs|approx|ca|al|dr|st|refs?|vol|pp?|e\.g|i\.e)\.\Z", re.IGNORECASE
 )
-_AROUND = 40  # characters that are looked at before and after a marker
-# White space and what is as invisible.
+_CONTEXT_CHARS = 40  # examined before and after a marker
+# White space and invisible characters.
 SPACES = (
     " \t\n\r\v\f\x1c\x1d\x1e\x1f\x85\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007"
     "\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b"
@@ -59,19 +58,20 @@ SPACES = (
 
 
 class Marker(NamedTuple):
-    """One place that reads as a marker.
+    """Possible list marker in a text.
 
     Attributes:
-      kind: of what it counts with.
-      style: what the markers of one list have in common, as "1.", "(1)" or "step 1:".
-      number: its value; 0 for a bullet.
-      start, end: its span in the text, with what Markdown writes before it.
+      kind: kind of its count.
+      style: form that the markers of one list share, such as "1.", "(1)" or "step 1:".
+      number: value; 0 for a bullet.
+      start, end: span in the text, including Markdown before it.
       kept: emphasis within the span that belongs to the statement, as in "**1. Fever**".
-      indent: columns before it, or None if it does not open its line.
-      opens_text: whether nothing stands before it.
-      opens_sentence: whether it opens the text or its line, or follows the end of a sentence.
-      spaced: whether white space or the end of the text follows.
-      capital: whether the statement begins with a capital letter, a script without case, or a mark.
+      indent: columns before it; None if it does not open its line.
+      opens_text: True if no text precedes it.
+      opens_sentence: True if it opens the text or its line, or follows the end of a sentence.
+      spaced: True if white space or the end of the text follows.
+      capital: True if the statement begins with a capital letter, a letter without case, or a
+        quotation mark, bracket or emphasis.
     """
 
     kind: Literal["number", "letter", "roman", "bullet"]
@@ -97,10 +97,10 @@ class _Place(NamedTuple):
 
 
 def markers(text: str) -> list[Marker]:
-    """Every marker of `text` in order; "i)" is there twice, as a letter and as a numeral."""
+    """Returns all markers of `text` in order; "i)" twice, as a letter and as a numeral."""
     opening = len(text) - len(text.lstrip(SPACES))
     found: list[Marker] = []
-    taken: set[int] = set()  # where the bullets and numbers that may open a line begin
+    taken: set[int] = set()  # starts of bullets and numbers that may open a line
     for start, line in _lines(text):
         prefix = _PREFIX.match(text, line)
         indent = len(re.sub(f"[{_INVISIBLE}]", "", prefix["indent"]))
@@ -121,14 +121,14 @@ def markers(text: str) -> list[Marker]:
 
 
 def _lines(text: str) -> Iterator[tuple[int, int]]:
-    """For each line, where a marker's span starts and where the line does."""
+    """Yields, for each line, the start of a marker's span and the start of the line."""
     yield 0, 0
     for match in _BREAK.finditer(text):
         yield match.start() if match["literal"] else match.end(), match.end()
 
 
 def _read(match: re.Match[str], place: _Place) -> Iterator[Marker]:
-    """The markers that one match stands for: none, one, or a letter and a numeral."""
+    """Yields the markers of one match: none, one, or a letter and a numeral."""
     closed = bool(match["inner"] or match["outer"])
     kept = "" if closed else match["mark"] or ""
     end, follows = match.end(), place.text[match.end() : match.end() + 1]
@@ -155,7 +155,7 @@ def _read(match: re.Match[str], place: _Place) -> Iterator[Marker]:
     style = f"{label}{opened}{'A' if letters.isupper() else 'a'}{stop}"
     for kind, number in _values(letters.lower()).items():
         marker = _marker(place, kind, style, number, end, kept)
-        wide = not (match["stop"] or "").isascii()  # no space follows a full-width mark
+        wide = not (match["stop"] or "").isascii()  # a full-width mark needs no space
         species = kind == "letter" and style == "A." and not marker.capital  # "E. coli"
         on_line = place.indent is not None and (marker.capital or stop[-1:] in (")", "]"))
         if (marker.spaced or closed or wide or on_line) and not species:
@@ -173,8 +173,8 @@ def _values(letters: str) -> dict[str, int]:
 
 
 def _marker(place: _Place, kind: str, style: str, number: int, end: int, kept: str = "") -> Marker:
-    before = place.text[max(0, place.start - _AROUND) : place.start].rstrip(SPACES)
-    after = place.text[end : end + _AROUND]
+    before = place.text[max(0, place.start - _CONTEXT_CHARS) : place.start].rstrip(SPACES)
+    after = place.text[end : end + _CONTEXT_CHARS]
     first = after.strip(SPACES)[:1]
     return Marker(
         kind=kind,

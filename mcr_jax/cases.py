@@ -1,9 +1,9 @@
-"""A clinical case: its fields, its numbered statements, its identity, and how cases are read.
+"""Reads, checks and writes clinical cases.
 
-In: JSONL files, Parquet files, or the folder of a Hub snapshot. Out: `Case` objects that have
-passed every check, or one `McrError` that names each bad row. Nothing is ever half-read.
+In: JSONL files, Parquet files, or the folder of a Hub snapshot. Out: `Case` objects, all valid, or
+one `McrError` that names each bad row.
 
-The ground floor: at import this module needs the standard library only.
+Importing this module needs the standard library only.
 """
 
 import collections
@@ -30,26 +30,26 @@ FIELDS = (*PROVENANCE, *CONTENT, "split")
 _IDENTITY = ("pmcid", *CONTENT)
 _SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "dev": "val", "test": "test"}
 _SUFFIXES = (".jsonl", ".parquet")
-_MAX_REPORTED = 20
-# An entity of HTML, whole: "&lt" of "&ltd" or of an address is none.
+_MAX_REPORTED = 20  # bad rows in one error
+# An HTML entity with its semicolon: "&lt" in "&ltd" or in a URL is not one.
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One clinical case, as published; no field is trimmed or rewritten, but for HTML's entities.
+    """One clinical case with its fields as published, except for decoded HTML entities.
 
     Attributes:
-      pmcid, title, journal, article_link, publication_date, license, text: Provenance; may be
-        empty. `license` is that of the article, such as "CC BY 4.0". `title` often holds the
-        diagnosis: no prompt ever shows it, nor `text`.
-      case_prompt: The presentation, before any differential.
-      diagnostic_reasoning: The clinician's numbered statements, as published.
-      final_diagnosis: The label.
-      split: "train", "val" or "test", or empty while a case belongs to none.
+      pmcid, title, journal, article_link, publication_date, license, text: provenance; may be
+        empty. `license` is that of the article, such as "CC BY 4.0". `title` and `text` often hold
+        the diagnosis: no prompt shows them.
+      case_prompt: presentation, before any differential.
+      diagnostic_reasoning: the clinician's numbered statements, as published.
+      final_diagnosis: label.
+      split: "train", "val", "test" or "".
 
     Raises:
-      McrError: A field is not text, holds NUL or a lone surrogate, or a content field is empty.
+      McrError: a field is not text, holds NUL or a lone surrogate, or a content field is empty.
     """
 
     pmcid: str = ""
@@ -70,29 +70,27 @@ class Case:
 
     @functools.cached_property
     def statements(self) -> tuple[str, ...]:
-        """The clinician's statements in order, without their numbers; at least one."""
+        """The clinician's statements in order, without numbers; at least one."""
         return statements.parse_statements(self.diagnostic_reasoning)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) of the canonical JSON of pmcid and the three content fields.
 
-        The rest is left out so that a case read from a source with the article's text and from one
-        without it, before and after it was put into a split, is one case and joins as one.
+        Independent of split and other provenance, which differ between sources of the same case.
         """
         return _sha256({name: getattr(self, name) for name in _IDENTITY})
 
     def asdict(self) -> dict[str, str]:
-        """The fields by name, in the order of `FIELDS`."""
+        """Returns the fields by name, in the order of `FIELDS`."""
         return {name: getattr(self, name) for name in FIELDS}
 
 
 def source_fingerprint(cases: Iterable[Case]) -> str:
-    """SHA-256 (64 hex digits) of a set of cases, whatever their order.
+    """Returns the SHA-256 (64 hex digits) of a set of cases, independent of their order.
 
-    Every field counts, provenance and split included, because every field is packaged: the value
-    changes whenever the dataset built from the cases would. A license that is not known is left
-    out, so the value is that of before there was such a field.
+    Covers every field, since the dataset contains every field. An empty license is left out, which
+    keeps the value of sources from before that field existed.
     """
     rows = (case.asdict().items() for case in cases)
     known = ({name: text for name, text in row if text or name != "license"} for row in rows)
@@ -105,7 +103,7 @@ def _sha256(value: Any) -> str:
 
 
 def _problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields (field, what is wrong with it) for the fields of one case."""
+    """Yields (field, problem) for the invalid fields of one case."""
     bad = set()
     for name in FIELDS:
         value = row.get(name, "")
@@ -138,7 +136,7 @@ def _encodable(value: str) -> bool:
 
 
 class _Row(NamedTuple):
-    """One row of a file: where it stands, and its fields or what is wrong with it as a whole."""
+    """Row of a file: its location, and its fields or the problem of the whole row."""
 
     where: str
     fields: Mapping[str, Any] | None
@@ -146,10 +144,10 @@ class _Row(NamedTuple):
 
 
 def parse_source(source: str) -> tuple[pathlib.Path, ...]:
-    """Turns "PATH[,PATH]" into paths; a comma that is part of an existing path is left alone.
+    """Splits "PATH[,PATH]" into paths, unless the whole is an existing path.
 
     Raises:
-      UsageError: The source names no path, or an empty one, or the home of no user.
+      UsageError: a path is empty, or names the home of an unknown user.
     """
     whole = expanded(source)
     parts = [source] if source and whole.exists() else source.split(",")
@@ -159,22 +157,22 @@ def parse_source(source: str) -> tuple[pathlib.Path, ...]:
 
 
 def read_cases(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Case]:
-    """Reads and checks every case of a source; each has its split.
+    """Reads and checks every case of a source.
 
     Args:
       paths: JSONL files, Parquet files and folders, or one "PATH[,PATH]" string. A folder is a Hub
-        snapshot (`data/{train,val,test}-*.parquet`) or holds such files, or JSONL ones, directly.
-        A row's split is its `split` field, else the split that its file's name contains. Columns
-        beyond `FIELDS` are ignored, missing or null provenance is "", dates become ISO dates, and
-        HTML's entities become characters, once: "&lt;2" is "<2", and "&amp;lt;" is "&lt;".
+        snapshot (`data/{train,val,test}-*.parquet`), or holds such files or JSONL files directly.
+        The split of a row is its `split` field, else the one in the name of its file. Columns
+        beyond `FIELDS` are ignored, missing or null provenance becomes "", dates become ISO dates,
+        and HTML entities are decoded once: "&lt;2" to "<2", "&amp;lt;" to "&lt;".
 
     Returns:
-      The cases in the order of the source, no two with one fingerprint.
+      The cases in the order of the source, with distinct fingerprints, each with a split.
 
     Raises:
-      UsageError: A path does not exist or is of no kind that can be read.
-      McrError: Rows are bad, or twice there; names file, row (from 1; in JSONL the line) and field
-        of each, up to 20, one per line under a summary.
+      UsageError: a path does not exist or cannot be read as cases.
+      McrError: rows are invalid or duplicates; names file, row (from 1; in JSONL the line) and
+        field of up to 20 of them, one per line under a summary.
     """
     if isinstance(paths, str):
         paths = parse_source(paths)
@@ -212,9 +210,9 @@ def read_cases(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[C
 
 
 def write_jsonl(cases: Iterable[Case], path: str | os.PathLike) -> None:
-    """Writes cases as JSONL, one object per line in UTF-8; `path` appears whole or not at all.
+    """Writes cases as JSONL in UTF-8, one object per line; the write is atomic.
 
-    What reads as an entity of HTML is escaped, so that `read_cases` gives the same cases.
+    Escapes text that looks like an HTML entity, so that `read_cases` returns the same cases.
     """
     with disk.atomic_write(pathlib.Path(path)) as file:
         for case in cases:
@@ -223,12 +221,12 @@ def write_jsonl(cases: Iterable[Case], path: str | os.PathLike) -> None:
 
 
 def _escaped(value: str) -> str:
-    """`value` with "&amp;" for the "&" of what `read_cases` would take for an entity."""
+    """Replaces the "&" of text that `read_cases` would decode by "&amp;"."""
     return _ENTITY.sub(lambda entity: f"&amp;{entity[0][1:]}", value)
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
-    """The files that `path` stands for."""
+    """Returns the files of a source path."""
     if not path.exists():
         raise errors.UsageError(f"{path} does not exist: give a JSONL or Parquet file or a folder")
     if not path.is_dir():
@@ -254,11 +252,11 @@ _SHARD = re.compile(r"(.+)-([0-9]+)-of-([0-9]+)\.\w+$")
 
 
 def _require_all_shards(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> None:
-    there = collections.defaultdict(set)
+    present = collections.defaultdict(set)
     for file in files:
         if match := _SHARD.match(file.name):
-            there[match[1], int(match[3])].add(int(match[2]))
-    for (name, total), numbers in there.items():
+            present[match[1], int(match[3])].add(int(match[2]))
+    for (name, total), numbers in present.items():
         if missing := set(range(total)) - numbers:
             raise errors.McrError(
                 f"{folder} holds {len(numbers)} of {total} shards of {name} (shard "
@@ -267,7 +265,7 @@ def _require_all_shards(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> 
 
 
 def _split_of(file: pathlib.Path) -> str:
-    """The one split that a file's name contains as a word, or ""."""
+    """Returns the split that a file's name contains as a word; "" without exactly one."""
     words = re.split(r"[^a-z]+", file.stem.lower())
     named = {_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES}
     return named.pop() if len(named) == 1 else ""
@@ -291,7 +289,7 @@ def _jsonl_row(where: str, line: bytes) -> _Row:
         return _Row(where, None, f"is not UTF-8 (byte {error.start + 1} of the line)")
     except json.JSONDecodeError as error:
         return _Row(where, None, f"is not JSON: {error.msg} at column {error.colno}")
-    except (ValueError, RecursionError):  # a number of too many digits, a nest too deep
+    except (ValueError, RecursionError):  # too many digits, nested too deeply
         return _Row(where, None, "is JSON beyond what can be read")
     if not isinstance(row, dict):
         return _Row(where, None, f"is a JSON {type(row).__name__}, not an object")
@@ -317,12 +315,12 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[_Row]:
                     where = f"{path}, row {number}"
                     yield _Row(where, row, "is not UTF-8" if row is None else "")
     except (pa.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = errors.one_line(str(error) or type(error).__name__, 200)
         yield _Row(str(path), None, f"is not a whole Parquet file: {reason}")
 
 
 def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
-    """The rows of a record batch; None for a row with a value that is not UTF-8."""
+    """Yields the rows of a record batch; None for a row with a value that is not UTF-8."""
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:
@@ -334,7 +332,7 @@ def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
 
 
 def _as_fields(row: Mapping[str, Any], file_split: str) -> dict[str, Any]:
-    """The fields of a case in one row, in our terms; what is wrong with them is left in."""
+    """Converts a row to the fields of a case; invalid values stay as they are."""
     fields = {name: row[name] for name in FIELDS if name in row}
     for name in PROVENANCE:
         if fields.get(name) is None:
@@ -351,13 +349,13 @@ def _as_fields(row: Mapping[str, Any], file_split: str) -> dict[str, Any]:
 
 
 def _decoded(entity: re.Match[str]) -> str:
-    """The character; `html.unescape` alone would take "&copyright;" for "&copy" and a word."""
+    """Decodes an entity; `html.unescape` alone would decode "&copyright;" as "&copy" and a word."""
     known = entity[0][1] == "#" or entity[0][1:] in html.entities.html5
     return html.unescape(entity[0]) if known else entity[0]
 
 
 def _row_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Returns the problems of a row: missing content fields, a missing split, and `_problems`."""
+    """Yields the problems of a row: missing content fields, a missing split, and `_problems`."""
     missing = [name for name in CONTENT if row.get(name) is None]
     yield from ((name, "is missing") for name in missing)
     yield from _problems({**row, **dict.fromkeys(missing, "-")})

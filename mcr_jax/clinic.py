@@ -1,25 +1,24 @@
-"""The tables of the fictional clinic: diseases, findings and prose that exist nowhere else.
+"""Tables of the fictional clinic: diseases, findings and phrases, all invented.
 
-Every disease, sign, analyte, drug, town and trade here is invented. `synthetic.py` makes cases of
-them. Value i of either axis never occurs in disease i of the family: a finding alone leaves two
-diseases, a finding of each axis together leaves one.
+`synthetic.py` makes cases of them. Value i of an axis never occurs in disease i of the family: one
+finding leaves two diseases, a finding of each axis leaves one.
 """
 
 import dataclasses
 
-Wordings = tuple[str, str, str]  # two that every case may use, one that only the test split uses
-Signs = tuple[Wordings, Wordings, Wordings]  # of each of the three values
+Wordings = tuple[str, str, str]  # two for all splits, one for the test split only
+Signs = tuple[Wordings, Wordings, Wordings]  # one entry for each of the three values
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Three diseases that present alike.
+    """Three diseases with the same presentation.
 
     Attributes:
-      syndrome: what they share, as the presenting complaint.
-      diseases: the three names.
-      axis_a: what examination shows.
-      axis_b: what the history tells or the laboratory reports.
+      syndrome: wordings of the presenting complaint.
+      diseases: names of the diseases.
+      axis_a: findings of the examination.
+      axis_b: findings of history or laboratory.
     """
 
     syndrome: tuple[str, str]
@@ -237,15 +236,8 @@ TOWNS = (
 )
 TRADES = (
     *("lantern keeper", "kite tailor", "bell tuner", "ferry clerk", "moss gatherer", "map inker"),
-    *(
-        "clock winder",
-        "tide counter",
-        "button carver",
-        "cheese porter",
-        "rope dancer",
-        "ink miller",
-    ),
-    *("gate warden", "honey grader", "weather scribe", "chimney piper"),
+    *("clock winder", "tide counter", "button carver", "cheese porter", "rope dancer"),
+    *("ink miller", "gate warden", "honey grader", "weather scribe", "chimney piper"),
 )
 PERSONS = (("man", "he", "his"), ("woman", "she", "her"))
 SPANS = (

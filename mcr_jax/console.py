@@ -1,4 +1,4 @@
-"""Progress of long work: one live line on a terminal, sparse lines in a log."""
+"""Shows progress of long work: one live line on a terminal, sparse lines in a log."""
 
 import contextlib
 import logging
@@ -7,37 +7,38 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+_LOG_INTERVAL_S = 10  # between two lines in a log
 _silent = False
 
 
 def silence(silent: bool) -> None:
-    """Whether all below is left out from here on: of several processes one speaks for all."""
+    """Suppresses all output from now on if `silent`: one of several processes prints for all."""
     global _silent
     _silent = silent
 
 
 def say(message: str) -> None:
-    """Prints one line, at once even into a pipe."""
+    """Prints one line and flushes it."""
     if not _silent:
         print(message, flush=True)
 
 
-class _Said(logging.Handler):
+class _Printed(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         say(record.getMessage())
 
 
 def show_log() -> None:
-    """Prints what the package logs at INFO from now on, such as the attention backend it chose."""
+    """Prints what the package logs at INFO from now on, such as the chosen attention backend."""
     logger = logging.getLogger("mcr_jax")
-    if not any(isinstance(handler, _Said) for handler in logger.handlers):
-        logger.addHandler(_Said())
+    if not any(isinstance(handler, _Printed) for handler in logger.handlers):
+        logger.addHandler(_Printed())
         logger.setLevel(logging.INFO)
         logger.propagate = False
 
 
 class Track:
-    """Progress of one piece of work; made by `track`."""
+    """Progress of one task; created by `track`."""
 
     def __init__(
         self,
@@ -51,10 +52,10 @@ class Track:
         self.description, self.total, self.done = description, total, done
         self._live, self._task, self._status = live, task, status
         self._lock = threading.Lock()
-        self._spoken = time.monotonic()
-        self._lines = 0  # said in a log so far
-        self._over = 0 < total <= done  # whether the line of the total was said, or none is due
-        # Where and when the first unit was done: it takes longer than the others, it compiles.
+        self._last_line = time.monotonic()
+        self._lines = 0  # printed in a log so far
+        self._over = 0 < total <= done  # True once the last line of the log is printed, or not due
+        # Units and time when the first unit was done, which compiles and so takes longest.
         self._steady: tuple[int, float] | None = None
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -62,7 +63,7 @@ class Track:
         self.update(self.done + count, note)
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
-        """Sets the finished units to `done`, and the units in all where they are known only now."""
+        """Sets the finished units to `done`, and the total if it is known only now."""
         with self._lock:
             self.total = self.total if total is None else total
             if self._steady is None and done > self.done:
@@ -71,7 +72,7 @@ class Track:
             self._show(note)
 
     def refresh(self) -> None:
-        """Shows the status anew, where no unit may be finished for long."""
+        """Shows the current status, also while no unit finishes."""
         with self._lock:
             self._show("")
 
@@ -85,11 +86,11 @@ class Track:
             self._log(done, now, note)
 
     def _log(self, done: int, now: float, note: str) -> None:
-        """Says a line every 10 s and one at the total; nothing of work that is done sooner."""
+        """Prints a line every 10 s and one at the end; nothing for work that is done sooner."""
         self._over = 0 < self.total <= done
-        if now - self._spoken < 10 and not (self._over and self._lines):
+        if now - self._last_line < _LOG_INTERVAL_S and not (self._over and self._lines):
             return
-        self._spoken = now
+        self._last_line = now
         self._lines += 1
         left = ""
         if self._steady and self._steady[0] < done < self.total:
@@ -104,18 +105,17 @@ def track(
 ) -> Iterator[Track]:
     """Shows progress of `total` units, `done` of them finished before, while the block runs.
 
-    A `status` stands beside them in place of notes. It is asked every second, also while no unit
-    is finished, and from another thread.
+    The text of `status` replaces notes. Another thread calls it every second.
     """
     if _silent or not sys.stdout.isatty():
-        with _refreshing(Track(description, total, done, None, None, status), status) as made:
-            yield made
+        with _refreshing(Track(description, total, done, None, None, status), status) as shown:
+            yield shown
         return
     from rich import progress
     from rich.console import Console
     from rich.table import Column
 
-    # On a narrow terminal the note is cut; counts and times never are.
+    # A narrow terminal cuts the note, never counts and times.
     cut = Column(no_wrap=True, ratio=1, overflow="ellipsis")
     columns = (
         progress.TextColumn("  {task.description}"),
@@ -126,26 +126,26 @@ def track(
     )
     with progress.Progress(*columns, console=Console(), transient=True, expand=True) as live:
         task = live.add_task(description, total=total, completed=done, note="")
-        with _refreshing(Track(description, total, done, live, task, status), status) as made:
-            yield made
+        with _refreshing(Track(description, total, done, live, task, status), status) as shown:
+            yield shown
 
 
 @contextlib.contextmanager
-def _refreshing(made: Track, status: Callable[[], str] | None) -> Iterator[Track]:
-    """Refreshes it from a thread, if it has a status."""
+def _refreshing(shown: Track, status: Callable[[], str] | None) -> Iterator[Track]:
+    """Refreshes `shown` every second from a thread if there is a status."""
     if status is None:
-        yield made
+        yield shown
         return
     over = threading.Event()
 
-    def go_on() -> None:
+    def refresh() -> None:
         while not over.wait(1.0):
-            made.refresh()
+            shown.refresh()
 
-    thread = threading.Thread(target=go_on, daemon=True)
+    thread = threading.Thread(target=refresh, daemon=True)
     thread.start()
     try:
-        yield made
+        yield shown
     finally:
         over.set()
         thread.join()

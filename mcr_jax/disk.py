@@ -35,18 +35,18 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def require(place: Path, needed: float, what: str, remedy: str) -> None:
-    """Raises McrError if the disk of `place` has not `needed` bytes free.
+    """Raises McrError unless the disk of `place` has `needed` bytes free.
 
     Args:
-      place: file or folder that will be written; it need not exist.
+      place: file or folder to be written; need not exist.
       needed: bytes.
-      what: will be written, for the message.
-      remedy: what the user can do besides freeing some.
+      what: name of the content, for the message.
+      remedy: an alternative to freeing space, for the message.
     """
-    there = place.absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    existing = place.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise McrError(
             f"{place}: no space left for {what}: up to {_size(needed)} are needed and "

@@ -1,4 +1,4 @@
-"""The HTTP library below huggingface_hub and google-genai: httpx2, or httpx in older versions."""
+"""Imports the HTTP library of huggingface_hub and google-genai: httpx2, or httpx before."""
 
 import importlib
 import importlib.util
@@ -6,11 +6,11 @@ from types import ModuleType
 
 
 def installed() -> list[ModuleType]:
-    """Imports those of the two that are installed, httpx2 first."""
+    """Returns the installed ones of httpx2 and httpx, in this order."""
     names = [name for name in ("httpx2", "httpx") if importlib.util.find_spec(name)]
     return [importlib.import_module(name) for name in names]
 
 
 def errors() -> tuple[type[Exception], ...]:
-    """Returns the base class of the errors of each."""
+    """Returns the base class of the errors of each installed library."""
     return tuple(module.HTTPError for module in installed())

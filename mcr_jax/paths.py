@@ -1,4 +1,4 @@
-"""Paths as people write them: ~ is expanded, and an address such as gs://… is no local folder."""
+"""Expands ~ in paths and refuses addresses such as gs://BUCKET where a local folder is needed."""
 
 import os
 import re
@@ -8,30 +8,28 @@ from mcr_jax.errors import UsageError
 
 
 def expanded(path: str | os.PathLike) -> Path:
-    """`path` with ~ or ~USER replaced by a home folder; a shell leaves that of --flag=~/x alone.
+    """Replaces ~ or ~USER by a home folder; a shell does not expand --flag=~/x.
 
     Raises:
-      UsageError: no user is called so, or has no home.
+      UsageError: the user is unknown or has no home folder.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         name = Path(path).parts[0]
-        raise UsageError(
-            f"{path}: there is no home folder of {name}; write the path out"
-        ) from error
+        raise UsageError(f"{path}: there is no home folder of {name}; write it out") from error
 
 
 def local_folder(path: str | os.PathLike) -> Path:
     """Expands a local path; refuses an address such as gs://BUCKET.
 
     Raises:
-      UsageError: it is an address, even after Path or normpath has taken one of its slashes; or as
-        `expanded`.
+      UsageError: the path is an address, also if Path or normpath has removed one of its slashes,
+        or `expanded` fails.
     """
     if address := re.fullmatch(r"(\w{2,}):/+(.*)", str(path), re.DOTALL):
         raise UsageError(
-            f"{address[1]}://{address[2]} is not a local folder: copy it to one, or name one; "
-            "config.train.checkpoints alone may be an address"
+            f"{address[1]}://{address[2]} is not a local folder: copy it to one; only "
+            "config.train.checkpoints may be an address"
         )
     return expanded(path)

@@ -1,4 +1,4 @@
-"""SIGTERM, as a scheduler sends it before it takes the machine away: the work stops and says so."""
+"""Handling of SIGTERM, which a scheduler sends before it takes the machine away."""
 
 import contextlib
 import os
@@ -9,67 +9,67 @@ from collections.abc import Callable, Iterator
 
 from mcr_jax.errors import Stopped
 
-_AGAIN_S = 0.05  # by then the callback is over
+_CALLBACK_S = 0.05  # a callback that ignored the signal has ended after this time
 
 
-def hears() -> bool:
-    """Whether signals come to this thread."""
+def in_main_thread() -> bool:
+    """Returns True in the main thread, the only one in which Python handles signals."""
     return threading.current_thread() is threading.main_thread()
 
 
 @contextlib.contextmanager
-def stoppable(told: str, asked: threading.Event | None = None) -> Iterator[None]:
-    """SIGTERM ends the block wherever it is, as Ctrl-C does; in a thread that hears none, nothing.
+def stoppable(message: str, received: threading.Event | None = None) -> Iterator[None]:
+    """Lets SIGTERM end the block anywhere, like Ctrl-C. Does nothing outside the main thread.
 
     Args:
-      told: the line of `Stopped`.
-      asked: set when the signal comes, for what may go on after it in the block.
+      message: the message of `Stopped`.
+      received: set when the signal arrives, for code in the block that catches `Stopped`.
 
     Raises:
-      Stopped: the signal came, also where what was under way took it for a fault of its own.
+      Stopped: the signal arrived, also if the block caught it and raised another exception.
     """
-    if not hears():
+    if not in_main_thread():
         yield
         return
-    asked, ignored = asked or threading.Event(), threading.Event()
-    asked.clear()
+    received, ignored = received or threading.Event(), threading.Event()
+    received.clear()
 
     def stop(*_: object) -> None:
-        asked.set()
+        received.set()
         ignored.clear()
-        raise Stopped(told)
+        raise Stopped(message)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        with _again_where_ignored(ignored):
+        with _repeated_if_ignored(ignored):
             yield
         if ignored.is_set():  # the block ended before the signal was raised again
-            raise Stopped(told)
+            raise Stopped(message)
     except Exception as error:
-        if asked.is_set() and not isinstance(error, Stopped):
-            raise Stopped(told) from error
+        if received.is_set() and not isinstance(error, Stopped):
+            raise Stopped(message) from error
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
-def _again_where_ignored(pending: threading.Event) -> Iterator[None]:
-    """Raises the signal again where it came in a callback whose exceptions Python ignores.
+def _repeated_if_ignored(pending: threading.Event) -> Iterator[None]:
+    """Raises SIGTERM again if it arrived in a callback whose exceptions Python ignores.
 
-    Such are finalizers and callbacks of the garbage collector, jax's among them. `pending` is set
-    until then.
+    Such callbacks are finalizers and those of the garbage collector, for example of jax. `pending`
+    is set until the signal is raised again.
     """
     before, over = sys.unraisablehook, threading.Event()
 
-    def again() -> None:
-        if not over.wait(_AGAIN_S):
+    def repeat() -> None:
+        if not over.wait(_CALLBACK_S):
             os.kill(os.getpid(), signal.SIGTERM)
 
     def hook(ignored: "sys.UnraisableHookArgs") -> None:
         if isinstance(ignored.exc_value, Stopped):
             pending.set()
-            threading.Thread(target=again, daemon=True).start()
+            threading.Thread(target=repeat, daemon=True).start()
         else:
             before(ignored)
 
@@ -83,11 +83,11 @@ def _again_where_ignored(pending: threading.Event) -> Iterator[None]:
 
 @contextlib.contextmanager
 def caught(call: Callable[[int], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT call `call` with their number and end nothing while the block runs.
+    """Makes SIGTERM and SIGINT call `call` with their number instead of ending the block.
 
-    In a thread that hears none, nothing.
+    Does nothing outside the main thread.
     """
-    if not hears():
+    if not in_main_thread():
         yield
         return
     before = {
@@ -102,12 +102,12 @@ def caught(call: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
-    """SIGTERM and SIGINT wait until the block is over, and come then."""
-    came: list[int] = []
+def deferred() -> Iterator[None]:
+    """Delays SIGTERM and SIGINT to the end of the block."""
+    received: list[int] = []
     try:
-        with caught(came.append):
+        with caught(received.append):
             yield
     finally:
-        if came:
-            signal.raise_signal(came[-1])
+        if received:
+            signal.raise_signal(received[-1])

@@ -1,4 +1,4 @@
-"""Numbered statements: the one place where the clinician's numbering is read or written.
+"""Parses and writes numbered statements; no other module handles their numbering.
 
 In: the text of a list, as published. Out: its items, or the list again.
 """
@@ -12,33 +12,33 @@ from mcr_jax._markers import SPACES, Marker, markers
 
 Style = Literal["1. ", "1) ", "(1) "]
 _FORMAT: dict[Style, str] = {"1. ": "{}. ", "1) ": "{}) ", "(1) ": "({}) "}
-_MAX_STYLES = 8  # of one kind that are tried as the style of the list
+_MAX_STYLES = 8  # of one kind, tried as the style of the list
 _MAX_LEAP = {"number": 9, "letter": 3, "roman": 3, "bullet": 0}
 
 
 def parse_statements(text: str) -> tuple[str, ...]:
-    r"""Takes a list apart: the one parser of the clinician's statements.
+    r"""Splits a list into the clinician's statements.
 
     A marker is a number, a letter, a Roman numeral or a bullet as lists write it: "1.", "1)",
     "(1)", "1:", "1 -", "1\.", "Step 1:", "**1.**", "### 1.", "> 1.", "①", "a)", "IV.", "•".
-    Markers are a list only as a run, so decimals and numbers inside sentences stay where they are:
+    Only a run of markers is a list, so decimals and numbers inside sentences stay:
 
-    1. Markers that open a line; a literal "\n" ends one, too. A run needs at least two and begins
-       with 0, 1, or a number whose successor follows. Later numbers may be left out or repeated;
-       letters and numerals begin with the first two. What is indented deeper than the item before
-       it and does not count on is nested and stays inside its statement.
-    2. Else markers in the flow of a line: each must follow the end of a sentence and count on, or
-       leave out or repeat one number. After the first, "1)", "(1)" and "①" may also follow plain
-       white space outside parentheses; "1." may not, for "grade 2. Then" looks the same. A lone
-       number counts where it opens the text; letters and bullets do so only together.
+    1. Markers that open a line; a literal "\n" also ends a line. A run has at least two markers and
+       begins with 0, 1, or two consecutive numbers. Later numbers may be skipped or repeated;
+       letters and numerals begin with the first two. A marker with a deeper indent than the item
+       before it and without the next number is nested and stays inside its statement.
+    2. Otherwise markers inside a line: each follows the end of a sentence and has the next number,
+       or skips or repeats one. After the first, "1)", "(1)" and "①" may also follow white space
+       outside parentheses; "1." may not, because of "grade 2. Then". A single number counts if it
+       opens the text; single letters and bullets do not.
 
-    Where several runs qualify, the one that starts first is the list and the others are nested;
-    bullets give way to numbers unless these are indented deeper. What stands before the first
-    marker is kept, at the head of the first statement. Text without numbering is one statement, an
-    item without text is none, and empty text gives ().
+    Of several runs the first is the list, the others are nested; numbers take precedence over
+    bullets unless they are indented deeper. Text before the first marker becomes the start of the
+    first statement. Text without numbering is one statement; items without text are dropped; empty
+    text gives ().
 
-    Lossless: but for white space and invisible characters, the statements together are
-    `strip_numbering(text)`. Takes time linear in the text.
+    Lossless: except for white space and invisible characters, the joined statements equal
+    `strip_numbering(text)`. Takes linear time.
     """
     run = _numbering(text)
     if not run:
@@ -55,7 +55,7 @@ def parse_statements(text: str) -> tuple[str, ...]:
 
 
 def strip_numbering(text: str) -> str:
-    """`text` without the markers that `parse_statements` recognises; all else stays as it is."""
+    """Removes the markers that `parse_statements` recognizes from `text`."""
     kept, position = [], 0
     for marker in _numbering(text):
         kept += text[position : marker.start], marker.kept
@@ -66,17 +66,16 @@ def strip_numbering(text: str) -> str:
 def number_statements(statements: Sequence[str], style: Style = "1. ") -> str:
     """Writes statements as a numbered list, one item per line: the inverse of `parse_statements`.
 
-    The inverse holds for up to 999 statements that are not blank, have no outer white space and
-    hold nothing that reads as a marker themselves.
+    Exact for up to 999 statements without outer white space and markers of their own.
     """
     items = (_FORMAT[style].format(n) + item for n, item in enumerate(statements, start=1))
     return "\n".join(items)
 
 
 def _numbering(text: str) -> list[Marker]:
-    """The markers that number `text`, in order; empty where it is not numbered."""
+    """Returns the markers of the list in `text`, in order; [] without a list."""
     found = markers(text)
-    lines = _of_lines(found)
+    lines = _line_run(found)
     flows = [run for group in _by_style(found) if (run := _run_in_flow(text, group))]
     flow = min((run for run in flows if len(run) > 1), key=_start, default=[])
     if lines and (len(lines) >= len(flow) or lines[0].kind != flow[0].kind or _counts(lines)):
@@ -89,7 +88,7 @@ def _start(run: Sequence[Marker]) -> int:
 
 
 def _counts(run: Sequence[Marker]) -> bool:
-    """Whether no number is left out or repeated."""
+    """Returns True if the numbers begin with 0 or 1 and are consecutive."""
     return run[0].number <= 1 and all(b.number == a.number + 1 for a, b in itertools.pairwise(run))
 
 
@@ -100,13 +99,13 @@ def _by_style(found: Iterable[Marker]) -> Iterable[list[Marker]]:
     return groups.values()
 
 
-def _of_lines(found: Iterable[Marker]) -> list[Marker]:
-    """The list of which each item opens a line; empty where there is none."""
+def _line_run(found: Iterable[Marker]) -> list[Marker]:
+    """Returns the markers of the list whose items open lines; [] without one."""
     kinds: dict[str, list[Marker]] = collections.defaultdict(list)
     for marker in found:
         if marker.indent is not None:
             kinds[marker.kind].append(marker)
-    runs = [run for group in kinds.values() for run in _runs_of_lines(group)]
+    runs = [run for group in kinds.values() for run in _line_runs(group)]
     numbered = min((r for r in runs if r[0].kind != "bullet"), key=_start, default=[])
     bullets = min((r for r in runs if r[0].kind == "bullet"), key=_start, default=[])
     if numbered and bullets:
@@ -115,10 +114,10 @@ def _of_lines(found: Iterable[Marker]) -> list[Marker]:
     return numbered or bullets
 
 
-def _runs_of_lines(group: Sequence[Marker]) -> Iterator[list[Marker]]:
-    """For each style, the run of a kind's markers that it begins."""
+def _line_runs(group: Sequence[Marker]) -> Iterator[list[Marker]]:
+    """Yields, for each style, the run of markers of one kind that begins with it."""
     for style in list(dict.fromkeys(marker.style for marker in group))[:_MAX_STYLES]:
-        run = _run_of_lines(group, style)
+        run = _line_run_of(group, style)
         first = next((n for n, pair in enumerate(itertools.pairwise(run)) if _begins(*pair)), None)
         if first is not None:
             yield run[first:]
@@ -133,9 +132,9 @@ def _begins(first: Marker, second: Marker) -> bool:
     return first.number == 1 and counts
 
 
-def _run_of_lines(group: Sequence[Marker], style: str) -> list[Marker]:
+def _line_run_of(group: Sequence[Marker], style: str) -> list[Marker]:
     run: list[Marker] = []
-    nested_at = None  # indent of a nested list that is open
+    nested_at = None  # indent of the current nested list
     nested: set[str] = set()  # styles of nested lists
     for marker in group:
         if nested_at is not None and marker.indent >= nested_at:
@@ -158,9 +157,9 @@ def _run_of_lines(group: Sequence[Marker], style: str) -> list[Marker]:
 
 
 def _run_in_flow(text: str, group: Sequence[Marker]) -> list[Marker]:
-    """The run of one style's markers, wherever they stand."""
+    """Returns the run of markers of one style, at any position."""
     run: list[Marker] = []
-    opened, counted = 0, 0  # parentheses since the last marker of the run, counted up to here
+    opened, counted = 0, 0  # open parentheses since the last marker of the run; counted up to here
     for marker in group:
         opened += text.count("(", counted, marker.start) - text.count(")", counted, marker.start)
         counted = marker.start
@@ -172,7 +171,7 @@ def _run_in_flow(text: str, group: Sequence[Marker]) -> list[Marker]:
 
 
 def _is_lone_item(marker: Marker) -> bool:
-    """Whether a marker without others counts: "1. Fever" does, "1 - Week" or "a) rash" do not."""
+    """Returns True if one marker alone is a list: "1. Fever", but not "1 - Week" or "a) rash"."""
     return marker.opens_text and marker.kind == "number" and marker.style not in ("1-", "1:")
 
 
@@ -183,7 +182,7 @@ def _begins_flow(marker: Marker) -> bool:
 
 
 def _follows(run: Sequence[Marker], marker: Marker, outside: bool) -> bool:
-    """Whether `marker` continues a run in the flow; `outside`: of parentheses."""
+    """Returns True if `marker` continues a run; `outside` is True outside parentheses."""
     leap = marker.number - run[-1].number
     counts = leap == (0 if marker.kind == "bullet" else 1)
     if marker.opens_sentence and (counts or (marker.capital and leap in (0, 2))):

@@ -1,11 +1,10 @@
-"""A fictional clinic: procedural cases for the demo and the tests. Nothing in it is medicine.
+"""Generates fictional cases for the demo and the tests. Nothing in them is medicine.
 
-A case is drawn from one of the families of `clinic.py`: a syndrome shared by three diseases, and
-two findings, each of which excludes one of the three; only together do they leave one. Prose,
-order, decoys and numbers vary. The clinician's statements exclude the two mimics and support the
-diagnosis, each quoting the presentation. The test split comes from another hospital: there, one
-case in five has a finding in words that no training case has, so a model that has learned the
-clinic is still not always right. `cases(seed, sizes)` is a pure function of its arguments.
+A case belongs to a family of `clinic.py`: three diseases share a syndrome, and each of two findings
+excludes one of them. Sentences, their order, decoys and numbers vary. The clinician's statements
+quote the presentation, exclude the two mimics and support the diagnosis. One test case in five has
+a finding in words that no training case has, so that a trained model is not always right.
+`cases(seed, sizes)` is a pure function of its arguments.
 """
 
 import dataclasses
@@ -16,8 +15,8 @@ from collections.abc import Mapping
 from mcr_jax import clinic
 from mcr_jax.cases import Case
 
-UNSEEN_EVERY = 5  # every so many cases of the test split has one finding in unseen words
-NEAR = 0.5  # share of common word triples (Jaccard) from which two presentations are nearly equal
+UNSEEN_EVERY = 5  # one test case in this many has a finding in unseen words
+NEAR = 0.5  # Jaccard similarity of word triples from which presentations are near duplicates
 
 _OPENERS = (
     "{an_age}-year-old {person}, {trade} from {town}, presented with {complaint} for {span}.",
@@ -31,7 +30,7 @@ _SHOWN = (
     "The examiner described {quote}.",
     "Also recorded was {quote}.",
 )
-_TOLD = (
+_REPORTED = (
     "Further questions and tests brought up {quote}.",
     "The letter of referral mentioned {quote}.",
     "The second visit added {quote}.",
@@ -39,7 +38,7 @@ _TOLD = (
 _ABSENT = ("There was {absent}.", "The second examiner saw {absent}.")
 _STRAY = ("Besides, the nurse saw {quote}.", "By the way, the porter pointed out {quote}.")
 
-# A statement quotes before it concludes, as reasoning does: what follows can be read off the quote.
+# A statement first quotes, then concludes from the quote.
 _OPENING = (
     "“{complaint}” could be {first}, {second} or {third}.",
     "For “{complaint}” consider {first}, {second} or {third}.",
@@ -64,7 +63,7 @@ _SUPPORT = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Draw:
-    """The facts of one case before they become prose."""
+    """Facts of one case, before they become sentences."""
 
     family: clinic.Family
     a: int  # the disease that finding A excludes
@@ -72,9 +71,9 @@ class _Draw:
     complaint: str
     quote_a: str
     quote_b: str
-    distant: clinic.Family  # a family that an absent sign speaks against
+    distant: clinic.Family  # excluded by an absent sign
     absent: str | None
-    foreign: clinic.Family  # a family that a stray sign hints at
+    foreign: clinic.Family  # suggested by a stray sign
     stray: str | None
 
     @property
@@ -83,15 +82,15 @@ class _Draw:
 
 
 def cases(seed: int, sizes: Mapping[str, int]) -> list[Case]:
-    """Makes the clinic's cases.
+    """Generates the cases.
 
     Args:
-      seed: another seed gives another clinic's worth of patients; diseases stay the same.
-      sizes: cases per split, keys of "train", "val", "test".
+      seed: selects the patients; the diseases stay the same.
+      sizes: cases per split, by "train", "val" and "test".
 
     Returns:
-      The cases, by split in the order test, val, train. No presentation shares half of its word
-      triples, or more, with one of another split.
+      The cases of test, val and train, in this order. Presentations of different splits have a
+      similarity below NEAR.
     """
     kept: list[Case] = []
     index = _Triples()
@@ -110,13 +109,13 @@ def cases(seed: int, sizes: Mapping[str, int]) -> list[Case]:
 
 
 def word_triples(text: str) -> frozenset[tuple[str, str, str]]:
-    """All runs of three words of `text`, case and punctuation aside."""
+    """Returns all sequences of three words of `text`, without case and punctuation."""
     words = re.findall(r"[\w.]*\w", text.lower())
     return frozenset(zip(words, words[1:], words[2:], strict=False))
 
 
 class _Triples:
-    """Finds the largest Jaccard similarity of a text to those added before."""
+    """Index that finds the largest Jaccard similarity of a text to those added before."""
 
     def __init__(self) -> None:
         self._holders: dict[tuple[str, str, str], list[int]] = {}
@@ -194,7 +193,7 @@ def _presentation(rng: random.Random, draw: _Draw) -> str:
     )
     rest = [
         rng.choice(_SHOWN).format(quote=draw.quote_a, modifier=rng.choice(clinic.MODIFIERS)),
-        rng.choice(_TOLD).format(quote=draw.quote_b),
+        rng.choice(_REPORTED).format(quote=draw.quote_b),
         *(_history(t, rng, she, her, town) for t in rng.sample(clinic.HISTORY, rng.randint(1, 2))),
         _routine(rng.choice(clinic.VITALS), rng),
     ]
@@ -242,18 +241,20 @@ def _routine(template: str, rng: random.Random) -> str:
 def _statements(rng: random.Random, draw: _Draw) -> list[str]:
     names = draw.family.diseases
     facts = {"quote_a": draw.quote_a, "quote_b": draw.quote_b}
-    made: list[str] = []
+    statements: list[str] = []
     if rng.random() < 0.7:
         opening = rng.choice(_OPENING)
         ordered = dict(zip(("first", "second", "third"), names, strict=True))
-        made.append(opening.format(complaint=draw.complaint, **ordered))
+        statements.append(opening.format(complaint=draw.complaint, **ordered))
     if draw.absent:
         distant = draw.distant.diseases[0]
-        made.append(rng.choice(_DECOY).format(distant=distant, absent=draw.absent))
+        statements.append(rng.choice(_DECOY).format(distant=distant, absent=draw.absent))
     if draw.stray:
         foreign, missing = draw.foreign.diseases[0], draw.foreign.syndrome[0]
-        made.append(rng.choice(_FOREIGN).format(foreign=foreign, missing=missing, stray=draw.stray))
+        statements.append(
+            rng.choice(_FOREIGN).format(foreign=foreign, missing=missing, stray=draw.stray)
+        )
     for mimic, quote in ((draw.a, draw.quote_a), (draw.b, draw.quote_b)):
-        made.append(rng.choice(_EXCLUDE).format(mimic=names[mimic], quote=quote))
-    made.append(rng.choice(_SUPPORT).format(disease=names[draw.disease], **facts))
-    return made
+        statements.append(rng.choice(_EXCLUDE).format(mimic=names[mimic], quote=quote))
+    statements.append(rng.choice(_SUPPORT).format(disease=names[draw.disease], **facts))
+    return statements

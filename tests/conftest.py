@@ -1,4 +1,4 @@
-"""What every test may rely on: no key, redirect or proxy of the machine, and a local Gemini."""
+"""Fixtures for all tests: a clean environment without keys and proxies, and a local Gemini."""
 
 import importlib.util
 import os

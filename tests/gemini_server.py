@@ -1,11 +1,11 @@
-"""A Gemini on loopback: speaks the wire of generateContent, records calls, fails as it is told to.
+"""Gemini server on loopback: implements generateContent, records calls, fails as scripted.
 
     with GeminiServer() as server:
         server.then(server.error(429, "slow down", retry_delay="0s"), server.says("hello"))
 
-Calls take the scripted replies in turn; once none is left, judge prompts are answered by a plain
-rule: a diagnosis is the same if the texts are equal, a statement is found or kept if the trace
-holds it, and nothing was added.
+Calls get the scripted replies in turn. After these a rule answers judge prompts: a diagnosis is the
+same if the texts are equal, a statement is found or kept if the trace contains it, and nothing was
+added.
 """
 
 import collections
@@ -42,7 +42,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the server does with one call: replies, or drops or hangs the connection."""
+    """Scripted reaction to one call: a reply, or a dropped or hanging connection."""
 
     status: int = 200
     body: bytes = b""
@@ -140,7 +140,7 @@ class GeminiServer:
         return Answer(fault="drop")
 
     def by_rule(self) -> Answer:
-        """What is replied when nothing is scripted."""
+        """Returns the answer by rule, used when nothing is scripted."""
         return Answer(fault="rule")
 
     def wait(self, seconds: float) -> None:

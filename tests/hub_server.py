@@ -1,7 +1,7 @@
-"""A Hugging Face Hub on loopback: one dataset repository, on the wire that huggingface_hub speaks.
+"""Hugging Face Hub on loopback with one dataset repository, for the real huggingface_hub client.
 
-Large files are as on the Hub: a HEAD names their SHA-256 and redirects to where the bytes are, and
-a GET with a Range goes on where an earlier one was cut.
+As on the Hub, a HEAD of a large file gives its SHA-256 and redirects to its address, and a GET with
+a Range resumes an interrupted download.
 """
 
 import hashlib

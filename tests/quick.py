@@ -1,4 +1,4 @@
-"""Which of a test's parameters `make test` takes; `make test-all` takes all of them."""
+"""Selects the parameters of a test that `make test` runs; `make test-all` runs all."""
 
 from collections.abc import Iterable
 

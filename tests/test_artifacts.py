@@ -1,4 +1,4 @@
-"""JSON files of a workdir that were changed or damaged: one line that names file and field."""
+"""A changed or damaged JSON file of a workdir is one line that names file and field."""
 
 import copy
 import json

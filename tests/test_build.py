@@ -1,4 +1,4 @@
-"""A dataset appears whole or not at all. Every disease, patient and article here is invented."""
+"""Datasets are written atomically. Every disease, patient and article here is invented."""
 
 import json
 import os
@@ -185,8 +185,7 @@ def test_progress_counts_every_case_up_to_the_total(source, tmp_path):
 
 
 @pytest.mark.promise(
-    "another source with other content is refused until you say `--overwrite` or name another "
-    "`--data_dir`"
+    "A dataset of other cases is refused until you pass `--overwrite` or another `--data_dir`."
 )
 def test_other_cases_are_refused_by_both_fingerprints_and_replaced_on_request(
     built, source, other, tmp_path
@@ -294,7 +293,7 @@ def test_two_builds_at_once_do_not_mix(built, source, other, tmp_path):
 
     def meanwhile(done: int, total: int) -> None:
         if done == total:
-            with pytest.raises(errors.McrError, match="another build is writing") as caught:
+            with pytest.raises(errors.McrError, match="another build writes to") as caught:
                 build(other, tmp_path)
             refused.append(caught)
 
@@ -302,7 +301,7 @@ def test_two_builds_at_once_do_not_mix(built, source, other, tmp_path):
     assert len(refused) == 1 and content(tmp_path) == content(built.data_dir)
 
 
-@pytest.mark.promise("and leaves nothing half-prepared")
+@pytest.mark.promise("and writes nothing half-prepared")
 def test_bad_cases_leave_no_trace(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"pmcid": "PMC1"}\n')
     with pytest.raises(errors.McrError, match="3 problems"):

@@ -1,4 +1,4 @@
-"""The config `stitched` stands beside the dataset and never in its place. All of it is fiction."""
+"""The config `stitched` is added to the dataset and never replaces it. All of it is fiction."""
 
 import json
 import os

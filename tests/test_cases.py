@@ -1,4 +1,4 @@
-"""Cases are read whole or not at all. Every disease, patient and article here is invented."""
+"""All cases of a source are read, or none. Every disease, patient and article here is invented."""
 
 import dataclasses
 import datetime

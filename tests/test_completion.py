@@ -1,4 +1,4 @@
-"""A completion's trace and answer are read by named rules; different answers are none."""
+"""Named rules read trace and answer of a completion; two different answers are no answer."""
 
 import pytest
 from hypothesis import example, given
@@ -140,8 +140,8 @@ def test_the_trace_is_what_stands_before_the_answer(text, trace):
 
 
 @pytest.mark.promise(
-    "The answer is read from what follows the last `</think>`, so a reasoning model may mention "
-    "the tags in its thoughts."
+    "The answer is read after the last `</think>`, so a reasoning model may mention the tags in "
+    "its thoughts."
 )
 def test_thoughts_that_mention_tags_do_not_cost_a_reasoning_model_its_answer():
     text = "I must write <think> and <answer>. Not <answer>Mossgout</answer>!\n</think>\n\n"

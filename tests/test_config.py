@@ -1,4 +1,4 @@
-"""A config is whole, typed and plain; what does not belong is refused in one line."""
+"""A config is complete and typed; unknown fields and wrong values are refused in one line."""
 
 import importlib.util
 import json
@@ -38,7 +38,7 @@ def refusal(name: str, value) -> str:
 
 
 @pytest.mark.promise(
-    "An unknown field or a value of another type is refused, with the name that is closest."
+    "An unknown field or a value of another type is refused, with the closest name."
 )
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_misspelt_field_is_refused_with_the_name_that_was_meant(name):

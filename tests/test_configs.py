@@ -1,4 +1,4 @@
-"""The shipped configs load from a checkout and installed, and fit the hardware that they name."""
+"""Shipped configs load from a checkout and from a wheel, and fit the hardware that they name."""
 
 import importlib
 import re

@@ -1,4 +1,4 @@
-"""Progress in a log: sparse lines, and a rest that the first, slow unit does not stretch."""
+"""Progress in a log: sparse lines, and a remaining time without the slow first unit."""
 
 import io
 import re

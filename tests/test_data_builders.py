@@ -1,4 +1,4 @@
-"""The TFDS builder keeps to the conventions of TFDS. Every disease named here is invented."""
+"""The TFDS builder follows the conventions of TFDS. Every disease named here is invented."""
 
 import pathlib
 import pickle

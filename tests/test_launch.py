@@ -1,4 +1,4 @@
-"""launch/: the cloud and Slurm played by recording stand-ins, the rest for real."""
+"""Launch scripts, with recording stand-ins for the cloud and Slurm; the rest is real."""
 
 import fcntl
 import itertools
@@ -610,7 +610,7 @@ def test_a_dry_run_calls_nothing_and_shows_what_a_run_calls(stage, script):
 
 
 def _commands(shown):
-    """What a dry run printed, as argvs of gcloud."""
+    """Parses the output of a dry run into argvs of gcloud."""
     argvs, open_line = [], ""
     for line in shown.splitlines(keepends=True):
         open_line += line
@@ -635,7 +635,7 @@ XPK = ["--name=a 'b'", "--cluster=my cluster", "--image=gcr.io/p/i:1"]
 
 
 def by_xpk(line, **env):
-    """What a command prints that xpk starts as its template for containers does."""
+    """Returns the output of a command that is started like in xpk's container template."""
     code = f"({line}) & wait $!"
     done = subprocess.run(["bash", "-c", code], env={**os.environ, **env}, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")

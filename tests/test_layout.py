@@ -1,4 +1,4 @@
-"""The layout of the package: where a stage opens, names of files, and what is private."""
+"""Layout of the package: entry points of stages, file names, private names, docstrings."""
 
 import ast
 import collections

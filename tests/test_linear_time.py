@@ -1,7 +1,7 @@
-"""Whatever reads a model's or an article's text does work that grows with its length, no faster.
+"""Functions that read texts of models or articles take linear time.
 
-Each function reads texts of one length and of four times that length; a linear one takes about four
-times as long, a quadratic one sixteen times. All names of diseases are invented.
+Each function reads texts of one length and of four times that length: linear time is about four
+times as long, quadratic time sixteen times. All names of diseases are invented.
 """
 
 import gc
@@ -183,7 +183,7 @@ def seconds(read: Callable[[str], object], told: str) -> float:
 
 
 def growth(read: Callable[[str], object], make: Callable[[int], str], length: int) -> float:
-    """How many times as long a text takes that is `TIMES` as long; noise is measured away."""
+    """Returns the ratio of times for texts of `TIMES` the length; repeats reduce the noise."""
     short, long = make(length), make(TIMES * length)
     least = [float("inf")] * 2
     for _ in range(8):

@@ -1,4 +1,4 @@
-"""~ in every path that a person gives: a home folder, or one line where there is no such user."""
+"""Every path of a user may begin with ~; an unknown user is an error of one line."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""Prompts: loaded by name, replaced by the user's, filled in by one explicit rule."""
+"""Prompts are loaded by name, replaced by the user's files, and filled in by one rule."""
 
 import string
 
@@ -67,7 +67,7 @@ def test_unknown_name_is_a_usage_error_even_where_a_file_has_it(tmp_path, name):
 @pytest.mark.parametrize("text", ["Same?", "{{reference}}", "{{reference}} {{predicted}} {{x}}"])
 def test_a_users_prompt_with_other_fields_is_refused_when_it_is_loaded(tmp_path, text):
     (tmp_path / "judge_diagnosis.txt").write_text(text)
-    with pytest.raises(UsageError, match=r"judge_diagnosis.txt: .*has to take {{predicted}}, {{r"):
+    with pytest.raises(UsageError, match=r"judge_diagnosis.txt: .*needs {{predicted}}, {{r"):
         prompts.load("judge_diagnosis", str(tmp_path))
 
 

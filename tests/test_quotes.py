@@ -1,4 +1,4 @@
-"""How quotes are verified and highlighted: the same words count, whatever they are set in."""
+"""Quotes are verified and highlighted by their words, independent of typography."""
 
 import pytest
 from hypothesis import given

@@ -1,7 +1,7 @@
-"""What README and docs/ promise about errors, kills and exit statuses: a test names each sentence.
+"""Sentences of README and docs/ about errors, kills and exit statuses have tests that name them.
 
-A test does so by `@pytest.mark.promise("sentence")`. A sentence that is not there any more, or a
-promise that no test names, fails here.
+A test names a sentence by `@pytest.mark.promise("sentence")`. Fails for a name that is no sentence
+of the pages, and for such a sentence without a test.
 """
 
 import ast
@@ -9,11 +9,10 @@ import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).parents[1]
-# What a sentence that promises something of this kind says.
+# Words of sentences that promise such behaviour.
 _PROMISING = re.compile(
-    r"status|kill -9|kill it|SIGTERM|one line|refuse|does nothing|set aside|asks? again"
-    r"|goes on where|half-prep|not done twice|never asked|never counted|cut off"
-    r"|is waited for|pooled"
+    r"status|kill -9|killed|SIGTERM|one line|refuse|does nothing|set aside|requests? .*again"
+    r"|resumes|may resume|half-prep|twice|never requested|never counted|cut off|waits up to|pooled"
 )
 _SENTENCE_END = re.compile(r"(?<=[.:;])\s+(?=[A-Z`*\[-])")
 
@@ -23,13 +22,13 @@ def _plain(text: str) -> str:
 
 
 def _pages() -> str:
-    """README and all pages, one after the other."""
+    """Returns README and all pages as one text."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     return "\n\n".join(page.read_text(encoding="utf-8") for page in pages)
 
 
 def _sentences() -> list[str]:
-    """The sentences, without code blocks, headings and tables."""
+    """Returns the sentences, without code blocks, headings and tables."""
     text = re.sub(r"(?ms)^```.*?^```$", "\n\n", _pages())
     text = re.sub(r"(?m)^( {4}|\||#).*$", "\n\n", text)
     parts = re.split(r"\n\s*\n|\n(?=- )", text)
@@ -37,7 +36,7 @@ def _sentences() -> list[str]:
 
 
 def _promises() -> dict[str, str]:
-    """The sentences that tests name, each with its test."""
+    """Returns the sentences that tests name, each with its test."""
     found = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         if "mark.promise" not in (source := path.read_text(encoding="utf-8")):

@@ -1,4 +1,4 @@
-"""SIGTERM ends a block of work with one line, and is what it was before afterwards."""
+"""SIGTERM ends a block of work with one line; its handler is restored afterwards."""
 
 import contextlib
 import os
@@ -41,14 +41,14 @@ def test_a_fault_without_sigterm_stays_what_it_is():
 
 
 def test_sigterm_that_was_swallowed_is_told_to_what_goes_on_and_forgotten_by_the_next_block():
-    asked = threading.Event()
-    with stoppable("stopped", asked):
+    received = threading.Event()
+    with stoppable("stopped", received):
         with contextlib.suppress(McrError):
             terminate()
-        assert asked.is_set()
-    with pytest.raises(ValueError, match="later"), stoppable("stopped", asked):
+        assert received.is_set()
+    with pytest.raises(ValueError, match="later"), stoppable("stopped", received):
         raise ValueError("later")
-    assert not asked.is_set()
+    assert not received.is_set()
 
 
 def test_a_signal_in_a_callback_whose_exceptions_are_ignored_ends_the_block_all_the_same():

@@ -1,4 +1,4 @@
-"""Numbered statements are taken apart without loss. Every disease named here is invented."""
+"""Numbered statements are split without loss. Every disease named here is invented."""
 
 import hypothesis
 import pytest

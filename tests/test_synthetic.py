@@ -1,4 +1,4 @@
-"""The fictional clinic: repeatable, plainly invented, and a riddle that takes two findings."""
+"""The fictional clinic is repeatable, clearly invented, and solvable only with two findings."""
 
 import collections
 import re
@@ -28,7 +28,7 @@ def family_of(case) -> clinic.Family:
 
 
 def value_of(axis, text: str) -> int:
-    """Which of an axis' three values a presentation shows, read from its words alone."""
+    """Returns the value of an axis that the words of a presentation show."""
     (value,) = (i for i, signs in enumerate(axis) if any(sign in text for sign in signs))
     return value
 

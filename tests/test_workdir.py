@@ -1,4 +1,4 @@
-"""A workdir's files are whole or absent, and one `mcr` at a time writes them."""
+"""Files of a workdir are written atomically, by one `mcr` at a time."""
 
 import collections
 import json

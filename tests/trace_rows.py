@@ -1,4 +1,4 @@
-"""A row of a file of traces, for tests that only need one."""
+"""Makes a row of a file of traces."""
 
 from mcr_jax.data import traces
 

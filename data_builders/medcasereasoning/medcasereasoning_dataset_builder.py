@@ -1,15 +1,15 @@
-"""MedCaseReasoning as a TensorFlow Datasets builder.
+"""TFDS builder of MedCaseReasoning.
 
-In: cases on disk, JSONL or Parquet files or a Hub snapshot folder. Out: a prepared dataset that
-`tfds.load` and, without TensorFlow, `tfds.data_source` read: by its name after
-`import mcr_jax.tfds`, and with `data_dir=DIR` with no import of this package.
+In: JSONL or Parquet files, or a Hub snapshot folder. Out: a prepared dataset for `tfds.load` and,
+without TensorFlow, `tfds.data_source`. Both find it by name after `import mcr_jax.tfds`, or with
+`data_dir=DIR` and no import.
 
 `mcr build` prepares it atomically. By hand:
 
     from mcr_jax.data_builders import medcasereasoning
     medcasereasoning.Builder(source="snapshot_folder").download_and_prepare()
 
-The config `stitched` has the same cases with the traces that `mcr stitch` made of their statements.
+The config `stitched` adds the traces of `mcr stitch` to the same cases.
 """
 
 import pathlib
@@ -28,7 +28,7 @@ STITCHED = tfds.core.BuilderConfig(
     description="With one fluent reasoning trace per case of the train and val splits.",
 )
 _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
-_TRACED = ("train", "val")  # splits of which every case has a trace
+_TRACED = ("train", "val")  # splits in which every case has a trace
 _HOMEPAGE = "https://arxiv.org/abs/2505.11733"
 _LICENSE = (
     "MIT by the card of zou-lab/MedCaseReasoning on the Hugging Face Hub, CC BY 4.0 "
@@ -58,8 +58,8 @@ _DOCS = {
 class _WholeShardWriter(tfds.core.ExampleWriter):
     """Writes each shard from a list.
 
-    The Parquet adapter of TFDS 4.9.10 batches with `islice(examples, i, i + 100)`. On an iterator,
-    which TFDS gives it, that skips examples without a word: a shard of 3,273 keeps 700.
+    The Parquet adapter of TFDS 4.9.10 batches with `islice(examples, i, i + 100)`. TFDS passes an
+    iterator, on which that silently skips examples: a shard of 3,273 keeps 700.
     """
 
     def write(self, path: Any, examples: Iterable[Any]) -> Any:
@@ -69,19 +69,19 @@ class _WholeShardWriter(tfds.core.ExampleWriter):
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Clinical cases with the clinician's numbered reasons and the final diagnosis.
 
-    Examples are keyed by fingerprint, so their order depends on the cases alone, not on the order
-    of the source. `info.metadata` holds the fingerprint of the whole source, the counts of cases,
-    and those of statements per case.
+    Examples are keyed by fingerprint, so the order of the source does not matter. `info.metadata`
+    holds the fingerprint of the source, the number of cases per split, and statistics of statements
+    per case.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         "1.0.0": "The cases as published, with parsed statements and fingerprints."
     }
-    # Not in BUILDER_CONFIGS: one of those would be the default, in a folder of its own, and the
-    # dataset without a config is to stay where it is.
+    # Not in BUILDER_CONFIGS: the first of those would be the default, in another folder than the
+    # dataset without a config.
     builder_configs: ClassVar[dict[str, tfds.core.BuilderConfig]] = {STITCHED.name: STITCHED}
-    # TFDS would infer a path from the module's name, which an editable install does not honour.
+    # TFDS would infer a path from the module's name, which is wrong in an editable install.
     pkg_dir_path = tfds.core.Path(__file__).parent
 
     def __init__(
@@ -94,22 +94,21 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         file_format: str | tfds.core.FileFormat | None = "parquet",
         **kwargs: Any,
     ):
-        """Prepares nothing yet.
+        """Opens the builder; `download_and_prepare` prepares the dataset.
 
         Args:
-          source: "PATH[,PATH]" or the cases themselves; needed to prepare, not to read.
-          traces: The file that `mcr stitch` wrote; needed to prepare the config `stitched`.
-          origin: Where the source comes from, for `info.metadata`; "" for nothing to tell.
-          progress: Called with (cases written, cases in all) while the dataset is prepared.
-          file_format: Parquet, which is written without TensorFlow and read with and without it.
-            array_record, which `tfds.data_source` insists on where it is given no data_dir, is
-            taken for it: both can be read in any order.
-          **kwargs: Those of `tfds.core.GeneratorBasedBuilder`, as `data_dir` and `version`.
+          source: "PATH[,PATH]" or the cases; required to prepare, not to read.
+          traces: file of `mcr stitch`; required to prepare the config `stitched`.
+          origin: origin of the source for `info.metadata`; "" if unknown.
+          progress: called with (cases written, total cases) during preparation.
+          file_format: Parquet, which needs no TensorFlow. array_record, which `tfds.data_source`
+            requires without data_dir, is replaced by it: both have random access.
+          **kwargs: arguments of `tfds.core.GeneratorBasedBuilder`, such as `data_dir`.
         """
         if file_format and tfds.core.FileFormat.from_value(file_format) == _ARRAY_RECORD:
             file_format = tfds.core.FileFormat.PARQUET
         super().__init__(file_format=file_format, **kwargs)
-        # What a pickle restores.
+        # Restored by pickle.
         self._original_state.update(source=source, traces=traces, origin=origin)
         self._source, self._traces, self._origin = source, traces, origin
         self._progress = progress or (lambda done, total: None)
@@ -117,18 +116,18 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self._done = self._total = 0
 
     def download_and_prepare(self, **kwargs: Any) -> None:
-        """As of every builder; one that has no source takes what is prepared, and prepares nothing.
+        """Prepares the dataset, unless it exists.
 
         Raises:
-          UsageError: nothing is prepared, and there is no source, or for `stitched` no traces.
+          UsageError: it does not exist, and the source or the traces of `stitched` are missing.
         """
-        traces = self.builder_config and self._traces is None
-        if not self.data_path.exists() and (self._source is None or traces):
+        no_traces = self.builder_config and self._traces is None
+        if not self.data_path.exists() and (self._source is None or no_traces):
             name = "/".join(self.data_path.parent.relative_to(self._data_dir_root).parts)
             option = "--traces=WORKDIR/traces.parquet, " if self.builder_config else ""
             raise errors.UsageError(
                 f"{name} is not prepared in {self._data_dir_root}: run `mcr build` ({option}"
-                "--source=PATH for cases that you have), or name another data_dir"
+                "--source=PATH for local cases), or pass another data_dir"
             )
         super().download_and_prepare(**kwargs)
 
@@ -148,7 +147,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        del dl_manager  # nothing is downloaded
+        del dl_manager  # no download
         cases = self._source
         if isinstance(cases, str):
             cases = cases_lib.read_cases(cases)
@@ -177,7 +176,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self.info.metadata.update(traces_fingerprint=traces_lib.rows_digest(self._rows.values()))
 
     def _traced(self, case: cases_lib.Case) -> dict[str, str]:
-        """What the config adds to an example."""
+        """Returns the fields that the config adds to an example."""
         if not self.builder_config:
             return {}
         row = self._rows[case.fingerprint] if case.split in _TRACED else None
@@ -203,7 +202,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return _WholeShardWriter(self.info.file_format)
 
     def _log_download_bytes(self) -> None:
-        """Prints nothing: there is no download whose size TFDS could announce."""
+        """Prints nothing: there is no download."""
 
     def _log_download_done(self) -> None:
-        """Prints nothing: whoever prepares the dataset tells where it is."""
+        """Prints nothing: `mcr build` prints the folder."""

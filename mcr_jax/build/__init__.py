@@ -1,1 +1,1 @@
-"""The stage that packages cases as the TFDS dataset `medcasereasoning`."""
+"""Packages cases as the TFDS dataset `medcasereasoning`."""

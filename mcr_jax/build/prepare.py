@@ -1,13 +1,14 @@
-"""Stage `build`: cases on disk to the TFDS dataset `medcasereasoning`.
+"""Prepares the TFDS dataset `medcasereasoning` from cases on disk.
 
-In: a source "PATH[,PATH]" of JSONL, Parquet or a Hub snapshot folder, and for the dataset's config
-`stitched` the traces that `mcr stitch` made of the cases. Out: the prepared dataset in a data_dir,
-which `tfds.load` and `tfds.data_source` read.
+In: a source "PATH[,PATH]" of JSONL, Parquet or a Hub snapshot folder, and for the dataset config
+`stitched` the traces of `mcr stitch`. Out: the prepared dataset in a data_dir, which `tfds.load`
+and `tfds.data_source` read.
 
-A dataset appears whole or not at all: it is prepared aside, in a hidden folder beside its place,
-and moved there by rename. What a killed run leaves is invisible to TFDS and swept by the next.
+Writes are atomic: the dataset is prepared in a hidden folder next to its final one and renamed.
+TFDS does not see what a killed run leaves, and the next run removes it.
 """
 
+import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -27,8 +28,8 @@ from mcr_jax.data import dataset, traces
 from mcr_jax.data.statement_counts import statement_counts
 from mcr_jax.data_builders.medcasereasoning import STITCHED, Builder
 
-_ASIDE = ".mcr-build-"
-_OLD = "replaced"
+_HIDDEN_PREFIX = ".mcr-build-"  # of folders in which datasets are prepared
+_REPLACED = "replaced"  # the old dataset in such a folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,14 +37,14 @@ class BuildReport:
     """Summary of the dataset in the data_dir after `build`.
 
     Attributes:
-      data_dir: The folder to give to `tfds.load(..., data_dir=...)`.
-      version: The dataset's version.
-      counts: Cases per split.
-      statements: Statements per case (`statement_counts`), as the dataset's metadata holds them.
+      data_dir: the folder for `tfds.load(..., data_dir=...)`.
+      version: version of the dataset.
+      counts: cases per split.
+      statements: statistics of statements per case (`statement_counts`), from the metadata.
       fingerprint: SHA-256 of the source (`cases.source_fingerprint`).
-      config: "stitched", or "" for the cases alone.
+      config: "stitched", or "" for the dataset without traces.
       traces_fingerprint: SHA-256 of the traces; "" without.
-      already_done: Whether the same dataset stood there before and nothing was written.
+      already_done: True if the dataset existed before and nothing was written.
     """
 
     data_dir: pathlib.Path
@@ -57,12 +58,12 @@ class BuildReport:
 
     @property
     def name(self) -> str:
-        """Name that `tfds.load` takes."""
+        """Name of the dataset for `tfds.load`."""
         return "/".join(filter(None, (dataset.NAME, self.config)))
 
     @property
     def loading(self) -> str:
-        """A line of Python that reads it."""
+        """Line of Python that loads the dataset."""
         default = self.data_dir == dataset.resolve_data_dir(None)
         where = "" if default else f", data_dir={str(self.data_dir)!r}"
         split = next(iter(self.counts))
@@ -80,35 +81,32 @@ def build(
     traces_path: str = "",
     origin: str = "",
 ) -> BuildReport:
-    """Prepares the dataset, unless the same one is there already.
+    """Prepares the dataset, unless the same one exists.
 
-    TFDS's own progress bars are switched off for the rest of the process.
+    Disables the progress bars of TFDS for the rest of the process.
 
     Args:
-      source: "PATH[,PATH]", as `cases.read_cases` takes it.
-      data_dir: Folder of TFDS datasets; None for TFDS's default (TFDS_DATA_DIR, else
+      source: "PATH[,PATH]", see `cases.read_cases`.
+      data_dir: folder of TFDS datasets; None for TFDS's default (TFDS_DATA_DIR, else
         ~/tensorflow_datasets).
-      overwrite: Whether to prepare in any case, in place of whatever dataset is there.
-      progress: Called with (cases written, cases in all).
-      traces_path: The file that `mcr stitch` wrote, for the config `stitched`; "" for the dataset
-        without a config. Each has its place, and the other stays as it is.
-      origin: Where the source was downloaded from, for the dataset's metadata.
+      overwrite: replaces an existing dataset.
+      progress: called with (cases written, total cases).
+      traces_path: file of `mcr stitch`, to prepare the config `stitched`; "" for the dataset
+        without a config. Both exist side by side.
+      origin: source of the download, for the dataset's metadata.
 
     Raises:
-      UsageError: The source or the data_dir is none.
-      McrError: The cases or the traces are bad, another dataset or another build is in the way, or
-        the disk is full. A dataset that was there is untouched.
+      UsageError: the source or the data_dir does not exist.
+      McrError: cases or traces are invalid, another dataset exists or another build is running, or
+        the disk is full. An existing dataset stays unchanged.
     """
     data_dir = dataset.resolve_data_dir(data_dir)
     cases = cases_lib.read_cases(source)
+    counts = collections.Counter(case.split for case in cases)
     report = BuildReport(
         data_dir=data_dir,
         version=str(Builder.VERSION),
-        counts={
-            split: count
-            for split in cases_lib.SPLITS
-            if (count := sum(case.split == split for case in cases))
-        },
+        counts={split: counts[split] for split in cases_lib.SPLITS if split in counts},
         statements=statement_counts(cases),
         fingerprint=cases_lib.source_fingerprint(cases),
         config=STITCHED.name if traces_path else "",
@@ -121,21 +119,21 @@ def build(
             _sweep(target)
             if _is_built(report, overwrite):
                 return dataclasses.replace(report, already_done=True)
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=_ASIDE) as aside:
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=_HIDDEN_PREFIX) as hidden:
                 builder = Builder(
                     source=cases,
                     traces=traces_path or None,
                     origin=origin,
                     config=report.config or None,
-                    data_dir=aside,
+                    data_dir=hidden,
                     progress=progress,
                 )
                 builder.download_and_prepare()
                 if damaged := dataset.damaged_files(builder):
                     raise errors.McrError(
-                        f"{damaged[0].name} was not written whole, nothing changed: run it again"
+                        f"{damaged[0].name} is incomplete, nothing changed: run the command again"
                     )
-                _swap(pathlib.Path(builder.data_dir), target, pathlib.Path(aside))
+                _swap(pathlib.Path(builder.data_dir), target, pathlib.Path(hidden))
     except OSError as error:
         reason = error.strerror or str(error)
         raise errors.McrError(
@@ -145,17 +143,17 @@ def build(
 
 
 def _is_built(wanted: BuildReport, overwrite: bool) -> bool:
-    """Whether the wanted dataset stands there whole; raises if another one is in the way."""
+    """Returns True if the wanted dataset exists and is whole; raises if another one exists."""
     if overwrite:
         return False
     try:
         builder = dataset.open_builder(wanted.data_dir, wanted.config)
-        there = dataset.fingerprint_of(builder)
+        present = dataset.fingerprint_of(builder)
     except dataset.MissingDatasetError:
         return False
     stitched = builder.info.metadata.get("traces_fingerprint", "")
     for what, found, given in (
-        ("cases", there, wanted.fingerprint),
+        ("cases", present, wanted.fingerprint),
         ("traces", stitched, wanted.traces_fingerprint),
     ):
         if found != given:
@@ -164,7 +162,7 @@ def _is_built(wanted: BuildReport, overwrite: bool) -> bool:
                 f"this source has {given[:12]}): pass another --data_dir, or --overwrite to "
                 "replace it"
             )
-    same = wanted.statements.items() <= builder.info.metadata.items()  # else read another way
+    same = wanted.statements.items() <= builder.info.metadata.items()  # differs if parsing changed
     return same and not dataset.damaged_files(builder)
 
 
@@ -172,39 +170,37 @@ def _fingerprint_of(traces_path: str) -> str:
     return traces.rows_digest(traces.read(pathlib.Path(traces_path))) if traces_path else ""
 
 
-def _swap(new: pathlib.Path, target: pathlib.Path, aside: pathlib.Path) -> None:
-    """Moves `new` to `target`; what was there goes to `aside`, from where `_sweep` can restore."""
-    old = aside / _OLD
+def _swap(new: pathlib.Path, target: pathlib.Path, hidden: pathlib.Path) -> None:
+    """Moves `new` to `target` and an old dataset into `hidden`, where `_sweep` can restore it."""
+    old = hidden / _REPLACED
     try:
         if target.exists():
             target.rename(old)
         new.rename(target)
-    finally:  # also when interrupted: `aside` is deleted next
+    finally:  # also when interrupted: `hidden` is deleted next
         if old.exists() and not target.exists():
             old.rename(target)
 
 
 def _sweep(target: pathlib.Path) -> None:
-    """Removes what killed runs left; one killed between the two renames gives the old one back."""
-    for aside in target.parent.glob(f"{_ASIDE}*"):
-        old = aside / _OLD
+    """Removes the folders of killed runs; restores the dataset of a run killed while renaming."""
+    for hidden in target.parent.glob(f"{_HIDDEN_PREFIX}*"):
+        old = hidden / _REPLACED
         if old.exists() and not target.exists():
             old.rename(target)
-        shutil.rmtree(aside)
+        shutil.rmtree(hidden)
 
 
 @contextlib.contextmanager
 def _lock(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps other builds out of `folder`; the system lifts the lock of a killed process."""
+    """Locks `folder` against other builds; the system releases the lock of a killed process."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise errors.McrError(
-                f"another build is writing to {folder}: wait for it to end"
-            ) from error
+            raise errors.McrError(f"another build writes to {folder}: wait for its end") from error
         yield
     finally:
         os.close(descriptor)
@@ -212,7 +208,7 @@ def _lock(folder: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences TFDS: its bars and its warnings would garble our own progress."""
+    """Silences bars and warnings of TFDS, which would garble our own progress lines."""
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)

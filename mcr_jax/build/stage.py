@@ -1,4 +1,4 @@
-"""The build stage: cases of a file, of the fictional clinic or of the Hub, as a TFDS dataset."""
+"""Build stage: prepares the TFDS dataset from files, the fictional clinic or the Hub."""
 
 from mcr_jax import console, synthetic
 from mcr_jax.build.prepare import BuildReport, build
@@ -8,14 +8,14 @@ from mcr_jax.data.statement_counts import describe
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.experiment.experiment import SYNTHETIC, Experiment
 
-REVISION = "main"  # of the published cases on the Hub, unless another is named
+REVISION = "main"  # default revision of the published cases on the Hub
 
 
 def run(experiment: Experiment, traces: str = "", revision: str = "") -> BuildReport:
-    """Prepares the dataset of an experiment from what its config names, else from the Hub."""
+    """Prepares the dataset of an experiment from config.data.source, by default from the Hub."""
     source, workdir = experiment.config.data.source, experiment.workdir
     if source and revision:
-        raise UsageError(f"--revision is one of the Hub, but config.data.source={source!r}")
+        raise UsageError(f"--revision needs the Hub, but config.data.source={source!r}: omit it")
     if source == SYNTHETIC:
         source = str(workdir.cases)
         _write_synthetic(experiment)
@@ -25,14 +25,14 @@ def run(experiment: Experiment, traces: str = "", revision: str = "") -> BuildRe
 def prepare(
     source: str, data_dir: object, overwrite: bool = False, traces: str = "", revision: str = ""
 ) -> BuildReport:
-    """Builds the cases alone and, given traces, with these; says what stands there afterwards.
+    """Builds the dataset and, given traces, also its config `stitched`; returns the last report.
 
     Args:
       source: "PATH[,PATH]"; "" downloads the published cases.
       data_dir: None for the default of TFDS.
-      overwrite: whether to replace a dataset of other cases.
-      traces: the file of `mcr stitch`, or "".
-      revision: of the download; "" for the newest.
+      overwrite: replaces a dataset of other cases.
+      traces: file of `mcr stitch`, or "".
+      revision: revision of the download; "" for the newest.
     """
     origin = ""
     if not source:
@@ -43,14 +43,14 @@ def prepare(
 
 
 def _downloaded(revision: str) -> tuple[str, str]:
-    """The folder of the published cases, and the origin to record."""
+    """Downloads the published cases; returns their folder and the origin to record."""
     with console.track("download", 0) as progress:
         snapshot = hub.download(
             revision, lambda done, total: progress.update(done >> 20, "MB", total >> 20)
         )
     console.say(f"build: cases of {snapshot.origin}")
     if snapshot.commit != revision:
-        console.say(f"build: the same ones another time: --revision={snapshot.commit}")
+        console.say(f"build: to get the same cases again: --revision={snapshot.commit}")
     return str(snapshot.folder), snapshot.origin
 
 
@@ -77,9 +77,9 @@ def _write_synthetic(experiment: Experiment) -> None:
     paths = {split: folder / f"{split}.jsonl" for split, size in sizes.items() if size}
     if all(path.exists() for path in paths.values()):
         return
-    made = synthetic.cases(experiment.config.seed, sizes)
+    cases = synthetic.cases(experiment.config.seed, sizes)
     try:
         for split, path in paths.items():
-            write_jsonl([case for case in made if case.split == split], path)
+            write_jsonl([case for case in cases if case.split == split], path)
     except OSError as error:
         raise McrError(f"{folder}: cannot write the cases: {error.strerror}") from error

@@ -1,7 +1,6 @@
-"""Configs and launch scripts that are installed with the code, found by name.
+"""Finds the installed configs and launch scripts by name.
 
-`--config=sft_qwen2_5_7b:lora` names a shipped config anywhere; in a checkout a path to its file
-works, too.
+`--config=sft_qwen2_5_7b:lora` names a shipped config; in a checkout, a path to its file works too.
 """
 
 import ast
@@ -10,26 +9,23 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-# Launch scripts that start a command; the other files in launch/ are their parts.
+# Launch scripts that start a command; the other files in launch/ are used by them.
 _SCRIPTS = ("gke_xpk.sh", "local_processes.sh", "slurm_gpu.sbatch", "tpu_pod.sh", "tpu_vm.sh")
 
 
 def configs() -> dict[str, Path]:
-    """The file of every shipped config, by name."""
+    """Returns the files of the shipped configs, by name."""
     files = sorted(_folder("configs").glob("[!_]*.py"))
     return {path.stem: path for path in files}
 
 
 def scripts() -> dict[str, Path]:
-    """The file of every launch script, by name."""
+    """Returns the files of the launch scripts, by name."""
     return {Path(name).stem: _folder("launch") / name for name in _SCRIPTS}
 
 
 def config_file(given: str) -> str:
-    """FILE.py[:ARG] for NAME[:ARG] of a shipped config; anything else as it is.
-
-    A file called NAME comes first.
-    """
+    """Converts NAME[:ARG] of a shipped config to FILE.py[:ARG], unless a file is called NAME."""
     name, colon, arg = given.partition(":")
     if Path(name).is_file() or name not in configs():
         return given
@@ -37,7 +33,7 @@ def config_file(given: str) -> str:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Suggests the closest known name, or lists all of them."""
+    """Returns the closest known name, if any, and the list of all names, as a hint."""
     known, stem = list(known), Path(name).stem
     close = [stem] if stem in known else difflib.get_close_matches(stem, known, 1)
     listed = f"shipped are {', '.join(known)}"
@@ -45,7 +41,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def about(file: Path) -> str:
-    """The first line of a config's docstring or of a script's comment."""
+    """Returns the first line of a config's docstring or of a script's comment."""
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".py":
         return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]

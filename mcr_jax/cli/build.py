@@ -1,8 +1,8 @@
-"""Prepares the TFDS dataset `medcasereasoning`, and ends with the line that loads it.
+"""Prepares the TFDS dataset `medcasereasoning` and prints the line that loads it.
 
-The cases come from --source, else from what the config names as data.source, for the experiment of
---workdir, else from the Hugging Face Hub: zou-lab/MedCaseReasoning at --revision. With --traces the
-dataset "medcasereasoning/stitched", which has the trace of each case beside it, is prepared too.
+The cases come from --source, from config.data.source of a --workdir, or by default from the
+Hugging Face Hub (zou-lab/MedCaseReasoning at --revision). --traces also prepares the dataset
+"medcasereasoning/stitched", which has the trace of each case as well.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from mcr_jax.paths import local_folder
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr build [--source=PATH[,PATH] | --revision=COMMIT] [--data_dir=DIR] [--overwrite]`."""
+    """Runs `mcr build [--source=PATH[,PATH] | --revision=COMMIT] [--data_dir=DIR]`."""
     flags = Flags("build", __doc__)
     flags.experiment()
     flags.string("source", "", "PATH[,PATH]: .jsonl, .parquet, or a folder of a Hub snapshot")
     flags.string("revision", "", "commit, branch or tag on the Hub; default: main")
     flags.string("data_dir", "", "TFDS data_dir; default: TFDS's own")
-    flags.string("traces", "", "WORKDIR/traces.parquet of mcr stitch: prepares stitched, too")
-    flags.boolean("overwrite", "replace a dataset that was made from other cases")
+    flags.string("traces", "", "WORKDIR/traces.parquet of mcr stitch: also prepares stitched")
+    flags.boolean("overwrite", "replace a dataset made from other cases")
     if not flags.parse(argv):
         return
     from mcr_jax.build import stage
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     values = {name: flags.values[name].value for name in ("source", "revision", "workdir")}
     traces, data_dir = _checked(flags.values["traces"].value), flags.values["data_dir"].value
     if values["source"] and values["revision"]:
-        raise UsageError("--revision is one of the Hub: give it or --source, not both")
+        raise UsageError("--revision needs the Hub: pass it or --source, not both")
     if values["workdir"] and not values["source"]:
         experiment = opened(flags)
         with experiment.working():
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _checked(path: str) -> str:
-    """The path of a file of traces, "" for none; one that cannot be read is refused at once."""
+    """Expands the path of a file of traces and reads it once, to fail early; "" stays ""."""
     if not path:
         return ""
     from mcr_jax.data import traces

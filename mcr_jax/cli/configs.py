@@ -1,4 +1,4 @@
-"""Lists the configs that are installed; --config=NAME[:ARG] takes their names."""
+"""Lists the installed configs; --config=NAME[:ARG] selects one."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from mcr_jax.config_fields import FIELDS
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr configs`."""
+    """Runs `mcr configs`."""
     flags = Flags("configs", __doc__)
-    flags.boolean("fields", "list every field instead: default, meaning, allowed, frozen by")
+    flags.boolean("fields", "list every field instead: default, meaning, allowed values, frozen by")
     if not flags.parse(argv):
         return
     if flags.values["fields"].value:

@@ -1,7 +1,7 @@
-"""The whole way on fictional cases: dataset, tokenizer, fine-tuning, ten samples per case,
-verdicts, scores, report. No key, no network; --judge=gemini asks Gemini (set GEMINI_API_KEY).
+"""Runs all stages on fictional cases: dataset, tokenizer, fine-tuning, ten samples per case,
+verdicts, scores, report. Needs no key and no network; --judge=gemini uses Gemini (GEMINI_API_KEY).
 
-Nothing in it is medicine: diseases and patients are invented. Killed, it goes on where it was.
+Diseases and patients are invented. A killed run resumes when called again.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from mcr_jax.model.checkpoints import newest_step
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr demo [--workdir=DIR] [--judge=gemini] [--config=FILE.py]`."""
+    """Runs `mcr demo [--workdir=DIR] [--judge=gemini] [--config=FILE.py]`."""
     flags = Flags("demo", __doc__)
     with resources.as_file(resources.files("mcr_jax.configs") / "demo.py") as config:
         flags.experiment(str(config), workdir="runs/demo")
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(experiment: Experiment) -> None:
-    """Does what is not done yet and ends with the table."""
+    """Runs the stages that are not done yet and prints the table."""
     from mcr_jax.build import stage as build
     from mcr_jax.judge import stage as judge
     from mcr_jax.sample import stage as sample

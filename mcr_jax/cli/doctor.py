@@ -1,4 +1,4 @@
-"""Tells what is there and what is missing: Python, packages, devices, keys (never their values)."""
+"""Checks Python, packages, devices, keys (never their values) and disk space."""
 
 import importlib.util
 import os
@@ -10,25 +10,26 @@ from importlib import metadata
 
 from mcr_jax import console
 from mcr_jax.cli.flags import Flags
+from mcr_jax.errors import one_line
 
 _MARKS = {True: "ok", False: "MISSING", None: "-"}
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_GEMINI_BASE_URL", "TFDS_DATA_DIR")
 
 
 def main(argv: Sequence[str]) -> int:
-    """`mcr doctor`; exit status 1 if something required is missing."""
+    """Runs `mcr doctor`; exit status 1 if something required is missing."""
     flags = Flags("doctor", __doc__)
     if not flags.parse(argv):
         return 0
     missing = 0
-    for fine, what, finding in findings():
-        missing += fine is False
-        console.say(f"{_MARKS[fine]:<8} {what:<24} {finding}")
+    for ok, name, finding in findings():
+        missing += ok is False
+        console.say(f"{_MARKS[ok]:<8} {name:<24} {finding}")
     return 1 if missing else 0
 
 
 def findings() -> list[tuple[bool | None, str, str]]:
-    """(fine, what, finding) of each check; None marks what is optional and absent."""
+    """Returns (ok, name, finding) of each check; ok is None for an absent optional item."""
     found: list[tuple[bool | None, str, str]] = [(True, "python", platform.python_version())]
     required = [r for r in metadata.requires("mcr-jax") or () if "extra ==" not in r]
     for name in (re.match(r"[\w.-]+", requirement)[0] for requirement in required):
@@ -57,5 +58,5 @@ def _devices() -> tuple[bool, str, str]:
     try:
         devices = jax.devices()
     except RuntimeError as error:
-        return False, "devices", str(error).splitlines()[0]
+        return False, "devices", one_line(str(error), 300)
     return True, "devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"

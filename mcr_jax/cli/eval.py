@@ -1,4 +1,4 @@
-"""Sample, judge, score and report in one; each goes on where it was and does nothing twice."""
+"""Samples, judges, scores and reports; each stage resumes and repeats no work."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,15 @@ from mcr_jax.experiment.experiment import Experiment
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr eval --config=FILE.py --workdir=DIR`."""
+    """Runs `mcr eval --config=FILE.py --workdir=DIR`."""
     stage_main("eval", __doc__, argv, evaluate)
 
 
 def evaluate(experiment: Experiment) -> None:
-    """Samples, judges, scores and reports, or says that it is done; ends with the table.
+    """Samples, judges, scores and reports, unless all is done; prints the table.
 
     Raises:
-      McrError: too many verdicts are missing; what is there is scored and reported.
+      McrError: too many verdicts are missing; the others are scored and reported.
     """
     from mcr_jax.judge import stage as judge
     from mcr_jax.report import stage as report

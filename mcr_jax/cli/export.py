@@ -15,17 +15,19 @@ from mcr_jax.model.checkpoints import newest_step
 from mcr_jax.paths import local_folder
 from mcr_jax.workdir import digest, write_text
 
-MARK = "mcr_export.json"  # beside config.json: what was exported there
+MARK = "mcr_export.json"  # beside config.json; describes the export
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr export --workdir=DIR --out=DIR`."""
+    """Runs `mcr export --workdir=DIR --out=DIR`."""
     flags = Flags("export", __doc__)
     flags.experiment()
     flags.string("out", "", "folder to write; must be new or empty")
-    flags.string("model", "sft", "sft: config.sample.checkpoint says which; base: before training")
+    flags.string(
+        "model", "sft", "sft: checkpoint by config.sample.checkpoint; base: before training"
+    )
     flags.string("dtype", "", "float32 or bfloat16 to cast the weights to; default: as trained")
-    flags.boolean("adapters", "the adapters alone, as PEFT keeps them, not merged into the weights")
+    flags.boolean("adapters", "writes the adapters in PEFT's format, not merged into the weights")
     if not flags.parse(argv):
         return
     out, name, dtype = (flags.values[flag].value for flag in ("out", "model", "dtype"))
@@ -47,14 +49,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(experiment: Experiment, out: Path, name: str, dtype: str = "") -> None:
-    """Writes the model, spread over all devices while it is in memory."""
+    """Writes the model to `out`; it is sharded over all devices while in memory."""
     from mcr_jax.model import hf, store
     from mcr_jax.model.hf.safetensors_files import refuse_taken
     from mcr_jax.model.sharding import make_mesh
 
     e, mesh = experiment, make_mesh(1, -1, 1)
     mark = _mark(e, name=name, dtype=dtype)
-    if _there(out, mark):
+    if _is_exported(out, mark):
         return
     refuse_taken(out)
     which, seed = e.config.sample.checkpoint, e.config.seed
@@ -73,16 +75,16 @@ def run(experiment: Experiment, out: Path, name: str, dtype: str = "") -> None:
 
 
 def export_adapters(experiment: Experiment, out: Path) -> None:
-    """Writes the adapters of a run that trained some."""
+    """Writes the trained adapters to `out`, in the format of PEFT."""
     from mcr_jax.model import lora, store
     from mcr_jax.model.hf.safetensors_files import refuse_taken
     from mcr_jax.model.sharding import make_mesh
 
     e = experiment
     if e.shape.lora is None:
-        raise UsageError("--adapters: this model has none; config.lora.rank trains some")
+        raise UsageError("--adapters: this run trained none; train with config.lora.rank")
     mark = _mark(e, adapters=True)
-    if _there(out, mark):
+    if _is_exported(out, mark):
         return
     refuse_taken(out)
     which, mesh = e.config.sample.checkpoint, make_mesh(1, -1, 1)
@@ -91,20 +93,20 @@ def export_adapters(experiment: Experiment, out: Path) -> None:
     _end(out, mark, f"the adapters of step {step}")
 
 
-def _mark(e: Experiment, **asked: Any) -> dict[str, str]:
-    """Digest of everything an export depends on: the call, and the run so far."""
+def _mark(e: Experiment, **call: Any) -> dict[str, str]:
+    """Returns a digest of everything that decides an export: the call and the run so far."""
     before, trained = e.refuse_other(e.origin()), {}
-    if asked.get("name") != "base":
+    if call.get("name") != "base":
         trained = {"newest": newest_step(e.checkpoints), "which": e.config.sample.checkpoint}
         trained["dataset"], trained["prompt"] = before.get("dataset"), before.get("prompt")
-    return {"of": digest([asked, configs.frozen(e.config), e.origin(), trained])}
+    return {"of": digest([call, configs.frozen(e.config), e.origin(), trained])}
 
 
-def _there(out: Path, mark: dict[str, str]) -> bool:
-    """Whether `out` holds all of it from before; says so."""
+def _is_exported(out: Path, mark: dict[str, str]) -> bool:
+    """Returns True, with a message, if `out` holds this export already."""
     try:
         held = json.loads((out / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no folder of ours: whether it is taken is found out next
+    except (OSError, ValueError):  # not an export; `refuse_taken` comes next
         return False
     if not isinstance(held, dict) or held.get("of") != mark["of"]:
         return False
@@ -113,6 +115,6 @@ def _there(out: Path, mark: dict[str, str]) -> bool:
 
 
 def _end(out: Path, mark: dict[str, str], origin: str) -> None:
-    told = {**mark, "holds": origin}
-    write_text(out / MARK, json.dumps(told, indent=2) + "\n")  # last: it vouches for the rest
+    content = {**mark, "holds": origin}
+    write_text(out / MARK, json.dumps(content, indent=2) + "\n")  # last: marks the export as whole
     console.say(f"export: {out} holds {origin}")

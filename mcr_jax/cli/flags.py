@@ -1,4 +1,4 @@
-"""Flags of the commands: absl's, with ml_collections' --config=FILE and --config.a.b=VALUE."""
+"""Parses the flags of commands: absl flags, --config=FILE and --config.a.b=VALUE."""
 
 import difflib
 import re
@@ -11,10 +11,10 @@ from ml_collections import ConfigDict, config_flags
 from mcr_jax import config as configs
 from mcr_jax.cli import _shipped
 from mcr_jax.config_fields import FIELDS
-from mcr_jax.errors import UsageError
+from mcr_jax.errors import UsageError, one_line
 from mcr_jax.paths import local_folder
 
-# What executing a wrong config file may raise; anything else is a bug of ours.
+# Exceptions that a wrong config file may raise; any other is a bug of ours.
 _CONFIG_FAULTS = (
     *(ImportError, SyntaxError, NameError, AttributeError, TypeError, KeyError, ValueError),
     *(OSError, ZeroDivisionError, IndexError, RuntimeError),
@@ -28,11 +28,11 @@ _NEITHER = (
 
 
 class Flags:
-    """The flags of one command.
+    """Flags of one command.
 
     Args:
-      command: its name.
-      about: its docstring, shown by --help.
+      command: name of the command.
+      about: docstring of the command, shown by --help.
     """
 
     def __init__(self, command: str, about: str):
@@ -42,25 +42,25 @@ class Flags:
         self._argv: Sequence[str] = ()
 
     def string(self, name: str, default: str, about: str) -> None:
-        """A flag that takes text."""
+        """Adds a flag that takes text."""
         flags.DEFINE_string(name, default, about, flag_values=self.values)
 
     def boolean(self, name: str, about: str) -> None:
-        """A flag that is off unless given."""
+        """Adds a flag that is off unless given."""
         flags.DEFINE_boolean(name, False, about, flag_values=self.values)
 
     def experiment(self, config: str | None = None, workdir: str = "") -> None:
-        """--config and --workdir, with their defaults."""
+        """Adds --config and --workdir with their defaults."""
         self._default_config = config
         self.string("workdir", workdir, "folder of the experiment")
 
     def parse(self, argv: Sequence[str]) -> bool:
-        """Reads `argv`; returns False after printing help.
+        """Parses `argv`; returns False after printing help.
 
         Raises:
-          UsageError: a flag is unknown or its value wrong, or the config file is.
+          UsageError: a flag is unknown, a value is invalid, or the config file fails.
         """
-        self._argv = argv = [_listed(argument) for argument in argv]
+        self._argv = argv = [_with_tuple(argument) for argument in argv]
         if place := _place(argv, "config"):
             position, before, given = place
             argv[position] = before + _shipped.config_file(given)
@@ -77,9 +77,9 @@ class Flags:
         except flags.UnrecognizedFlagError as error:
             raise UsageError(self._unknown(error)) from error
         except flags.Error as error:
-            if "Traceback" in str(error):  # ml_collections puts that of a config file into its own
+            if "Traceback" in str(error):  # of a config file, in an error of ml_collections
                 raise UsageError(f"{self._origin()}: {self._fault(error)}") from error
-            raise UsageError(_line(error)) from error
+            raise UsageError(one_line(str(error), 300) or type(error).__name__) from error
         except _CONFIG_FAULTS as error:
             raise UsageError(f"{self._origin() or '--config'}: {self._fault(error)}") from error
         if len(left) > 1:
@@ -87,11 +87,11 @@ class Flags:
         return True
 
     def config(self) -> ConfigDict:
-        """The resolved config: the file given, else the one recorded in the workdir, overridden.
+        """Returns the config of --config, or of the workdir, with overrides applied.
 
         Raises:
-          UsageError: there is neither, or a field is unknown or of another type, or steps are set
-            where epochs count.
+          UsageError: both are missing, a field is unknown or of another type, or steps are set
+            although epochs set them.
         """
         given, origin = self.values["config"].value, self._origin()
         if given is None and origin is None:
@@ -115,12 +115,12 @@ class Flags:
     def _define_config(self, argv: Sequence[str]) -> None:
         if self._default_config is _NO_CONFIG:
             return
-        logging.set_verbosity(logging.ERROR)  # what ml_collections warns of is an error here
+        logging.set_verbosity(logging.ERROR)  # warnings of ml_collections are errors here
         recorded = self._recorded()
         if recorded is not None:
             config_flags.DEFINE_config_dict(
                 "config",
-                ConfigDict(configs.load(recorded).to_dict()),  # not locked, to be overridden
+                ConfigDict(configs.load(recorded).to_dict()),  # unlocked, to be overridden
                 _CONFIG_HELP,
                 flag_values=self.values,
                 sys_argv=[self.command, *argv],
@@ -135,11 +135,11 @@ class Flags:
             )
 
     def _origin(self) -> object:
-        """The file that the config comes from; None without one."""
+        """Returns the file of the config; None without one."""
         return self._given("config") or self._recorded() or self._default_config
 
     def _recorded(self) -> Path | None:
-        """The workdir's config.json, if that is what the command has to go by."""
+        """Returns the workdir's config.json if the command reads its config there, else None."""
         workdir = self._given("workdir")
         if self._given("config") or self._default_config is not None or not workdir:
             return None
@@ -147,17 +147,17 @@ class Flags:
         return recorded if recorded.exists() else None
 
     def _given(self, name: str) -> str | None:
-        """The value of a flag as `argv` spells it, before anything is parsed."""
+        """Returns the raw value of a flag in `argv`, or None."""
         place = _place(self._argv, name)
         return place and place[2]
 
     def _fault(self, error: BaseException) -> str:
-        """Returns the fault of a config file: the last line of the error of ml_collections."""
+        """Returns the cause of a config error: the last line of ml_collections' message."""
         text = str(error)
         if ":" in str(self._origin()) and re.search(r"takes 0 positional arguments but 1", text):
             return "its get_config() takes no :ARG"
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return lines[-1][:300] if lines else type(error).__name__
+        return one_line(lines[-1], 300) if lines else type(error).__name__
 
     def _unknown(self, error: flags.UnrecognizedFlagError) -> str:
         if error.flagname.startswith("config.") and self._origin() is None:
@@ -168,7 +168,7 @@ class Flags:
 
 
 def _place(argv: Sequence[str], name: str) -> tuple[int, str, str] | None:
-    """Splits the argument that holds a flag: the argument, its part before the value, the value."""
+    """Finds a flag: position of the argument with its value, text before the value, value."""
     for position, argument in enumerate(argv):
         if match := re.fullmatch(rf"(--?{name}=)(.*)", argument, re.DOTALL):
             return position, match[1], match[2]
@@ -178,15 +178,10 @@ def _place(argv: Sequence[str], name: str) -> tuple[int, str, str] | None:
     return None
 
 
-def _listed(argument: str) -> str:
-    """--config.a.b=q,v as ml_collections takes it, --config.a.b=('q', 'v'), where b is a tuple."""
+def _with_tuple(argument: str) -> str:
+    """Converts --config.a.b=q,v to --config.a.b=('q', 'v') for ml_collections if b is a tuple."""
     override = re.fullmatch(r"(--?config\.([\w.]+)=)([^(\[].*)", argument, re.DOTALL)
     field = override and FIELDS.get(override[2])
     if not field or not isinstance(field.default, tuple):
         return argument
     return override[1] + repr(tuple(word.strip(" '\"") for word in override[3].split(",")))
-
-
-def _line(error: BaseException) -> str:
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    return text[:300] or type(error).__name__

@@ -1,8 +1,8 @@
-"""Judges the completions: is the diagnosis right, and which of the clinician's reasons are found.
+"""Judges the completions: correctness of the diagnosis and recall of the clinician's reasons.
 
---config.judge.name=gemini asks Gemini (set GEMINI_API_KEY); offline decides by fixed rules. Every
-call asks again for the verdicts that are missing; the exit status is 1 while more of them are than
-config.judge.unresolved_limit allows.
+--config.judge.name=gemini uses Gemini (set GEMINI_API_KEY); offline applies fixed rules. Every call
+requests missing verdicts again. The exit status is 1 if the share of missing verdicts exceeds
+config.judge.unresolved_limit.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from mcr_jax.errors import McrError
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr judge --config=FILE.py --workdir=DIR`."""
+    """Runs `mcr judge --config=FILE.py --workdir=DIR`."""
     judged = stage_main("judge", __doc__, argv)
     if judged and judged.problem:
         raise McrError(judged.problem)

@@ -1,8 +1,8 @@
-"""Runs a command elsewhere by a launch script: on TPU VMs and pods, GKE, Slurm, or as processes.
+"""Runs a command by a launch script: on TPU VMs and pods, GKE, Slurm, or as local processes.
 
     mcr launch NAME [--FLAG=VALUE ...] -- COMMAND...
 
-`mcr launch NAME --help` shows the flags of a script, and --dry-run what it would execute.
+`mcr launch NAME --help` shows the flags of a script, --dry-run the commands that it would execute.
 """
 
 import os
@@ -15,12 +15,12 @@ from mcr_jax.cli import _shipped
 from mcr_jax.errors import McrError, UsageError
 
 _HELP = ("--help", "-help", "-h")
-_SBATCH = "slurm_gpu"  # Slurm runs a copy of this script, with flags of sbatch before it
+_SBATCH = "slurm_gpu"  # submitted with sbatch; flags before -- are flags of sbatch
 _OWN = (*_HELP, "--dry-run")  # flags that slurm_gpu.sbatch takes itself
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr launch NAME [FLAG...] -- COMMAND...`; the script takes the place of this process."""
+    """Runs `mcr launch NAME [FLAG...] -- COMMAND...`; the script replaces this process."""
     scripts = _shipped.scripts()
     if argv and argv[0] in _HELP:
         console.say(f"mcr launch: {__doc__.strip()}\n")
@@ -40,14 +40,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def command(name: str, argv: Sequence[str]) -> list[str]:
-    """The command line that runs a launch script.
+    """Returns the command line that runs a launch script.
 
     Args:
-      name: of the script.
-      argv: its flags, `--`, and the command that it starts.
+      name: name of the script.
+      argv: flags of the script, `--`, and the command to run.
 
     Raises:
-      UsageError: no script has this name, or there is no command for Slurm.
+      UsageError: the name is unknown, or the command for Slurm is missing.
     """
     scripts = _shipped.scripts()
     if name not in scripts:
@@ -56,13 +56,13 @@ def command(name: str, argv: Sequence[str]) -> list[str]:
     if name != _SBATCH or any(flag in _OWN for flag in _flags(argv)):
         return ["bash", script, *argv]
     flags = _flags(argv)
-    started = list(argv[len(flags) + 1 :])
-    if not started:
+    job = list(argv[len(flags) + 1 :])
+    if not job:
         raise UsageError("no command to run: it comes last, after --")
-    return ["sbatch", *flags, script, *started]
+    return ["sbatch", *flags, script, *job]
 
 
 def _flags(argv: Sequence[str]) -> list[str]:
-    """All before the first `--`."""
+    """Returns the arguments before the first `--`."""
     argv = list(argv)
     return argv[: argv.index("--")] if "--" in argv else argv

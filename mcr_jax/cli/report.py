@@ -6,5 +6,5 @@ from mcr_jax.cli.stage_main import stage_main
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr report --config=FILE.py --workdir=DIR`."""
+    """Runs `mcr report --config=FILE.py --workdir=DIR`."""
     stage_main("report", __doc__, argv)

@@ -1,4 +1,4 @@
-"""Draws N completions of every case from every model of the config, into the ledger."""
+"""Samples N completions per case from every model of the config, into the ledger."""
 
 from collections.abc import Sequence
 
@@ -6,5 +6,5 @@ from mcr_jax.cli.stage_main import stage_main
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr sample --config=FILE.py --workdir=DIR`."""
+    """Runs `mcr sample --config=FILE.py --workdir=DIR`."""
     stage_main("sample", __doc__, argv)

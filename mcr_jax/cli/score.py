@@ -7,7 +7,7 @@ from mcr_jax.cli.stage_main import stage_main
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr score --config=FILE.py --workdir=DIR`."""
+    """Runs `mcr score --config=FILE.py --workdir=DIR`."""
     if results := stage_main("score", __doc__, argv):
         show(results)
 

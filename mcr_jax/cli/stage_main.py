@@ -1,4 +1,4 @@
-"""Flags to an experiment, and the `main` that the commands of stages share."""
+"""Opens the experiment that flags name, and runs a stage on it: the `main` of most commands."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -13,14 +13,11 @@ from mcr_jax.workdir import Workdir
 
 
 def stage_main(
-    command: str,
-    about: str,
-    argv: Sequence[str],
-    run: Callable[[Experiment], Any] | None = None,
+    command: str, about: str, argv: Sequence[str], run: Callable[[Experiment], Any] | None = None
 ) -> Any:
-    """Runs a command that takes --config and --workdir only: `run`, or mcr_jax/COMMAND/stage.py's.
+    """Runs a command whose only flags are --config and --workdir.
 
-    Returns what that returns; None where only help was wanted.
+    Returns the result of `run`, by default of mcr_jax/COMMAND/stage.py; None after printing help.
     """
     flags = Flags(command, about)
     flags.experiment()
@@ -36,9 +33,9 @@ def opened(flags: Flags, judge: str = "", writes: bool = True) -> Experiment:
     """Returns the experiment that --config and --workdir name.
 
     Args:
-      flags: parsed.
+      flags: parsed flags.
       judge: replaces config.judge.name unless empty.
-      writes: False in all but one of several processes that share the workdir.
+      writes: False in all but one of the processes that share the workdir.
 
     Raises:
       UsageError: a flag is wrong, or the workdir was made with another config.
@@ -48,7 +45,7 @@ def opened(flags: Flags, judge: str = "", writes: bool = True) -> Experiment:
     if not path:
         raise UsageError("--workdir=DIR is missing")
     if local_folder(path).exists():
-        Workdir(path)  # raises before the config is read, if the workdir cannot be used
+        Workdir(path)  # raises if the workdir cannot be used, before the config is read
     config = flags.config()
     if judge:
         with config.unlocked():

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the train split; goes on from the newest checkpoint."""
+"""Fine-tunes on the train split; resumes from the newest checkpoint."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from mcr_jax.cli.stage_main import opened
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr train --config=FILE.py --workdir=DIR`, on all hosts of a job alike."""
+    """Runs `mcr train --config=FILE.py --workdir=DIR`, the same call on all hosts of a job."""
     flags = Flags("train", __doc__)
     flags.experiment()
     flags.string(
-        "plan", None, "trains nothing: memory and time on devices such as '8 x v5e' or '4 x 4090'"
+        "plan", None, "only estimates memory and time, on devices such as '8 x v5e' or '4 x 4090'"
     )
     flags.string("profile", None, "steps to trace into WORKDIR/tb: FIRST[:COUNT]; also on SIGUSR1")
     if not flags.parse(argv):

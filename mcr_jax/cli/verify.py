@@ -1,6 +1,6 @@
-"""Reads every verdict again from its reply and recomputes results.json, offline; lists differences.
+"""Parses every reply again and recomputes results.json, offline; lists differences.
 
-Where the dataset is not at hand, the verdicts on reasons are taken as they are, and it says so.
+Without the dataset it uses the stored verdicts on reasons, and says so.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from mcr_jax.experiment.experiment import Experiment
 
 
 def main(argv: Sequence[str]) -> None:
-    """`mcr verify --workdir=DIR`; exit status 1 if a number or a verdict differs."""
+    """Runs `mcr verify --workdir=DIR`; exit status 1 if a number or a verdict differs."""
     flags = Flags("verify", __doc__)
     flags.experiment()
     if flags.parse(argv):
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(experiment: Experiment) -> None:
-    """Verifies. Raises McrError if a number or a verdict differs; each has its line before."""
+    """Prints each number or verdict that differs. Raises McrError if there are any."""
     from mcr_jax.data.dataset import MissingDatasetError
     from mcr_jax.score.verify import verify
 
@@ -36,11 +36,11 @@ def run(experiment: Experiment) -> None:
     if found.unchecked:
         why = missing or f"their cases are not in split {e.config.data.eval_split} of the dataset"
         console.say(
-            f"verify: {found.unchecked} verdicts on reasons could not be read again and are taken "
-            f"as they are: {why}"
+            f"verify: {found.unchecked} verdicts on reasons are used as stored, their replies not "
+            f"parsed again: {why}"
         )
     if found.differences:
-        raise McrError(f"{len(found.differences)} values differ from what the ledger gives")
+        raise McrError(f"{len(found.differences)} values differ from the ledger")
     console.say(
         f"verify: {e.workdir.results} agrees with the ledger, and {found.verdicts} verdicts with "
         "their replies"

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from mcr_jax.generate.ledger import Attempt, Ledger
-from mcr_jax.sigterm import held
+from mcr_jax.sigterm import deferred
 
 _BATCH_S = 0.02  # rows that arrive within this time of the first are written with it
 
@@ -41,7 +41,7 @@ class Recorder:
         return self
 
     def __exit__(self, kind: object, *unused: object) -> None:
-        with held():  # the ledger is not to be closed before the last rows are in it
+        with deferred():  # the ledger is not to be closed before the last rows are in it
             self._rows.put(None)
             self._closing.set()
             self._thread.join()

@@ -1,7 +1,7 @@
-"""Reads a judge's JSON: what is certain to be of the asked form, and nothing else.
+"""Parses the JSON of a judge's reply strictly.
 
-Certain are JSON in a code fence or behind a byte order mark, a value in a list of one or in an
-object of one field, and whole numbers written as "1" or 1.0. All else is a ValueError.
+Also accepted: JSON in a code fence or after a byte order mark, a value wrapped in a list of one or
+an object of one field, and integers written as "1" or 1.0. Anything else is a ValueError.
 """
 
 import json
@@ -16,8 +16,8 @@ def read(text: str) -> Any:
     """Parses one JSON value.
 
     Raises:
-      ValueError: the text is not one JSON value, repeats a field of an object, holds a number that
-        JSON does not know, or nests beyond reading.
+      ValueError: the text is not one JSON value, repeats a field of an object, holds NaN or
+        Infinity, or is nested too deeply.
     """
     text = _bare(text)
     if fenced := _FENCE.fullmatch(text):
@@ -27,14 +27,11 @@ def read(text: str) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError:
-        raise ValueError("not JSON that can be read: nested too deeply") from None
+        raise ValueError("not readable JSON: nested too deeply") from None
 
 
 def unwrap(value: Any, wanted: type) -> Any:
-    """`value`, or the `wanted` list or object that is alone in it.
-
-    An object that is alone in a list, a list or an object that is alone in an object of one field.
-    """
+    """Returns the `wanted` list or object that is the only entry of `value`, else `value`."""
     inner: Any = None
     if isinstance(value, dict) and len(value) == 1:
         (inner,) = value.values()
@@ -44,17 +41,17 @@ def unwrap(value: Any, wanted: type) -> Any:
 
 
 def whole(value: Any) -> Any:
-    """An int for "1" and 1.0; anything else as it is."""
+    """Converts "1" and 1.0 to int; returns anything else unchanged."""
     if isinstance(value, str) and _WHOLE.fullmatch(value):
         return int(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def fields(value: Any, **types: type) -> tuple[Any, ...]:
-    """The fields of an object that has exactly these, each of exactly this type, in this order.
+    """Returns the values of an object with exactly the fields `types`, in their order.
 
     Raises:
-      ValueError: it is no such object.
+      ValueError: `value` is not an object, or a field is missing, extra or of another type.
     """
     if not isinstance(value, dict) or value.keys() != types.keys():
         raise ValueError(f"expected an object with exactly {', '.join(types)}")
@@ -65,24 +62,24 @@ def fields(value: Any, **types: type) -> tuple[Any, ...]:
 
 
 def by_number(entries: list[Any], total: int, **types: type) -> list[tuple[Any, ...]]:
-    """The fields of entries that have a `number` from 1 to `total` beside them, in this order.
+    """Returns the fields `types` of each entry, sorted by its `number`, 1 to `total`.
 
     Raises:
       ValueError: an entry has another form, or a number is missing, repeated or out of range.
     """
-    given: dict[int, tuple[Any, ...]] = {}
+    found: dict[int, tuple[Any, ...]] = {}
     for entry in entries:
         if isinstance(entry, dict) and "number" in entry:
             entry = entry | {"number": whole(entry["number"])}
         number, *values = fields(entry, number=int, **types)
         if not 1 <= number <= total:
             raise ValueError(f"statement {number} of {total} does not exist")
-        if number in given:
+        if number in found:
             raise ValueError(f"statement {number} is answered twice")
-        given[number] = tuple(values)
-    if missing := sorted(set(range(1, total + 1)) - given.keys()):
+        found[number] = tuple(values)
+    if missing := sorted(set(range(1, total + 1)) - found.keys()):
         raise ValueError(f"statement {missing[0]} is not answered")
-    return [given[number] for number in range(1, total + 1)]
+    return [found[number] for number in range(1, total + 1)]
 
 
 def _bare(text: str) -> str:
@@ -90,11 +87,11 @@ def _bare(text: str) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    parsed = dict(pairs)
+    if len(parsed) != len(pairs):
         raise ValueError("an object repeats a field")
-    return made
+    return parsed
 
 
 def _constant(name: str) -> NoReturn:
-    raise ValueError(f"not JSON: {name} is no number")
+    raise ValueError(f"not JSON: {name} is not a number")

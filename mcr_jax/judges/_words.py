@@ -1,4 +1,4 @@
-"""Words, names and sentences as the judges compare them."""
+"""Splits texts into normalized words, names and sentences, for the judges."""
 
 import re
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"')\]”’»]*(?=\s)|(?=\n)")
 
 
 def words(text: str) -> list[str]:
-    """The words of `text` in normal form, without possessive and plural endings."""
+    """Returns the normalized words of `text`, without possessive and plural endings."""
     found = _WORD.findall(re.sub(r"(?<=\w)'s\b", "", normal(text)))
     return [_singular(word) for word in found]
 
 
 def name(text: str) -> tuple[str, ...]:
-    """A disease's name as its words, articles left out: equal for two writings of one name."""
+    """Returns the words of a disease's name without articles; spelling variants become equal."""
     return tuple(word for word in words(text) if word not in _ARTICLES)
 
 
 def sentences(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end in `text` of each sentence; a line's end also ends a sentence."""
+    """Yields start and end of each sentence; the end of a line also ends a sentence."""
     start = 0
     for end in (*(match.end() for match in _SENTENCE_END.finditer(text)), len(text)):
         if text[start:end].strip():

@@ -1,20 +1,21 @@
-"""The judge that a config names, and the rules that its replies are read by."""
+"""Makes the judge that a config names, and the readers of its replies."""
 
 from ml_collections import ConfigDict
 
 from mcr_jax.errors import UsageError
 from mcr_jax.generate.api import Generator, Remote
 from mcr_jax.generate.questions import Reader
-from mcr_jax.judges import diagnosis, reasons
+from mcr_jax.judges import diagnosis, distortion, reasons
 
-JUDGES = {"diagnosis": diagnosis, "reasons": reasons}  # by stage, in the order they are asked
+JUDGES = {"diagnosis": diagnosis, "reasons": reasons}  # of `mcr judge`, by ledger stage
+_PARSED = {**JUDGES, distortion.STAGE: distortion}
 
 
 def make_judge(config: ConfigDict, name: str = "") -> Generator | Remote:
-    """Makes the generator of a judge's name, by default `config.judge.name`.
+    """Returns the generator of the judge `name`, by default `config.judge.name`.
 
     Raises:
-      UsageError: there is none of that name, or it has no key.
+      UsageError: the name is unknown, or the key of the service is missing.
     """
     section = config.judge
     name = name or section.name
@@ -36,12 +37,13 @@ def make_judge(config: ConfigDict, name: str = "") -> Generator | Remote:
 
 
 def reader(stage: str, config: ConfigDict) -> Reader:
-    """Returns the rules that replies of a judging stage are read by."""
-    judge = JUDGES[stage]
-    words = f" quote_words={config.judge.quote_words}" if stage == "reasons" else ""
-    return Reader(parse=judge.parse, name=judge.READING + words, version=config.judge.version)
+    """Returns the reader of a stage of `mcr judge`, or of `distortion.STAGE` in `mcr stitch`."""
+    judge = _PARSED[stage]
+    words = f" quote_words={config.judge.quote_words}" if stage != "diagnosis" else ""
+    version = config.judge.version if stage in JUDGES else ""
+    return Reader(parse=judge.parse, name=judge.READING + words, version=version)
 
 
 def readings(config: ConfigDict) -> dict[str, str]:
-    """Returns the name of the parsing rules, with their settings, by judging stage."""
+    """Returns the name of each stage's parsing rules, settings included."""
     return {stage: reader(stage, config).name for stage in JUDGES}

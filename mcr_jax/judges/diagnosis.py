@@ -1,7 +1,6 @@
-"""The diagnosis judge: do predicted and published diagnosis name the same disease?
+"""Diagnosis judge: compares the predicted with the published diagnosis.
 
-In: a case's label and a completion's answer. Out: `{"same": bool}`. The judge sees nothing else of
-the case.
+In: the case's label and the completion's answer, nothing else. Out: `{"same": bool}`.
 """
 
 from mcr_jax.cases import Case
@@ -10,19 +9,19 @@ from mcr_jax.judges import _reply
 from mcr_jax.prompts import Prompt, inert
 
 PROMPT = "judge_diagnosis"
-READING = "diagnosis/2"  # counts up when `parse` changes: stored replies are then parsed again
+READING = "diagnosis/2"  # incremented when `parse` changes: stored replies are then parsed again
 SCHEMA = {"type": "object", "properties": {"same": {"type": "boolean"}}, "required": ["same"]}
 
 
 def request(
     key: str, case: Case, answer: str, prompt: Prompt, *, max_tokens: int = 16_384
 ) -> Request:
-    """Request for a verdict on one completion.
+    """Returns the request for a verdict on one completion.
 
     Args:
-      key: names the request within the run.
-      case: gives the published diagnosis.
-      answer: the completion's one answer.
+      key: name of the request within the run.
+      case: holds the published diagnosis.
+      answer: the completion's answer.
       prompt: takes `reference` and `predicted`.
       max_tokens: limit of the reply, thoughts included.
     """
@@ -38,7 +37,7 @@ def request(
 
 
 def parse(request: Request, text: str) -> dict[str, bool]:
-    """Reads the verdict `{"same": bool}`.
+    """Parses the verdict `{"same": bool}`.
 
     Raises:
       ValueError: the text is anything else.

@@ -1,7 +1,7 @@
-"""The distortion judge: does a stitched trace say what the clinician's statements say, and no more?
+"""Distortion judge: compares a stitched trace with the clinician's statements.
 
-In: a case's numbered statements and one trace, in one request. Out: per statement whether it is
-kept, turned or missing, with a quote of the trace; and quotes of what no statement says.
+In: a case's numbered statements and one trace, in one request. Out: per statement "kept", "turned"
+(its meaning changed) or "missing", with a quote of the trace; and quotes of additions.
 """
 
 import dataclasses
@@ -13,8 +13,9 @@ from mcr_jax.judges import _reply, reasons
 from mcr_jax.prompts import Prompt
 from mcr_jax.quotes import Text
 
+STAGE = "distortion"  # of its verdicts in the ledger
 PROMPT = "judge_distortion"
-READING = "distortion/1"  # counts up when `parse` changes: stored replies are then parsed again
+READING = "distortion/1"  # incremented when `parse` changes: stored replies are then parsed again
 VERDICTS = KEPT, TURNED, MISSING = "kept", "turned", "missing"
 _ENTRY = {
     "number": {"type": "integer"},
@@ -35,45 +36,43 @@ SCHEMA = {
 
 
 def request(key: str, case: Case, trace: str, prompt: Prompt, **settings: int) -> Request:
-    """Makes the question about one trace; the arguments are those of `reasons.request`."""
-    asked = reasons.request(key, case, trace, prompt, **settings)
-    return dataclasses.replace(asked, schema=SCHEMA)
+    """Returns the request for a verdict on one trace; arguments as in `reasons.request`."""
+    request = reasons.request(key, case, trace, prompt, **settings)
+    return dataclasses.replace(request, schema=SCHEMA)
 
 
 def parse(request: Request, text: str) -> dict[str, list[str]]:
-    """Reads the verdict.
-
-    A quote counts as it does in `reasons.parse`.
+    """Parses a reply. Quotes are verified as in `reasons.parse`.
 
     Returns:
-      `verdicts`: one of VERDICTS per statement, in their order; one that is kept without a quote
-        that counts is missing.
-      `quotes`: as given, one per statement.
-      `added`: the quotes of what was added that stand in the trace and in no statement.
+      `verdicts`: one of VERDICTS per statement, in order; KEPT without a verified quote becomes
+        MISSING.
+      `quotes`: one per statement, as given.
+      `added`: quotes of additions that the trace contains and no statement does.
 
     Raises:
-      ValueError: the text is not of the asked form, or a statement's number is missing, repeated or
-        out of range.
+      ValueError: the text violates SCHEMA, or a statement's number is missing, repeated or out of
+        range.
     """
-    statements, least = request.fields["statements"], request.fields["quote_words"]
+    statements, quote_words = request.fields["statements"], request.fields["quote_words"]
     entries, added = _reply.fields(
         _reply.unwrap(_reply.read(text), dict), statements=list, added=list
     )
     if not all(isinstance(quote, str) for quote in added):
-        raise ValueError("a quote of what was added is not text")
-    shown, source = Text(request.fields["trace"]), Text("\n".join(statements))
+        raise ValueError("a quote of an addition is not text")
+    searched, source = Text(request.fields["trace"]), Text("\n".join(statements))
     verdicts, quotes = [], []
     answers = _reply.by_number(entries, len(statements), verdict=str, quote=str)
     for statement, (verdict, quote) in zip(statements, answers, strict=True):
         if verdict not in VERDICTS:
-            raise ValueError(f"a verdict is none of {', '.join(VERDICTS)}")
-        shows = verdict != KEPT or shown.verifies(quote, statement, least)
-        verdicts.append(verdict if shows else MISSING)
+            raise ValueError(f"a verdict is not one of {', '.join(VERDICTS)}")
+        verified = verdict != KEPT or searched.verifies(quote, statement, quote_words)
+        verdicts.append(verdict if verified else MISSING)
         quotes.append(quote)
-    added = [quote for quote in added if shown.find(quote) and not source.find(quote)]
+    added = [quote for quote in added if searched.find(quote) and not source.find(quote)]
     return {"verdicts": verdicts, "quotes": quotes, "added": added}
 
 
 def share(verdict: dict[str, Any], word: str) -> float:
-    """Share of the statements that got the verdict `word`, one of VERDICTS."""
+    """Returns the share of the statements with the verdict `word`, one of VERDICTS."""
     return verdict["verdicts"].count(word) / max(1, len(verdict["verdicts"]))

@@ -1,22 +1,21 @@
-"""A judge of rules, with no model behind it: for the demo, the tests and machines without a key.
+"""Rule-based judge without a model: for the demo, the tests and machines without a key.
 
-It replies with the JSON that a model would reply with, so its verdicts go the same way. It reads
-words, not meaning: a paraphrase is missed, and what it finds was nearly said in those words.
+It replies with the same JSON as a model. It compares words, not meaning: it misses paraphrases.
 
-- Diagnosis: same if both names are the same words, case, punctuation, articles, possessive and
-  plural endings aside. Synonyms are different names.
-- Reasons: a statement is made by a run of as many sentences of the trace as it has itself, if
-  1. every binding word of the statement is there: a word within “quotation marks” or with a capital
-     letter or digit in it (finding, name, value), or one that gives a direction (high, excluded);
-  2. where both quote, the words of each quotation stand within one quotation of the run;
-  3. at least `SHARE` of the other words are there, the common ones in `_GLUE` not counted;
-  4. both deny something, or neither does.
-  So the right disease with another finding is no match, nor is the right finding with another
-  disease. The run that covers the largest share of all words is quoted, as it stands.
-- Distortion, for traces of the fictional clinic: a statement is kept by a run that makes it by
-  these rules, where words such as "unlikely" and "ruled" count as "excluded", with the same
-  conclusions and as many denials. Else it is turned if a run has its words but for these, and
-  missing if none has. A sentence that keeps or turns no statement was added.
+- Diagnosis: "same" if both names have the same words; case, punctuation, articles, possessive and
+  plural endings are ignored. Synonyms are different names.
+- Reasons: a run of sentences of the trace, as many as the statement has, states it if
+  1. the run has every binding word of the statement: a word in “quotation marks” or with a capital
+     letter or digit (finding, name, value), or a direction such as "high" or "excluded";
+  2. where both have quotations, one quotation of the run has all words of each quotation;
+  3. the run has at least `MIN_SHARE` of the other words, without the common words in `_GLUE`;
+  4. both contain a denial, or neither does.
+  So the disease with another finding does not match, nor the finding with another disease. The
+  verdict quotes the run with the largest share of all words.
+- Distortion, for traces of the fictional clinic: a run keeps a statement if it states it by these
+  rules, with the same conclusions ("unlikely" and "ruled" count as "excluded") and as many denials.
+  Otherwise the statement is turned if a run has its remaining words, else missing. A sentence that
+  keeps or turns no statement is an addition.
 """
 
 import json
@@ -26,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from mcr_jax.generate.api import Outcome, Reply, Request
 from mcr_jax.judges import _words, distortion
 
-SHARE = 0.75
+MIN_SHARE = 0.75  # of the words that are neither binding nor common
 
 _GLUE = frozenset(
     _words.words(
@@ -55,7 +54,7 @@ _DENIAL = frozenset(
     _words.words("absence absent denied lacked lacking neither never no nobody nor not without")
 )
 _CONCLUDES = frozenset(("excluded", "favored"))
-_SAME_CONCLUSION = re.compile(
+_CONCLUSIONS = re.compile(
     r"\b(?:(not fit|rule[sd]?|excludes?|discarded|unlikely|improbable|against)"
     r"|favou?rs?|supports?|fits|likely|confirmed)\b",
     re.IGNORECASE,
@@ -65,30 +64,24 @@ _CAPITAL = re.compile(r"\b\w*[A-Z0-9]\w*")
 
 
 class OfflineJudge:
-    """A `Generator` that decides by the rules above, from `request.fields` alone."""
+    """`Generator` that applies the rules above to `request.fields`."""
 
-    identity = "offline/1"  # counts up when a rule changes
+    identity = "offline/1"  # incremented when a rule changes
     concurrency = 1
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Reply]:
-        """Yields a reply for every wanted (request, index), all indices alike."""
+        """Yields a reply for every wanted (request, index), equal for all indices."""
         for request in requests:
-            asked = request.fields
+            fields = request.fields
             if request.schema == distortion.SCHEMA:
-                verdict: object = _distortion(asked["statements"], asked["trace"])
-            elif "trace" in asked:
-                verdict = _reasons(asked["statements"], asked["trace"])
+                verdict: object = _distortion(fields["statements"], fields["trace"])
+            elif "trace" in fields:
+                verdict = _reasons(fields["statements"], fields["trace"])
             else:
-                verdict = {"same": _same(**asked)}
+                verdict = {"same": _same(**fields)}
             text = json.dumps(verdict, ensure_ascii=False)
-            for index in request.wanted:
-                yield Reply(
-                    key=request.key,
-                    index=index,
-                    text=text,
-                    outcome=Outcome.OK,
-                    model_version=self.identity,
-                )
+            answer = {"text": text, "outcome": Outcome.OK, "model_version": self.identity}
+            yield from (Reply(key=request.key, index=index, **answer) for index in request.wanted)
 
 
 def _same(reference: str, predicted: str) -> bool:
@@ -106,7 +99,7 @@ def _reasons(statements: Sequence[str], trace: str) -> list[dict[str, object]]:
 
 
 def _distortion(statements: Sequence[str], trace: str) -> dict[str, object]:
-    verdict, told = [], set()
+    verdict, used = [], set()
     for number, statement in enumerate(statements, start=1):
         runs = _runs(statement, trace)
         kept = max(runs, key=lambda run: _keeps(statement, run), default="")
@@ -115,8 +108,8 @@ def _distortion(statements: Sequence[str], trace: str) -> dict[str, object]:
             quote = next((run for run in runs if _touches(statement, run)), "")
             word = distortion.TURNED if quote else distortion.MISSING
         verdict.append({"number": number, "verdict": word, "quote": quote})
-        told |= set(_sentences(quote))
-    return {"statements": verdict, "added": [s for s in _sentences(trace) if s not in told]}
+        used |= set(_sentences(quote))
+    return {"statements": verdict, "added": [s for s in _sentences(trace) if s not in used]}
 
 
 def _sentences(text: str) -> list[str]:
@@ -124,53 +117,53 @@ def _sentences(text: str) -> list[str]:
 
 
 def _runs(statement: str, trace: str) -> list[str]:
-    """Every run of as many sentences of the trace as the statement has."""
+    """Returns all runs of sentences of the trace with as many sentences as the statement."""
     size = max(1, len(_sentences(statement)))
     spans = list(_words.sentences(trace))
     return [trace[a[0] : b[1]] for a, b in zip(spans, spans[size - 1 :], strict=False)]
 
 
 def _concluding(text: str) -> str:
-    """`text` with one word for each of the two conclusions."""
-    return _SAME_CONCLUSION.sub(lambda said: " excluded " if said[1] else " favored ", text)
+    """Replaces synonyms of the two conclusions by "excluded" and "favored"."""
+    return _CONCLUSIONS.sub(lambda match: " excluded " if match[1] else " favored ", text)
 
 
 def _keeps(statement: str, run: str) -> float:
-    """As `_coverage`, where conclusions and the number of denials agree as well."""
-    here, there = _concluding(statement), _concluding(run)
-    said, heard = _words.words(here), _words.words(there)
-    same = _CONCLUDES.intersection(said) == _CONCLUDES.intersection(heard)
-    same = same and sum(w in _DENIAL for w in said) == sum(w in _DENIAL for w in heard)
-    return _coverage(here, there) if same else 0.0
+    """Returns `_coverage`, or 0 if conclusions or numbers of denials differ."""
+    statement, run = _concluding(statement), _concluding(run)
+    wanted, found = _words.words(statement), _words.words(run)
+    same = _CONCLUDES.intersection(wanted) == _CONCLUDES.intersection(found)
+    same = same and sum(w in _DENIAL for w in wanted) == sum(w in _DENIAL for w in found)
+    return _coverage(statement, run) if same else 0.0
 
 
 def _touches(statement: str, run: str) -> bool:
-    """Whether a run has the words of a statement, whatever it says with them."""
-    said, heard = set(_words.words(statement)), set(_words.words(run))
-    content = said - _GLUE - _DENIAL - _DIRECTION
-    return bool(content) and len(content & heard) >= SHARE * len(content)
+    """Returns True if a run has the content words of a statement, with any conclusion."""
+    wanted, found = set(_words.words(statement)), set(_words.words(run))
+    content = wanted - _GLUE - _DENIAL - _DIRECTION
+    return bool(content) and len(content & found) >= MIN_SHARE * len(content)
 
 
 def _coverage(statement: str, run: str) -> float:
-    """The share of the statement's words that `run` holds, or 0 where it does not make it."""
-    said, heard = set(_words.words(statement)), set(_words.words(run))
-    quoted, places = _quotations(statement), _quotations(run) or [heard]
-    content = said - _GLUE - _DENIAL
+    """Returns the share of the statement's words in `run`, or 0 if `run` does not state it."""
+    wanted, found = set(_words.words(statement)), set(_words.words(run))
+    quoted, places = _quotations(statement), _quotations(run) or [found]
+    content = wanted - _GLUE - _DENIAL
     capitals = set(_words.words(" ".join(_CAPITAL.findall(statement))))
     binding = content & capitals.union(_DIRECTION, *quoted)
     rest = content - binding
-    made = (
+    stated = (
         bool(content)
-        and binding <= heard
+        and binding <= found
         and all(any(words - _GLUE <= place for place in places) for words in quoted)
-        and len(rest & heard) >= SHARE * len(rest)
-        and bool(said & _DENIAL) == bool(heard & _DENIAL)
+        and len(rest & found) >= MIN_SHARE * len(rest)
+        and bool(wanted & _DENIAL) == bool(found & _DENIAL)
     )
-    return len(content & heard) / len(content) if made else 0.0
+    return len(content & found) / len(content) if stated else 0.0
 
 
 def _quotations(text: str) -> list[set[str]]:
-    """The words of each quotation; a mark that is not closed is none."""
+    """Returns the words of each quotation; unclosed quotation marks are ignored."""
     found, at, unclosed = [], 0, set()
     while mark := _OPENS.search(text, at):
         at = mark.end()

@@ -1,7 +1,7 @@
-"""The reasons judge: which of the clinician's statements does a trace make?
+"""Reasons judge: finds the clinician's statements in a trace.
 
-In: a case's numbered statements and one trace, in one request. Out: per statement the quotes that
-the judge gave, whether it gave any, and whether any of them really stands in the trace.
+In: a case's numbered statements and one trace, in one request. Out: per statement the quotes of the
+judge, whether there are any (`found`), and whether the trace contains one of them (`verified`).
 """
 
 import re
@@ -14,7 +14,7 @@ from mcr_jax.prompts import Prompt, inert
 from mcr_jax.quotes import Text, normal
 
 PROMPT = "judge_reasons"
-READING = "reasons/2"  # counts up when `parse` changes: stored replies are then parsed again
+READING = "reasons/2"  # incremented when `parse` changes: stored replies are then parsed again
 SCHEMA = {
     "type": "array",
     "items": {
@@ -26,9 +26,9 @@ SCHEMA = {
         "required": ["number", "quotes"],
     },
 }
-_READ = re.compile(r"[^\W_]")  # a letter or a digit
-_LONGEST_NONE = 40  # characters of what says so, with punctuation
-# What judges write where there is no quote, without its punctuation.
+_LETTER_OR_DIGIT = re.compile(r"[^\W_]")
+_MAX_NONE_CHARS = 40  # of a phrase in _NONE, with punctuation
+# Phrases for "no quote", without punctuation.
 _NONE = {
     *("n a", "na", "none", "nil", "null", "no", "nothing", "absent", "missing", "no match"),
     *("no quote", "no quotes", "no quote found", "no quotes found", "quote not found"),
@@ -48,14 +48,14 @@ def request(
     quote_words: int = 4,
     max_tokens: int = 16_384,
 ) -> Request:
-    """Request for a verdict on one trace.
+    """Returns the request for a verdict on one trace.
 
     Args:
-      key: names the request within the run.
-      case: gives the clinician's statements.
-      trace: the reasoning of the completion.
+      key: name of the request within the run.
+      case: holds the clinician's statements.
+      trace: reasoning of the completion.
       prompt: takes `statements`, one numbered line each, and `trace`.
-      quote_words: words of the shortest quote that can verify a longer statement.
+      quote_words: fewest words of a quote that verifies a longer statement.
       max_tokens: limit of the reply, thoughts included.
     """
     lines = (f"{n}. {' '.join(s.split())}" for n, s in enumerate(case.statements, start=1))
@@ -70,18 +70,18 @@ def request(
 
 
 def parse(request: Request, text: str) -> dict[str, list[Any]]:
-    """Reads the verdict, each list with one entry per statement in their order.
+    """Parses a reply.
 
     Returns:
-      `quotes`: those given, less what says that there is none ("N/A", "-"); `found`: whether there
-      are any; `verified`: whether any of them stands in the trace, as `quotes.Text.find` compares,
-      and has `quote_words` words, or as many as the statement where that has fewer.
+      Three lists with one entry per statement, in order. `quotes`: the quotes, without phrases for
+      "none" such as "N/A" and "-". `found`: True if there are any. `verified`: True if one of them
+      is in the trace (`quotes.Text.verifies`).
 
     Raises:
-      ValueError: the text is not of the asked form, or a statement's number is missing, repeated or
-        out of range.
+      ValueError: the text violates SCHEMA, or a statement's number is missing, repeated or out of
+        range.
     """
-    statements, least = request.fields["statements"], request.fields["quote_words"]
+    statements, quote_words = request.fields["statements"], request.fields["quote_words"]
     entries = _reply.unwrap(_reply.read(text), list)
     if not isinstance(entries, list):
         raise ValueError("expected a list")
@@ -90,11 +90,11 @@ def parse(request: Request, text: str) -> dict[str, list[Any]]:
         if not all(isinstance(quote, str) for quote in group):
             raise ValueError(f"a quote for statement {number} is not text")
         quotes.append([quote for quote in group if not _is_none(quote)])
-    shown = Text(request.fields["trace"])
+    searched = Text(request.fields["trace"])
     return {
         "found": [bool(group) for group in quotes],
         "verified": [
-            any(shown.verifies(quote, statement, least) for quote in group)
+            any(searched.verifies(quote, statement, quote_words) for quote in group)
             for group, statement in zip(quotes, statements, strict=True)
         ],
         "quotes": quotes,
@@ -102,8 +102,8 @@ def parse(request: Request, text: str) -> dict[str, list[Any]]:
 
 
 def _is_none(quote: str) -> bool:
-    """Whether a quote says that there is none."""
-    if len(quote) > _LONGEST_NONE and _READ.search(quote):
+    """Returns True for a phrase that means "no quote"."""
+    if len(quote) > _MAX_NONE_CHARS and _LETTER_OR_DIGIT.search(quote):
         return False
-    said = re.sub(r"[\W_]+", " ", normal(quote)).strip()
-    return not said or said in _NONE
+    phrase = re.sub(r"[\W_]+", " ", normal(quote)).strip()
+    return not phrase or phrase in _NONE

@@ -1,7 +1,7 @@
-"""Every prompt, one text file each: loaded by name, filled in by one rule, recorded by its digest.
+"""Loads and fills in the prompts, one text file each.
 
-`{{field}}` in a file is where a value goes. A folder of the user's replaces prompts one by one: its
-`NAME.txt` stands in for the shipped file of that name.
+A value replaces each `{{field}}` of a file. A `NAME.txt` in the user's folder (`config.prompts`)
+replaces the shipped file of that name.
 """
 
 import dataclasses
@@ -15,16 +15,16 @@ from mcr_jax.paths import expanded
 
 _SHIPPED = pathlib.Path(__file__).parent
 _FIELD = re.compile(r"\{\{([a-z_]+)\}\}")
-_UNREAD = re.compile(r"([\W_]+)(\w?)")  # what is no letter or digit, and what is read next
+_UNREAD = re.compile(r"([\W_]+)(\w?)")  # a run without letters or digits, and the next character
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt's text, still with its fields.
+    """Text of a prompt, with its fields.
 
     Attributes:
-      name: what it is loaded and recorded by.
-      text: the file's text without the line ends at its end.
+      name: name of the file, without `.txt`.
+      text: content of the file without the final line breaks.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Prompt:
 
     @property
     def fields(self) -> frozenset[str]:
-        """The names of the values it takes."""
+        """Names of the fields."""
         return frozenset(_FIELD.findall(self.text))
 
     def render(self, **values: str) -> str:
-        """The text with every `{{field}}` replaced, in one pass: what a value holds stays text.
+        """Replaces every `{{field}}` in one pass: a `{{field}}` in a value is not replaced.
 
         Raises:
-          UsageError: a field of the prompt has no value, or a value has no field in the prompt.
+          UsageError: a field has no value, or a value has no field.
         """
         for word, names in (
             ("needs a value for", self.fields - values.keys()),
@@ -56,7 +56,7 @@ class Prompt:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all prompts."""
+    """Returns the names of all prompts."""
     return tuple(sorted(path.stem for path in _SHIPPED.glob("*.txt")))
 
 
@@ -65,11 +65,11 @@ def load(name: str, folder: str = "") -> Prompt:
 
     Args:
       name: one of `names()`.
-      folder: where the user's own prompts are, if anywhere; `config.prompts`.
+      folder: folder of the user's prompts (`config.prompts`), or "".
 
     Raises:
-      UsageError: no prompt has this name, the folder or its file cannot be read, or the file has
-        other fields than the shipped one.
+      UsageError: the name is unknown, the folder or a file cannot be read, or the fields differ
+        from those of the shipped file.
     """
     if name not in names():
         raise UsageError(f"no prompt is called {name!r}; there are {', '.join(names())}")
@@ -82,7 +82,7 @@ def load(name: str, folder: str = "") -> Prompt:
     found = _read(name, path)
     if found.fields != shipped.fields:
         raise UsageError(
-            f"{path}: this prompt takes {_listed(found.fields)}, and has to take "
+            f"{path}: this prompt has the fields {_listed(found.fields)}, but needs "
             f"{_listed(shipped.fields)}"
         )
     return found
@@ -102,15 +102,15 @@ def _read(name: str, path: pathlib.Path) -> Prompt:
 
 
 def inert(text: str) -> str:
-    """`text` made unable to open or close a tag: "<" before a letter or "/" becomes "‹".
+    """Prevents prompt injection by tags: replaces "<" before a letter or "/" by "‹".
 
-    Prompts fence what models and articles wrote between tags; this keeps it inside. A "<" before a
-    number, as in "lactate <2", is left as it is.
+    Prompts enclose texts of models and articles in tags, which such a text must not close. A "<"
+    before a number, as in "lactate <2", stays.
     """
 
-    def fenced(run: re.Match[str]) -> str:
+    def replaced(run: re.Match[str]) -> str:
         unread, following = run.groups()
         opens = following and not following.isdecimal()
         return (unread.replace("<", "‹") if opens else unread) + following
 
-    return _UNREAD.sub(fenced, text)
+    return _UNREAD.sub(replaced, text)

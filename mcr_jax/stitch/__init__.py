@@ -1,1 +1,1 @@
-"""The stage between cases and training: a clinician's statements to one fluent trace, audited."""
+"""Rewrites the clinician's statements of each case as one fluent trace, audited, to train on."""

@@ -1,6 +1,6 @@
-"""Whether a trace is a passage and nothing else: no list, and nothing that speaks about the reply.
+"""Checks that a trace is a plain passage: no list, no markup, no remarks about the reply.
 
-Phrases of the statements themselves are never held against it.
+Phrases that the statements contain are allowed.
 """
 
 import re
@@ -12,8 +12,8 @@ _ITEM = re.compile(
     r"|(?:statement|point|reason)[ \t]+\d)",
     re.IGNORECASE | re.MULTILINE,
 )
-_HEADED = re.compile(r"\A[^\n]{0,200}:[ \t]*(?:\n|\Z)")  # "Here is the passage:"
-_MARKS = re.compile(
+_INTRODUCED = re.compile(r"\A[^\n]{0,200}:[ \t]*(?:\n|\Z)")  # "Here is the passage:"
+_MARKUP = re.compile(
     r"\*\*|__|```|\\boxed|<\||\|>|\[/?inst\]|</?\s*statements?\b|[<＜]\s*+/?\s*+(?:answer|think)",
     re.IGNORECASE,
 )
@@ -33,14 +33,14 @@ _ABOUT_ITSELF = re.compile(
 
 
 def is_list(trace: str) -> bool:
-    """Whether `trace` has lines like those of a list, or a heading."""
+    """Returns True if `trace` has list items or a heading."""
     return len(parse_statements(trace)) > 1 or _ITEM.search(trace) is not None
 
 
 def is_wrapped(trace: str, statements: str) -> bool:
-    """Whether `trace` has an introduction, marks of a format, or words about itself."""
-    if _HEADED.match(trace):
+    """Returns True if `trace` has an introduction, markup, or remarks about itself."""
+    if _INTRODUCED.match(trace):
         return True
     known = " ".join(statements.casefold().split())
-    found = (m[0] for r in (_MARKS, _ABOUT_ITSELF) for m in r.finditer(trace))
+    found = (m[0] for pattern in (_MARKUP, _ABOUT_ITSELF) for m in pattern.finditer(trace))
     return any(" ".join(phrase.casefold().split()) not in known for phrase in found)

@@ -1,4 +1,4 @@
-"""Asks a judge whether traces keep the meaning of the statements; its verdicts go to the ledger."""
+"""Judges whether traces keep the meaning of the statements; the verdicts go to the ledger."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -13,22 +13,21 @@ from mcr_jax.errors import McrError
 from mcr_jax.generate import driver
 from mcr_jax.generate.api import Generator, Outcome, Remote
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope, damaged
-from mcr_jax.generate.questions import Reader
 from mcr_jax.judges import distortion
+from mcr_jax.judges.choose import reader
 
-STAGE = "distortion"
-_FORM = {"verdicts": [str], "added": [str]}  # of a verdict in the ledger
+_VERDICT_FORM = {"verdicts": [str], "added": [str]}  # in the ledger
 
-# Why a trace may not be trained on, from the gravest on.
+# Reasons not to train on a trace, most serious first.
 FAULTS = ("unjudged", "turned", "dropped", "invented")
 
 
 class Meaning:
-    """The judge that config.stitch.judge names, at work on the traces of one model.
+    """Judges the traces of one model with the judge of config.stitch.judge.
 
     Attributes:
-      about: who judges and by what, for the artifacts.
-      verdicts: the newest attempt at each trace that was asked about, by its row.
+      about: identity and settings of the judge, for the artifacts.
+      verdicts: newest attempt at each verdict, by row.
     """
 
     def __init__(
@@ -38,59 +37,53 @@ class Meaning:
         self.verdicts: dict[RowKey, Attempt | None] = {}
         self._ledger, self._generator, self._settings = ledger, generator, config.judge
         self._prompt, self._coverage = _prompt(config), config.stitch.coverage
-        self._reader = Reader(parse=distortion.parse, name=_reading(config))
-        self._scope = Scope(STAGE, model, judge_name(config, config.stitch.judge))
+        self._reader = reader(distortion.STAGE, config)
+        self._scope = Scope(distortion.STAGE, model, judge_name(config, config.stitch.judge))
         self._jobs: list[driver.Job] = []
 
     def row(self, case: Case, sample: int) -> RowKey:
-        """The row of the verdict on one sample of a case."""
+        """Returns the row of the verdict on one sample of a case."""
         stage, model, judge = self._scope
         return RowKey(stage=stage, case=case.fingerprint, model=model, sample=sample, judge=judge)
 
     def judge(self, traces: Iterable[tuple[Case, int, str]]) -> None:
-        """Adds the verdicts on traces (case, index of the sample, text); none is asked for twice.
+        """Judges traces (case, sample index, text) that have no verdict yet.
 
-        What the judge gave no verdict on is asked again by the next run, not by the next call.
+        A reply without a verdict is requested again by the next run, not by the next call.
 
         Raises:
-          McrError: some verdicts could not be had at all.
+          McrError: requests failed, or a stored verdict is damaged.
         """
         new = set()
         for case, sample, trace in traces:
             new.add(row := self.row(case, sample))
-            key, c = f"{case.fingerprint}/{row.model}/{sample}/{STAGE}", self._settings
+            key, c = f"{case.fingerprint}/{row.model}/{sample}/{row.stage}", self._settings
             limits = {"quote_words": c.quote_words, "max_tokens": c.max_tokens}
             request = distortion.request(key, case, trace, self._prompt, **limits)
             self._jobs.append(driver.Job(row=row, request=request))
         generator = self._generator
-        work = driver.declare(
-            self._scope,
-            self._jobs,
-            generator,
-            self._ledger,
-            attempts=self._settings.attempts,
-            reader=self._reader,
-        )
+        scope, settings = self._scope, {"attempts": self._settings.attempts, "reader": self._reader}
+        work = driver.declare(scope, self._jobs, generator, self._ledger, **settings)
         pending = [q for q in work.pending if any(row.key in new for row in q.rows)]
         work = dataclasses.replace(work, pending=pending)
         status = generator.pacer.status if isinstance(generator, Remote) else None
         with console.track("distortion", work.total, work.held, status) as progress:
             summary = driver.answer(work, generator, self._ledger, progress=progress.advance)
-        self.verdicts = self._ledger.answers(self._scope)
+        self.verdicts = self._ledger.answers(scope)
         left = [a for a in self.verdicts.values() if a is None or not a.outcome.settled]
         if left:
             why = f" ({summary.errors[0]})" if summary.errors else ""
             raise McrError(
-                f"{len(left)} of {work.total} verdicts on traces could not be had{why}; the others "
-                "are kept: run `mcr stitch` again to go on"
+                f"{len(left)} of {work.total} verdicts on traces are missing{why}; the others are "
+                "kept: run `mcr stitch` again to resume"
             )
         for attempt in self.verdicts.values():
             verdict = verdict_of(attempt)
-            if verdict is not None and (line := artifacts.wrong(verdict, _FORM)):
+            if verdict is not None and (line := artifacts.wrong(verdict, _VERDICT_FORM)):
                 raise McrError(damaged(attempt, f"is of another form: {line}"))
 
     def faults(self, row: RowKey) -> tuple[str, ...]:
-        """Some of FAULTS, in their order; none for a trace that nobody was asked about."""
+        """Returns a subset of FAULTS, in their order; () for a trace that was not judged."""
         if row not in self.verdicts:
             return ()
         verdict = verdict_of(self.verdicts[row])
@@ -101,30 +94,30 @@ class Meaning:
             "dropped": distortion.share(verdict, distortion.KEPT) < self._coverage,
             "invented": bool(verdict["added"]),
         }
-        return tuple(fault for fault, there in found.items() if there)
+        return tuple(fault for fault, present in found.items() if present)
 
     def coverage(self, row: RowKey) -> float | None:
-        """Share of the statements that a trace keeps; None where there is no verdict."""
+        """Returns the share of the statements that a trace keeps; None without a verdict."""
         verdict = verdict_of(self.verdicts.get(row))
         return None if verdict is None else distortion.share(verdict, distortion.KEPT)
 
 
 def verdict_of(attempt: Attempt | None) -> dict[str, Any] | None:
-    """The verdict of an attempt, as `distortion.parse` returns it; None where there is none."""
+    """Returns the verdict of an attempt, as `distortion.parse` returns it, or None."""
     return attempt.verdict if attempt and attempt.outcome is Outcome.OK else None
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
-    """What the verdicts follow from, besides statements and traces; {} where nothing is judged.
+    """Returns the settings that decide verdicts, for the artifacts; {} without a judge.
 
-    Raises UsageError if the prompt cannot be used.
+    Raises UsageError if the prompt is invalid.
     """
     if not config.stitch.judge:
         return {}
     return {
         "judge": judge_name(config, config.stitch.judge),
         "prompt": _prompt(config).digest,
-        "reading": _reading(config),
+        "reading": reader(distortion.STAGE, config).name,
         "max_tokens": config.judge.max_tokens,
         "thinking": config.judge.thinking,
     }
@@ -132,7 +125,3 @@ def settings(config: ConfigDict) -> dict[str, Any]:
 
 def _prompt(config: ConfigDict) -> prompts.Prompt:
     return prompts.load(distortion.PROMPT, config.prompts)
-
-
-def _reading(config: ConfigDict) -> str:
-    return f"{distortion.READING} quote_words={config.judge.quote_words}"

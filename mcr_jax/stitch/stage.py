@@ -1,4 +1,4 @@
-"""The stitching stage: statements retold as one trace, which rules audit and a judge may read."""
+"""Stitching stage: rewrites statements as traces, audits them and, if configured, judges them."""
 
 import functools
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from rich.console import Console
 
 from mcr_jax import artifacts, console, prompts, statistics
 from mcr_jax import config as configs
+from mcr_jax.config_fields import FIELDS
 from mcr_jax.data import traces
 from mcr_jax.data.dataset import dataset_fingerprint
 from mcr_jax.errors import McrError
@@ -27,9 +28,13 @@ from mcr_jax.stitch.summary import summarize, table
 from mcr_jax.stitch.write import PROMPT, STAGE, check, stitch
 from mcr_jax.workdir import digest
 
+# Fields that change no trace. The digest of inputs has their defaults; in older manifests it has
+# their values.
+NO_EFFECT = ("stitch.concurrency", "stitch.timeout", "score.answer")
+
 
 def ready(experiment: Experiment) -> None:
-    """Raises UsageError if a prompt or a service cannot be used: better before other work."""
+    """Raises UsageError if a prompt or a service cannot be used; called before other work."""
     _prompt(experiment.config)
     judge_settings(experiment.config)
     if experiment.config.stitch.model == "gemini":
@@ -38,7 +43,7 @@ def ready(experiment: Experiment) -> None:
 
 
 def run(experiment: Experiment) -> None:
-    """Makes traces.parquet and stitch.json, or says that they are there."""
+    """Writes traces.parquet and stitch.json, unless both exist with these inputs."""
     e, workdir, prompt = experiment, experiment.workdir, _prompt(experiment.config)
     e.refuse_other(e.origin())
     inputs = _inputs(e, prompt)
@@ -61,22 +66,22 @@ def run(experiment: Experiment) -> None:
         if meaning:
             workdir.note("stitch.judge", meaning.about)
         rows = stitch(ledger, e.config, cases, generator, name, prompt, status, meaning)
-    made = traces.digest({row.fingerprint: row.trace for row in rows})
-    if e.config.train.traces == traces.STITCHED:  # or those it was trained on would be lost
-        e.refuse_other({"traces": made})
+    fingerprint = traces.digest({row.fingerprint: row.trace for row in rows})
+    if e.config.train.traces == traces.STITCHED:  # keeps the traces of a trained model
+        e.refuse_other({"traces": fingerprint})
     score = e.config.score
     settings = {"confidence": score.confidence, "resamples": score.resamples, "seed": e.config.seed}
     interval = functools.partial(statistics.interval, **settings)
     summary = summarize(rows, interval, score.confidence, meaning)
     traces.write(workdir.traces, rows)
-    workdir.write_json(workdir.stitching, {**summary, "traces": made})
-    workdir.note("stitch", {"inputs": inputs, "traces": made, **devices()})
+    workdir.write_json(workdir.stitching, {**summary, "traces": fingerprint})
+    workdir.note("stitch", {"inputs": inputs, "traces": fingerprint, **devices()})
     console.say(f"stitch: {len(rows)} traces in {workdir.traces}")
     _show(summary)
     if not meaning:
         console.say(
-            "stitch: nobody judged whether the traces keep the meaning of the statements; "
-            "--config.stitch.judge=gemini has Gemini do so"
+            "stitch: no judge checked that the traces keep the meaning of the statements; "
+            "--config.stitch.judge=gemini uses Gemini"
         )
     if all(row.source == traces.JOINED for row in rows):
         console.say(
@@ -86,33 +91,29 @@ def run(experiment: Experiment) -> None:
 
 
 def model_name(config: ConfigDict) -> str:
-    """The model of config.stitch as it stands in the ledger."""
+    """Returns the ledger name of the model in config.stitch."""
     c = config.stitch
     return f"gemini:{c.gemini}" if c.model == "gemini" else c.model
 
 
 def _generator(e: Experiment) -> tuple[Generator | Remote, str, Callable[[], str] | None]:
-    """The generator that config.stitch names, where its weights are from, how to ask its status."""
+    """Returns the generator of config.stitch, the origin of its weights, and a status function."""
     c = e.config.stitch
     if c.model == "gemini":
         model = _gemini(e.config)
         if not model.samples:
             console.say(
-                f"stitch: {c.gemini} samples as the service does by default: "
+                f"stitch: {c.gemini} uses the sampling defaults of the service: "
                 "config.stitch.temperature and top_p are not sent"
             )
         return model, "the service's", model.pacer.status
     from mcr_jax.generate import local
     from mcr_jax.generate.engine.state import Shape
 
-    # One sample at a time: a second one is drawn only of the cases whose first one failed.
-    shape = Shape(
-        slots=e.config.sample.slots,
-        share=1,
-        prompt_tokens=c.prompt_tokens,
-        max_tokens=c.max_tokens,
-        kv_dtype=e.config.sample.kv_dtype,
-    )
+    # One sample per prompt at a time: only cases whose first sample failed get a second one.
+    limits = {"prompt_tokens": c.prompt_tokens, "max_tokens": c.max_tokens}
+    slots, kv_dtype = e.config.sample.slots, e.config.sample.kv_dtype
+    shape = Shape(slots=slots, share=1, kv_dtype=kv_dtype, **limits)
     plan = local.prepare(e.shape, e.config, shape, section="stitch")
     for line in plan.lines():
         console.say(f"stitch: {line}")
@@ -123,34 +124,27 @@ def _generator(e: Experiment) -> tuple[Generator | Remote, str, Callable[[], str
 
 
 def _judge(config: ConfigDict) -> Generator | Remote | None:
-    """The generator that config.stitch.judge names. Raises UsageError if it cannot be used."""
+    """Returns the generator of config.stitch.judge. Raises UsageError if it cannot be used."""
     return make_judge(config, config.stitch.judge) if config.stitch.judge else None
 
 
 def _prompt(config: ConfigDict) -> prompts.Prompt:
-    """Raises UsageError if it cannot be used."""
+    """Returns the prompt. Raises UsageError if it cannot be used."""
     prompt = prompts.load(PROMPT, config.prompts)
     check(config, prompt)
     return prompt
 
 
 def _gemini(config: ConfigDict) -> Gemini:
-    """Raises UsageError without a key or with wrong settings."""
-    c = config.stitch
-    return Gemini(
-        c.gemini,
-        timeout=c.timeout,
-        concurrency=c.concurrency,
-        thinking=c.thinking,
-        patience=config.judge.patience,
-    )
+    """Returns the Gemini that writes. Raises UsageError if the key or a setting is wrong."""
+    c, patience = config.stitch, config.judge.patience
+    settings = {"timeout": c.timeout, "concurrency": c.concurrency, "thinking": c.thinking}
+    return Gemini(c.gemini, patience=patience, **settings)
 
 
 def _inputs(e: Experiment, prompt: prompts.Prompt) -> dict[str, Any]:
-    """What the traces follow from."""
-    decisive = ("seed", "stitch", "model", "lora", "score")
-    fields = {n: v for n, v in configs.fields(e.config) if n.partition(".")[0] in decisive}
-    del fields["stitch.judge"]  # told below, so that inputs of before there was one stay the same
+    """Returns everything that decides the traces, for the manifest."""
+    fields = _fields(e.config) | {name: FIELDS[name].default for name in NO_EFFECT}
     judged = {"judge": by} if (by := judge_settings(e.config)) else {}
     trained = {"which": e.config.sample.checkpoint, "newest": newest_step(e.checkpoints)}
     return {
@@ -164,33 +158,45 @@ def _inputs(e: Experiment, prompt: prompts.Prompt) -> dict[str, Any]:
     }
 
 
+def _fields(config: ConfigDict) -> dict[str, Any]:
+    """Returns the fields in the digest of inputs; `judge` is an entry of its own."""
+    decisive = ("seed", "stitch", "model", "lora", "score")
+    fields = {n: v for n, v in configs.fields(config) if n.partition(".")[0] in decisive}
+    del fields["stitch.judge"]
+    return fields
+
+
 def _done(e: Experiment, inputs: dict[str, Any]) -> bool:
-    """Whether the traces there are what these inputs give."""
+    """Returns True if the files of these inputs exist and are whole."""
     w = e.workdir
     if not (w.traces.exists() and w.stitching.exists()):
         return False
-    noted = _noted(e)
-    if noted.get("inputs") != inputs:
+    noted = _noted(e, inputs)
+    if noted["inputs"] != inputs:
         return False
     try:
-        there = traces.digest({row.fingerprint: row.trace for row in traces.read(w.traces)})
+        found = traces.digest({row.fingerprint: row.trace for row in traces.read(w.traces)})
         shown = artifacts.stitching(w)
-    except McrError:  # damaged: made anew from what the ledger has
+    except McrError:  # damaged: made again from the ledger
         return False
-    return there == noted.get("traces") == shown.get("traces")
+    return found == noted.get("traces") == shown.get("traces")
 
 
-def _noted(e: Experiment) -> dict[str, Any]:
-    """What the manifest has of the stitching before."""
-    return artifacts.section(e.workdir, "stitch", {"inputs?": dict})
+def _noted(e: Experiment, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the stitching section of the manifest, an older digest of the config replaced."""
+    noted = artifacts.section(e.workdir, "stitch", {"inputs?": dict})
+    before = noted.get("inputs", {})
+    if before.get("config") == digest(_fields(e.config)):
+        before = before | {"config": inputs["config"]}
+    return noted | {"inputs": before}
 
 
 def _refuse_to_replace(e: Experiment, inputs: dict[str, Any]) -> None:
-    """Raises UsageError, before the work, if traces that training learned would not come again.
+    """Raises UsageError, before the work, if a model was trained on traces of other inputs.
 
-    Another version of the audit may give the same traces; that is seen when they are made.
+    Another version of the audit is allowed: it may give the same traces, which `run` checks.
     """
-    before = _noted(e).get("inputs", {})
+    before = _noted(e, inputs)["inputs"]
     same = {**before, "audit": None} == {**inputs, "audit": None}
     if e.config.train.traces == traces.STITCHED and not same:
         e.refuse_other({"traces": "not yet made"})

@@ -1,16 +1,16 @@
-"""Words and numbers as the audit of traces compares them."""
+"""Normalized words and numbers of texts, for the audit of traces."""
 
 import functools
 import re
 
 from mcr_jax import quotes
 
-_RAISED = re.compile("(?<=[0-9])(?=[⁰¹²³⁴-⁹])")  # 10⁹ is no 109
+_RAISED = re.compile("(?<=[0-9])(?=[⁰¹²³⁴-⁹])")  # keeps 10⁹ from becoming 109
 _CITED = re.compile(r"\[\d[\d,;\s-]*\]|\b(?:fig(?:ure)?s?|tables?)\.? \d+")  # not a finding
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|\n+")
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:'[^\W\d_]+)?")
-_ZEROS = re.compile(r"\.0+$|(?<=\.\d)0+$|(?<=\.\d\d)0+$")  # of 38.0
+_ZEROS = re.compile(r"\.0+$|(?<=\.\d)0+$|(?<=\.\d\d)0+$")  # such as in 38.0
 _BRITISH = (
     (re.compile(r"(?<=[^\W\d_]{3})our(?=$|s$|ed$|ing$|al$)"), "or"),
     (re.compile(r"[ao]e(?=[^\W\d_]{3})"), "e"),
@@ -30,21 +30,21 @@ _IN_WORDS = {
 
 
 def sentences(text: str) -> list[tuple[str, ...]]:
-    """The stems of each sentence of `text`; a line's end also ends one."""
-    return [made for piece in _SENTENCE.split(text) if (made := stems(piece))]
+    """Returns the stems of each sentence of `text`; the end of a line also ends a sentence."""
+    return [words for piece in _SENTENCE.split(text) if (words := stems(piece))]
 
 
 def stems(text: str) -> tuple[str, ...]:
-    """The words of `text`: folded, spelled the American way, without possessive and plural."""
+    """Returns the words of `text`, folded, in American spelling, without possessive or plural."""
     return tuple(map(_stem, _tokens(text)))
 
 
 def numbers(text: str, *, in_words: bool = False) -> set[str]:
-    """The numbers in digits, without commas between thousands and zeros at the end of decimals.
+    """Returns the numbers in digits, without thousands separators and trailing zeros.
 
     Args:
-      text: in which those of citations and figures do not count.
-      in_words: whether words and Roman numerals count, too.
+      text: numbers of citations and figures in it are ignored.
+      in_words: also returns numbers written as words or Roman numerals.
     """
     found = set()
     for token in _tokens(text):

@@ -1,15 +1,13 @@
-"""The stitching stage: a clinician's numbered statements of a case to one fluent reasoning trace.
+"""Writes traces: a model rewrites the numbered statements of a case as one fluent passage.
 
-By default the model that is about to be fine-tuned writes it, so that no stronger model's knowledge
-leaks into the target. It is shown the statements alone. Not the presentation: of findings that no
-statement uses a model makes reasons that no clinician gave. Nor the diagnosis: what it does not
-know it cannot give away. So all that a trace has beyond the statements is the model's own.
+By default that model is the one to be fine-tuned, so that no stronger model's knowledge leaks into
+the target. The prompt holds the statements only. With the presentation, a model invents reasons
+from findings that no statement uses; with the diagnosis, it may name it early.
 
-Every reply is in the ledger. One that fails the audit, or in which config.stitch.judge finds
-statements turned or left out or something added, is drawn again as the next sample, up to
-config.stitch.attempts; then the statements, plainly joined, take its place. The judge is asked
-about the first sample of every case, so that it is known what stitching does, and about each later
-one that passes the audit.
+Every reply is in the ledger. A sample that fails the audit or config.stitch.judge is replaced by
+the next sample, up to config.stitch.attempts, then by the joined statements. The judge reads the
+first sample of every case, to measure what stitching does, and each later one that passes the
+audit.
 """
 
 import dataclasses
@@ -33,27 +31,27 @@ from mcr_jax.stitch.meaning import Meaning
 STAGE = "stitch"
 PROMPT = "stitch"
 
-# Why a sample is no trace, from the gravest on: it has no whole text, or audit or judge say so.
+# Outcomes without a whole text. All reasons to reject a sample are in REASONS, most serious first.
 _OUTCOMES = {
     Outcome.PROMPT_TOO_LONG: "prompt_too_long",
     Outcome.BLOCKED: "blocked",
     Outcome.MALFORMED: "malformed",
     Outcome.TRUNCATED: "truncated",
 }
-_THOUGHTS = 8192  # tokens beyond max_tokens for a service that counts its thoughts with the answer
+_THOUGHT_TOKENS = 8192  # added to max_tokens for a service whose limit includes thoughts
 REASONS = (*_OUTCOMES.values(), *audit.FAULTS, *meaning.FAULTS)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sample:
-    """A reply, the trace in it, and what is found in that.
+    """Reply, its trace, and the findings in it.
 
     Attributes:
       attempt: the reply.
-      trace: "" where there is no text.
-      audit: None where there is no text.
-      distortions: what the judge finds, some of `meaning.FAULTS`.
-      coverage: share of the statements that the trace keeps; None where no judge says.
+      trace: "" without text.
+      audit: None without text.
+      distortions: faults that the judge found, a subset of `meaning.FAULTS`.
+      coverage: share of the statements that the trace keeps; None if not judged.
     """
 
     attempt: Attempt
@@ -64,24 +62,24 @@ class _Sample:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Why it may not be trained on, in the order of REASONS."""
+        """Reasons not to train on it, in the order of REASONS."""
         ending = _OUTCOMES.get(self.attempt.outcome)
         audited = self.audit.faults if self.audit else ()
         return (*((ending,) if ending else ()), *audited, *self.distortions)
 
     @property
     def final(self) -> bool:
-        """Whether another sample is not asked for."""
+        """True if no further sample is needed or possible."""
         return not self.faults or self.attempt.outcome is Outcome.PROMPT_TOO_LONG
 
 
 def check(config: ConfigDict, prompt: Prompt) -> None:
-    """Raises UsageError if the prompt is wrong, or attempts would all be the same."""
+    """Raises UsageError if the prompt is invalid, or all attempts would be equal."""
     c = config.stitch
     if c.attempts > 1 and not c.temperature:
         raise UsageError(
-            f"config.stitch.attempts={c.attempts} with config.stitch.temperature=0 would draw the "
-            "same again: set one of them higher or attempts to 1"
+            f"config.stitch.attempts={c.attempts} with config.stitch.temperature=0 would draw "
+            "the same sample again: set the temperature above 0, or attempts to 1"
         )
     prompt.render(statements="")
 
@@ -96,24 +94,21 @@ def stitch(
     status: Callable[[], str] | None = None,
     judge: Meaning | None = None,
 ) -> list[Trace]:
-    """Makes a trace of every case; what the ledger answers is not asked again.
+    """Returns one trace per case, in order; requests only replies that the ledger lacks.
 
     Args:
-      ledger: takes every reply.
-      config: section stitch and the seed are read.
-      cases: all that training reads; their diagnoses are the names that the audit knows.
-      generator: who writes.
-      model: its name in the ledger.
+      ledger: records every reply.
+      config: `stitch` and `seed` are read.
+      cases: all cases of training; their diagnoses are the names that the audit knows.
+      generator: writes the traces.
+      model: name of the generator in the ledger.
       prompt: takes `statements`, one numbered line each.
-      status: tells how the generator does, for the progress line.
-      judge: judges the traces; None where nothing is judged.
-
-    Returns:
-      One per case, in the order of `cases`.
+      status: returns the generator's status for the progress line.
+      judge: judges the traces; None to skip judging.
 
     Raises:
-      UsageError: the prompt is wrong, or attempts would all be the same.
-      McrError: some replies or verdicts could not be had at all; nothing is made of the others.
+      UsageError: the prompt is invalid, or all attempts would be equal.
+      McrError: requests for replies or verdicts failed; those that succeeded are in the ledger.
     """
     check(config, prompt)
     c = config.stitch
@@ -123,7 +118,7 @@ def stitch(
         again = [case for case in cases if not any(s.final for s in samples[case.fingerprint])]
         if not again:
             break
-        # Those that are done stay wanted: a declaration replaces what was declared before.
+        # Includes finished cases: a declaration replaces the one before it.
         wanted = {f: len(found) for f, found in samples.items()}
         wanted |= {case.fingerprint: drawn for case in again}
         jobs = [_job(case, wanted[case.fingerprint], config, model, prompt) for case in cases]
@@ -139,16 +134,16 @@ def stitch(
 
 
 def _judge(
-    judge: Meaning, cases: Sequence[Case], samples: dict[str, list[_Sample]], drawn: int
+    judge: Meaning, cases: Sequence[Case], samples: dict[str, list[_Sample]], index: int
 ) -> None:
-    """Adds to the newest samples of `cases`, which have the index `drawn`, what the judge finds."""
-    newest = [(case, samples[case.fingerprint]) for case in cases]
-    asked = [(c, made) for c, made in newest if made[-1].trace and not (drawn and made[-1].faults)]
-    judge.judge((case, drawn, made[-1].trace) for case, made in asked)
-    for case, made in asked:
-        row = judge.row(case, drawn)
+    """Judges the newest samples of `cases`, which have `index`, and adds the findings to them."""
+    newest = {case: samples[case.fingerprint][-1] for case in cases}
+    judged = {c: s for c, s in newest.items() if s.trace and not (index and s.faults)}
+    judge.judge((case, index, sample.trace) for case, sample in judged.items())
+    for case, sample in judged.items():
+        row = judge.row(case, index)
         found = {"distortions": judge.faults(row), "coverage": judge.coverage(row)}
-        made[-1] = dataclasses.replace(made[-1], **found)
+        samples[case.fingerprint][-1] = dataclasses.replace(sample, **found)
 
 
 def _job(case: Case, wanted: int, config: ConfigDict, model: str, prompt: Prompt) -> driver.Job:
@@ -160,7 +155,7 @@ def _job(case: Case, wanted: int, config: ConfigDict, model: str, prompt: Prompt
         n=c.attempts,
         temperature=c.temperature,
         top_p=c.top_p,
-        max_tokens=c.max_tokens + (_THOUGHTS if c.model == "gemini" else 0),
+        max_tokens=c.max_tokens + (_THOUGHT_TOKENS if c.model == "gemini" else 0),
         seed=config.seed,
         indices=tuple(range(wanted)),
         fields={"statements": case.statements},
@@ -177,7 +172,7 @@ def _answers(
     drawn: int,
     status: Callable[[], str] | None,
 ) -> Mapping[RowKey, Attempt]:
-    """Every wanted row's newest attempt. Raises McrError if one has none that settles it."""
+    """Returns the newest attempt at every wanted row. Raises McrError if a row is still open."""
     scope = Scope(STAGE, model)
     work = driver.declare(scope, jobs, generator, ledger)
     label = f"stitch, sample {drawn} of a case" if drawn > 1 else "stitch"
@@ -188,8 +183,8 @@ def _answers(
     if left:
         why = f" ({summary.errors[0]})" if summary.errors else ""
         raise McrError(
-            f"{len(left)} of {work.total} traces could not be had{why}; the others are kept: run "
-            "`mcr stitch` again to go on"
+            f"{len(left)} of {work.total} traces are missing{why}; the others are kept: run "
+            "`mcr stitch` again to resume"
         )
     return answers
 
@@ -198,7 +193,7 @@ def _sample(case: Case, attempt: Attempt, auditor: Auditor) -> _Sample:
     if attempt.outcome not in (Outcome.OK, Outcome.TRUNCATED):
         return _Sample(attempt, "", None)
     trace = trace_of(attempt.text)
-    if not trace and attempt.outcome is Outcome.TRUNCATED:  # all of it thoughts
+    if not trace and attempt.outcome is Outcome.TRUNCATED:  # it holds thoughts only
         return _Sample(attempt, "", None)
     return _Sample(attempt, trace, auditor.audit(case, trace))
 
@@ -207,14 +202,14 @@ def _trace(
     case: Case, samples: Sequence[_Sample], auditor: Auditor, model: str, prompt: Prompt
 ) -> Trace:
     first, last = samples[0], samples[-1]
-    good = not last.faults
-    trace = last.trace if good else joined(case)
-    kept = last.audit if good else auditor.audit(case, trace)
+    passed = not last.faults
+    trace = last.trace if passed else joined(case)
+    kept = last.audit if passed else auditor.audit(case, trace)
     return Trace(
         fingerprint=case.fingerprint,
         split=case.split,
         trace=trace,
-        source=STITCHED if good else JOINED,
+        source=STITCHED if passed else JOINED,
         model=model,
         model_version=last.attempt.model_version,
         prompt=prompt.digest,
@@ -223,7 +218,7 @@ def _trace(
         faults_first=first.faults,
         faults=last.faults,
         coverage_first=first.coverage,
-        coverage=last.coverage if good else 1.0,
+        coverage=last.coverage if passed else 1.0,
         additions_first=first.audit.added if first.audit else (),
         additions=kept.added,
         length_first=first.audit.length if first.audit else None,

@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 
 from mcr_jax import console
 from mcr_jax.errors import McrError, Stopped, UsageError
-from mcr_jax.sigterm import hears, stoppable
+from mcr_jax.sigterm import in_main_thread, stoppable
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # Variables of the GPUs that a process sees: NVIDIA's, AMD's.
@@ -212,7 +212,7 @@ def listening() -> Iterator[Callable[[int], bool]]:
         calls = itertools.count(1)
         yield _printing(lambda: multihost_utils.reached_preemption_sync_point(next(calls)))
         return
-    if not hears():
+    if not in_main_thread():
         yield lambda step: False
         return
     before = signal.signal(signal.SIGTERM, lambda *_: _SIGTERM.set())
@@ -237,7 +237,7 @@ def _printing(signalled: Callable[[], bool]) -> Callable[[int], bool]:
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
     """Handles signals as `together` says."""
-    if not hears():
+    if not in_main_thread():
         yield
         return
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""`mcr build --traces`: where the file may be, and what is told of it before any work."""
+"""`mcr build --traces`: location of the file, and its checks before any work."""
 
 import dataclasses
 import pathlib
@@ -36,8 +36,8 @@ def test_a_tilde_stands_for_the_home_in_the_path_of_the_traces(home):
 
 
 @pytest.mark.promise(
-    "It prints how many cases of each split have how many statements, and the first whose "
-    "single long statement may be a list that was not recognised"
+    "It prints statistics of statements per case, and the first cases whose single long "
+    "statement may be an unrecognised list"
 )
 def test_build_says_how_many_statements_cases_have_and_which_may_be_lists(tmp_path, capsys):
     long = "It was not Mossgout; " * 20

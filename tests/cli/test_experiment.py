@@ -1,4 +1,4 @@
-"""What a call leaves in config.json of its workdir: what the next ones go by."""
+"""Calls record the config of their workdir, and later calls use it."""
 
 import os
 import pathlib
@@ -63,7 +63,7 @@ def test_a_call_that_has_made_something_keeps_its_config_though_it_fails(workdir
 
 
 def test_a_call_that_only_stated_in_the_ledger_what_it_wants_has_made_nothing(workdir):
-    """As one whose first call to a service is refused: a wrong model, a bad key."""
+    """For example a call that a service refuses: a wrong model, a bad key."""
     before = recorded(workdir)
     with pytest.raises(McrError, match="refused"), experiment(workdir, n=7).working():
         workdir.note("judge", {"name": "gemini:none"})

@@ -1,4 +1,4 @@
-"""Configs and launch scripts are found by name, and an unknown name lists those that there are."""
+"""Configs and launch scripts are found by name; an unknown name lists all names."""
 
 import pathlib
 

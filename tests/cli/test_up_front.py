@@ -1,4 +1,4 @@
-"""What a command lacks is told before its first sample, in one line with the setting that helps."""
+"""Missing requirements are reported before the first sample, in one line with the remedy."""
 
 import collections
 import shutil

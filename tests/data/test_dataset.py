@@ -1,4 +1,4 @@
-"""What is read back is what was built, or an error. Every disease named here is invented."""
+"""A dataset reads back as built, or raises an error. Every disease named here is invented."""
 
 import shutil
 

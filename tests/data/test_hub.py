@@ -106,8 +106,8 @@ def test_what_comes_is_what_is_there_and_the_second_time_it_is_there_already(hub
 
 
 @pytest.mark.promise(
-    "The download is compared with the Hub's checksums, goes on where it was cut, and stays in the "
-    "Hub's cache."
+    "The download is compared with the Hub's checksums, resumes after an interruption, and "
+    "stays in the Hub's cache."
 )
 def test_a_download_that_was_cut_goes_on_where_it_was(hub, files, download):
     (name,) = (name for name in files if "train" in name)

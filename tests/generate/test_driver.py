@@ -1,4 +1,4 @@
-"""The driver asks for what is missing, writes what arrives, and goes on where it was."""
+"""The driver requests missing rows, records replies, and resumes."""
 
 import asyncio
 import dataclasses
@@ -294,7 +294,8 @@ def test_a_service_that_is_away_or_busy_uses_up_no_rows_tries(ledger, fault):
 
 
 @pytest.mark.promise(
-    "A service that is away is waited for, with a countdown, for `judge.patience` seconds (600)."
+    "`mcr judge` waits up to `judge.patience` seconds (600) for an unreachable service, with a "
+    "countdown."
 )
 def test_a_service_that_stays_away_ends_the_run_with_one_line_and_what_came_is_kept(ledger):
     def answer(key, index, before):
@@ -316,7 +317,7 @@ def test_a_wait_beyond_patience_ends_the_run_at_once(ledger):
 
 
 @pytest.mark.promise(
-    "SIGTERM lets the calls in flight end for up to 10 seconds, records their answers and exits "
+    "On SIGTERM it waits up to 10 seconds for calls in flight, records their replies and exits "
     "with 75."
 )
 @pytest.mark.parametrize(
@@ -384,7 +385,7 @@ def test_a_prompt_that_is_too_long_stays_so(ledger, kind):
     assert len(generator.asked) == 1
 
 
-@pytest.mark.promise("a truncated reply gets twice the tokens")
+@pytest.mark.promise("after a truncated reply with twice the tokens")
 def test_a_truncated_verdict_is_asked_for_with_twice_the_tokens_each_time(ledger):
     generator = Service(failing(Outcome.TRUNCATED, times=5, text="cut"))
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The real google-genai client against a Gemini on loopback: every ending has its outcome."""
+"""The real google-genai client with a Gemini on loopback: every ending maps to an outcome."""
 
 import asyncio
 import datetime

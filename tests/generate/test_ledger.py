@@ -1,4 +1,4 @@
-"""The ledger keeps what was acknowledged, whatever happens to the process, and joins by key."""
+"""The ledger keeps every acknowledged row through kills, and joins rows by key."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""The local model keeps the contract: text in, typed answers out, nothing cut in silence."""
+"""The local generator keeps the contract: text in, typed outcomes out, no silent truncation."""
 
 import dataclasses
 import gc
@@ -146,7 +146,7 @@ def test_an_answer_is_the_same_in_any_order_with_any_mates_and_any_subset(local,
 
 @pytest.fixture(scope="module")
 def other(make):
-    """As `local`, of other sizes."""
+    """Returns a generator like `local` with other sizes."""
     return make(dataclasses.replace(SHAPE, slots=16, share=3, chunk=64))
 
 
@@ -163,7 +163,7 @@ def test_an_answer_is_the_same_on_any_mesh(make, five, data, tensor):
 
 
 def same_answers(found, expected) -> bool:
-    """Whether they are equal, but for how log-probabilities are rounded."""
+    """Returns True if the replies are equal, up to rounding of log-probabilities."""
     assert found.keys() == expected.keys()
     for place, reply in found.items():
         known = expected[place]

@@ -1,4 +1,4 @@
-"""One limit and one backoff for all calls: they fall, rise and end as the service answers."""
+"""All calls share one rate limit and one backoff, which follow the replies of the service."""
 
 import itertools
 
@@ -24,7 +24,7 @@ def pacer(clock, most=64, **options):
 
 
 def limit(made):
-    """How many calls may be in flight, found by starting them."""
+    """Counts how many calls may be in flight, by starting them."""
     count = 0
     while made.wait() is not None:
         made.begin()
@@ -35,7 +35,7 @@ def limit(made):
 
 
 def round_of(made, clock, ending, calls=None):
-    """As many calls together as the limit allows, each ended by `ending(made, began)`."""
+    """Starts as many calls as the limit allows, and ends each by `ending(made, began)`."""
     began = [made.begin() for _ in range(calls or limit(made))]
     clock.now += 0.1
     for start in began:

@@ -1,4 +1,4 @@
-"""Writing what arrives: rows are in the ledger whatever ends the work."""
+"""The recorder writes received rows to the ledger, however the work ends."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def test_a_signal_while_it_starts_keeps_no_process_from_ending(tmp_path):
     assert subprocess.run(command, timeout=60).returncode == 75
 
 
-@pytest.mark.promise("records their answers and exits with 75")
+@pytest.mark.promise("records their replies and exits with 75")
 def test_sigterm_while_the_last_rows_are_written_loses_none(tmp_path):
     path, made = tmp_path / "l.sqlite", Attempt(row=ROW, digest="d", attempt=1, outcome=Outcome.OK)
     with (

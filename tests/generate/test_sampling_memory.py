@@ -1,4 +1,4 @@
-"""The plan tells what XLA allocates, and takes the slots and the mesh that fit."""
+"""The memory plan matches XLA's allocations and chooses slots and mesh that fit."""
 
 import dataclasses
 

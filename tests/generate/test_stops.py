@@ -1,4 +1,4 @@
-"""A stop string ends an answer at the fewest tokens that hold it, whenever one looks."""
+"""A stop string ends an answer at the first token that completes it, at any check interval."""
 
 import numpy as np
 import pytest
@@ -16,20 +16,20 @@ IDS = st.lists(st.integers(0, len(PIECES) - 1).filter(lambda i: i != EOS), max_s
 
 
 def decode(ids):
-    """As tokenizers do that are made of bytes."""
+    """Decodes tokens like a byte-level tokenizer."""
     return b"".join(PIECES[i] for i in ids).decode("utf-8", "replace")
 
 
 def first(ids, stops):
-    """What is wanted, by trying every prefix."""
+    """Returns the expected token count, by trying every prefix."""
     counts = range(1, len(ids) + 1)
     return next((n for n in counts if any(s in decode(ids[:n]) for s in stops)), None)
 
 
 def asked(ids, stops, moments=()):
-    """What a finder says at the first of these moments, or at the end, at which it says something.
+    """Returns the first result of a finder at these moments, or at the end.
 
-    Another answer that begins alike is looked at between.
+    Checks another answer with the same beginning in between.
     """
     finder = StopFinder(decode, tuple(stops), (EOS,))
     for moment in sorted({*moments, len(ids)}):

@@ -1,4 +1,4 @@
-"""Real `mcr` processes on real files, and one tiny finished demo that all of these tests share."""
+"""Fixtures: real `mcr` processes on real files, and one finished tiny demo."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ from processes import TINY, Finished, Here, Mcr
 
 
 def _environment(empty: pathlib.Path) -> dict[str, str]:
-    """As a user's, but for the compilation cache that all of the run shares."""
+    """Returns a user's environment with the compilation cache of the test run."""
     dropped = ("XLA_FLAGS", "GEMINI_", "GOOGLE_", "TFDS_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     flags = "--xla_backend_optimization_level=0"  # compiled fast rather than to be fast
@@ -30,7 +30,7 @@ def mcr(mcr_env, tmp_path) -> Mcr:
 
 @pytest.fixture
 def here(mcr_env, tmp_path) -> Here:
-    """As `mcr`, but in the test's own process."""
+    """Runs `mcr` in the test's own process."""
     return Here(tmp_path, mcr_env)
 
 

@@ -1,10 +1,9 @@
-"""Writes a published GGUF model as a Hugging Face folder in float32, as a user's download has it.
+"""Converts a published GGUF model to a Hugging Face folder in float32.
 
     PYTHON tests/integration/gguf_to_folder.py FILE.gguf OUT
 
-PYTHON has torch, transformers and gguf (`make reference`). The weights are the real ones but for
-what their quantization rounded off: good for checking loading, training and sampling, not for
-results.
+PYTHON has torch, transformers and gguf (`make reference`). The weights are rounded by
+quantization: good for tests of loading, training and sampling, not for results.
 """
 
 import pathlib

@@ -1,11 +1,11 @@
-"""Kills every stage at random moments and compares what it ends with to an uninterrupted run.
+"""Kills every stage at random moments and compares the results with an uninterrupted run.
 
     python tests/integration/kills.py [--kills=4] [--seed=0] [--stages=train,judge]
 
 Each stage of a tiny experiment runs once to its end. Then, from the same start, it is killed (-9)
-twice at moments spread over the time that it took, called again until it is done, and its artifacts
-are compared: those of every kill must equal those of the uninterrupted run. One line a stage, and
-status 1 if anything differs. Judges ask a Gemini on loopback, so that kills hit calls in flight.
+twice at moments spread over its duration and called again until it is done; its artifacts must
+equal those of the uninterrupted run. Prints one line per stage; exit status 1 if any differs. The
+judge is a Gemini on loopback, so that kills hit calls in flight.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def run(
 
 
 def environment(folder: pathlib.Path) -> dict[str, str]:
-    """That of the processes: one device, and one cache of compiled programs for all."""
+    """Returns the environment of the processes: one device, one compilation cache."""
     dropped = ("XLA_FLAGS", "GEMINI_", "GOOGLE_", "TFDS_", "JAX_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return env | {

@@ -1,7 +1,7 @@
-"""What several processes do together in the tests of them: `python peers.py DEED ARGUMENT...`.
+"""Actions of the multi-process tests: `python peers.py DEED ARGUMENT...`.
 
-`start` runs it as processes of four virtual CPU devices that form one job, as launch scripts do.
-The deeds are also called in the test's own process, which then is one of eight devices.
+`start` runs it as processes of four virtual CPU devices that form one job, like launch scripts.
+Tests also call the actions in their own process, with eight devices.
 """
 
 import itertools
@@ -99,7 +99,7 @@ def each_optimizer(folder: str, until: str) -> None:
 
 
 def until_stopped(folder: str) -> None:
-    """As a resumed run adds up over all processes and saves each step, until SIGTERM.
+    """Sums over all processes and saves each step like a resumed run, until SIGTERM.
 
     Prints "stepping" once the first is saved.
     """

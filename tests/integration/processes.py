@@ -1,4 +1,4 @@
-"""What the integration tests share: running `mcr`, and reading what it left behind."""
+"""Helpers of the integration tests: run `mcr` and read its artifacts."""
 
 import contextlib
 import dataclasses
@@ -161,7 +161,7 @@ def rows(workdir: pathlib.Path, stage: str = "%") -> list[sqlite3.Row]:
 
 
 def said(workdir: pathlib.Path) -> dict[tuple, tuple]:
-    """What the ledger holds, without the times: row to outcome, text, tokens and verdict."""
+    """Returns the rows of the ledger without times: row to outcome, text, tokens and verdict."""
     place = ("stage", "case_fingerprint", "model", "sample", "judge", "repeat", "digest", "attempt")
     content = ("outcome", "text", "verdict", "error", "prompt_tokens", "output_tokens")
     content = (*content, "mean_logprob")

@@ -1,9 +1,10 @@
-"""What transformers computes with a folder, in float32.
+"""Computes logits or continuations of a folder with transformers, in float32.
 
     PYTHON tests/integration/reference_model.py FOLDER IN.json OUT
 
 IN.json has {"tokens": [...]}: OUT.npy gets their logits. Or {"prompts": [[messages]...], "new": N}:
-OUT.json gets the N likeliest tokens after each prompt in the folder's own layout, as text.
+OUT.json gets the greedy continuation of N tokens after each prompt, in the folder's chat template,
+as text.
 """
 
 import json

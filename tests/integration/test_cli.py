@@ -1,4 +1,4 @@
-"""The command line: help, exit statuses, and one line for everything that can be wrong."""
+"""Command line: help, exit statuses, and one line per error."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def test_mcr_alone_is_a_wrong_call(mcr):
     assert mcr().returncode == 2
 
 
-@pytest.mark.promise("2 the call was wrong")
+@pytest.mark.promise("2 the call is invalid")
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
@@ -68,7 +68,7 @@ def test_mcr_alone_is_a_wrong_call(mcr):
         (["train", "--config=nothing.py", "--workdir=w"], "nothing.py"),
         (["train", "--config=good.py"], "--workdir=DIR is missing"),
         (["train", "--workdir=w"], "--config=FILE.py is missing"),
-        (["build", "--source=good.jsonl", "--revision=main"], "--revision is one of the Hub"),
+        (["build", "--source=good.jsonl", "--revision=main"], "--revision needs the Hub"),
         (["build", "--source=nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["build", "--source=good.py"], "good.py ends in none of .jsonl, .parquet"),
         (["demo", "--workdir=w", "--judge=astrology"], "astrology"),
@@ -110,7 +110,7 @@ def _build(here):
     return here("build", "--source=clinic.jsonl", "--data_dir=tfds")
 
 
-@pytest.mark.promise("`mcr build` reports the bad rows together, file, row and field")
+@pytest.mark.promise("`mcr build` reports all bad rows, with file, row and field")
 @pytest.mark.promise("Errors are one line that names the file, row or field.")
 def test_build_names_file_row_and_field_of_every_bad_row(here, source):
     path, lines = source

@@ -1,4 +1,4 @@
-"""The demo: its artifacts, that it repeats itself to the bit, and what it refuses."""
+"""Demo: artifacts, bitwise repeatability, refused settings."""
 
 import dataclasses
 import hashlib
@@ -60,7 +60,7 @@ def test_the_report_and_the_table_show_both_models(finished):
     assert str(finished.path / "report.html") in finished.stdout
 
 
-@pytest.mark.promise("Run it again and it does nothing and says so")
+@pytest.mark.promise("A second run does nothing and says so.")
 def test_a_second_call_does_nothing_and_says_so(mcr, workdir, tiny):
     before = _state(workdir)
     assert before
@@ -71,8 +71,7 @@ def test_a_second_call_does_nothing_and_says_so(mcr, workdir, tiny):
 
 
 @pytest.mark.promise(
-    "Called again, each goes on where it was: what is built, trained, drawn, judged or exported "
-    "is not done twice."
+    "A repeated call resumes: nothing is built, trained, sampled, judged or exported twice."
 )
 def test_each_stage_finds_its_work_done(mcr, workdir):
     before = said(workdir)

@@ -1,4 +1,4 @@
-"""The demo with Gemini as its judge, over HTTP, and what it says without a key."""
+"""Demo with Gemini as the judge, over HTTP, and without a key."""
 
 import pytest
 from processes import is_schema_1, read, rows, unfinished

@@ -1,8 +1,8 @@
-"""Every command and every line of code of README.md and docs/ runs as it is written.
+"""Every command and every line of code of README.md and docs/ runs unchanged.
 
-The blocks of a page run one after the other in one shell, on fictional cases from a local Hub, a
-tiny model and a local Gemini. The `mcr` in that shell is the real one, with small settings added to
-calls that name a config; `pip`, `make` and `hf` are stand-ins, which check what they can.
+The blocks of a page run in order in one shell, with fictional cases from a local Hub, a tiny model
+and a local Gemini. `mcr` is the real one; calls with a config get small settings. `pip`, `make` and
+`hf` are stand-ins that check their arguments.
 """
 
 import os

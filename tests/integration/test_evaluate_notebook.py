@@ -1,4 +1,4 @@
-"""The evaluation notebook, executed with a Gemini on loopback; what all notebooks share."""
+"""The evaluation notebook, executed with a Gemini on loopback; common cells of all notebooks."""
 
 import json
 import pathlib

@@ -20,7 +20,7 @@ def committed():
 
 @pytest.fixture(scope="module")
 def executed(committed, mcr_env, tmp_path_factory):
-    """What each cell showed in a run on the small settings, and the folder it ran in."""
+    """Returns the output of each cell in a run with small settings, and its folder."""
     folder = tmp_path_factory.mktemp("finetune")
     notebook = nbformat.from_dict(committed)
     client = nbclient.NotebookClient(

@@ -1,4 +1,4 @@
-"""A disk that fills up at any stage costs one line and no work: enlarged, the demo goes on."""
+"""A full disk at any stage is one line and loses no work: with more space the demo resumes."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""A Hugging Face folder comes in, is fine-tuned and sampled, and goes out again."""
+"""A Hugging Face folder is loaded, fine-tuned, sampled and exported."""
 
 import json
 import shutil

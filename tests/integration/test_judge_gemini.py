@@ -1,4 +1,4 @@
-"""`mcr judge` with Gemini as processes: signals, quotas, missing verdicts and a wrong model."""
+"""`mcr judge` with Gemini, as a process: signals, quotas, missing verdicts and a wrong model."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Killed at any stage, the same command goes on and ends where an uninterrupted run ends."""
+"""A run killed at any stage resumes and ends like an uninterrupted run."""
 
 import collections
 import json
@@ -34,7 +34,7 @@ def _written(workdir: pathlib.Path, stage: str = "%") -> list[tuple]:
 
 
 def _most_often(workdir: pathlib.Path) -> int:
-    """How often the most frequent place in the ledger was answered."""
+    """Returns the largest number of attempts at one row of the ledger."""
     place = ("stage", "case_fingerprint", "model", "sample", "judge", "repeat")
     counts = collections.Counter(tuple(row[name] for name in place) for row in rows(workdir))
     return max(counts.values())
@@ -59,7 +59,7 @@ def _metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
     return [{name: m[name] for name in m.keys() - TIMES} for m in lines]
 
 
-@pytest.mark.promise("`kill -9` anywhere, and the same command ends with the same bits.")
+@pytest.mark.promise("After `kill -9` the same command ends with the same bits.")
 def test_killed_three_times_at_random_steps_the_losses_are_those_of_one_run(mcr, workdir, finished):
     unfinished(workdir, "train", "sample")
     steps = sorted(random.Random(0).sample(range(2, TINY["train.steps"]), 3))
@@ -71,10 +71,8 @@ def test_killed_three_times_at_random_steps_the_losses_are_those_of_one_run(mcr,
     assert _metrics(workdir) == _metrics(finished.path)
 
 
-@pytest.mark.promise("SIGTERM saves the step under way and exits with 75.")
-@pytest.mark.promise(
-    "75 stopped by SIGTERM or by a daily quota, and the same command goes on where it was"
-)
+@pytest.mark.promise("SIGTERM saves the current step and exits with 75.")
+@pytest.mark.promise("75 stopped by SIGTERM or a daily quota, and the same command resumes")
 def test_sigterm_in_training_loses_no_step_and_has_a_status_of_its_own(mcr, finished, tiny):
     workdir = mcr.folder / "w"
     process = mcr.start("demo", "--workdir=w", *tiny)
@@ -91,8 +89,8 @@ def test_sigterm_in_training_loses_no_step_and_has_a_status_of_its_own(mcr, fini
     assert read(workdir / "results.json") == read(finished.path / "results.json")
 
 
-@pytest.mark.promise("kill it anywhere and the same command goes on and ends with the same numbers")
-@pytest.mark.promise("a resume after `kill -9`")
+@pytest.mark.promise("A killed run resumes and ends with the same numbers.")
+@pytest.mark.promise("or after a resume from `kill -9`")
 def test_killed_in_training_sampling_and_judging_it_ends_as_if_it_never_was(mcr, finished, tiny):
     workdir = mcr.folder / "w"
     command = ("demo", "--workdir=w", *tiny)
@@ -139,7 +137,7 @@ def test_sigterm_in_sampling_loses_no_completion_and_has_a_status_of_its_own(
     assert said(finished.path).items() <= said(workdir).items()
 
 
-@pytest.mark.promise("what was paid for is never asked again")
+@pytest.mark.promise("a recorded reply is never requested again")
 def test_no_verdict_that_was_paid_for_is_asked_again(mcr, workdir, tiny, gemini):
     """The service stops answering after a few verdicts: the kill surely comes between two calls."""
     unfinished(workdir, "judge")

@@ -1,4 +1,4 @@
-"""Two processes of four devices do what one of eight does, and end together."""
+"""Two processes of four devices give the results of one with eight, and stop together."""
 
 import contextlib
 import re
@@ -58,7 +58,7 @@ def assert_equal_but_for_rounding(state, other) -> None:
 
 @pytest.fixture(scope="module")
 def one():
-    """What one process of eight devices does: the run, and state and metrics after each step."""
+    """Runs one process of eight devices; returns the run, and state and metrics of each step."""
     run, after = peers.Run(), {}
     state = run.first()
     for number in (1, 2, 3):

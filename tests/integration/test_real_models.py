@@ -1,7 +1,7 @@
-"""Two published models the whole way: logits, sixteen real cases, training, and back out again.
+"""Two published models through all stages: logits, sixteen real cases, training, export.
 
 SmolLM2-135M-Instruct and Gemma 3 270M come from PyPI (`registries`). `make reference` brings torch
-and transformers, which turn them into folders and are what the numbers are compared with.
+and transformers, which convert them to folders and compute the reference numbers.
 """
 
 import dataclasses

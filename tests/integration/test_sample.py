@@ -1,4 +1,4 @@
-"""Sampling in a workdir draws only what is missing, the same on any devices, and tells all."""
+"""Sampling draws only missing completions, the same on any devices."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ from processes import COMPLETIONS, MODELS, TINY, read, rows, said, unfinished
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.promise("More samples (`sample.n`) keep those that are there.")
+@pytest.mark.promise("A larger `sample.n` keeps the samples that exist.")
 def test_more_samples_draw_the_new_ones_only_and_keep_every_verdict(mcr, workdir, tiny):
     before = [tuple(row) for row in rows(workdir)]
     n, new = TINY["sample.n"] + 2, 2 * TINY["synthetic.test"]

@@ -1,4 +1,4 @@
-"""`mcr stitch` and what reads its traces, as real processes on fictional cases."""
+"""`mcr stitch` and the readers of its traces, as real processes on fictional cases."""
 
 import collections
 import dataclasses
@@ -10,6 +10,7 @@ import signal
 import pytest
 from processes import Mcr, read, rows, until
 
+from mcr_jax import config as configs
 from mcr_jax.completion import parse
 from mcr_jax.data import traces
 from mcr_jax.data.dataset import load_cases
@@ -17,6 +18,7 @@ from mcr_jax.data.tokens import tokenize
 from mcr_jax.prompts import load
 from mcr_jax.stitch.audit import joined
 from mcr_jax.text.tokenizer import Tokenizer
+from mcr_jax.workdir import digest
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +78,19 @@ def test_called_again_it_does_nothing_and_says_so(mcr, w):
     said = mcr.ok("stitch", f"--workdir={w}")
     assert "nothing to do" in said and "statements kept" in said
     assert ((w / "traces.parquet").read_bytes(), len(rows(w))) == (before, written)
+
+
+def test_a_field_that_changes_no_trace_makes_none_anew_nor_does_a_manifest_of_before(mcr, w):
+    assert "nothing to do" in mcr.ok("stitch", f"--workdir={w}", "--config.stitch.timeout=7")
+    sections = ("seed", "stitch", "model", "lora", "score")
+    fields = dict(configs.fields(configs.load(w / "config.json")))
+    fields = {n: v for n, v in fields.items() if n.partition(".")[0] in sections}
+    assert fields.pop("stitch.timeout") == 7 and fields.pop("stitch.judge") == "offline"
+    manifest = read(w / "manifest.json")
+    for timeout, said in ((7.0, "nothing to do"), (8.0, f"{CASES} traces in")):
+        manifest["stitch"]["inputs"]["config"] = digest(fields | {"stitch.timeout": timeout})
+        (w / "manifest.json").write_text(json.dumps(manifest))
+        assert said in mcr.ok("stitch", f"--workdir={w}")
 
 
 @pytest.mark.parametrize("name", ["traces.parquet", "stitch.json"])

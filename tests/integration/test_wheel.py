@@ -1,7 +1,7 @@
-"""A wheel is enough: built from the sdist, installed in a clean environment, used in empty folders.
+"""A wheel built from the sdist works in a clean environment and an empty folder.
 
-The dependencies come from the package registry, for only so is one found that is used and not
-declared: the environment of the tests has more than the package asks for.
+The dependencies come from the package registry, to find one that is used but not declared: the
+environment of the tests has more packages.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Judging by a service that fails in every way: what is resolved is right, and all is in the end.
+"""Judging by a failing service: resolved verdicts are right, and finally all are resolved.
 
 `python -m bench.faults` and `python -m bench.outage` do the same at full size and with real waits.
 """

@@ -1,4 +1,4 @@
-"""The judging stage: right rows, right joins, no call twice, and failures told in one line."""
+"""Judging stage: rows, joins, no repeated calls, and failures in one line."""
 
 import contextlib
 import json
@@ -169,7 +169,7 @@ def test_gemini_judges_the_same_rows_on_the_same_path(workdir, gemini):
     assert len(gemini.calls) == 3
 
 
-@pytest.mark.promise("A title or an article's text is never shown to a model.")
+@pytest.mark.promise("No model sees the title or the text of an article.")
 def test_title_and_article_never_reach_the_service(workdir, gemini):
     completed(workdir, {(c, 0): told(c) for c in range(3)})
     judge(workdir, with_gemini(), CASES)
@@ -186,7 +186,7 @@ def with_version(gemini, text, version):
     return gemini.says(text, modelVersion=version)
 
 
-@pytest.mark.promise("Every call of `mcr judge` asks again for what has no verdict")
+@pytest.mark.promise("Every call of `mcr judge` requests missing verdicts again")
 def test_what_is_not_ok_is_counted_told_and_asked_for_again_by_the_next_call(
     workdir, gemini, capsys
 ):
@@ -209,7 +209,7 @@ def test_what_is_not_ok_is_counted_told_and_asked_for_again_by_the_next_call(
     assert "without a verdict" not in capsys.readouterr().out
 
 
-@pytest.mark.promise("Rows that ask the same share one call")
+@pytest.mark.promise("Equal requests share one call")
 def test_equal_questions_of_all_models_and_calls_are_asked_once(workdir, gemini):
     for model in ("base", "sft"):
         completed(workdir, {(0, s): told(0) for s in range(4)} | {(1, 0): told(1)}, model)
@@ -234,7 +234,7 @@ def test_one_verdict_that_cannot_be_had_is_one_error_and_the_next_call_goes_on(w
     "Exit status 1 means that more than `judge.unresolved_limit` of the verdicts (1 %) are "
     "still missing."
 )
-@pytest.mark.promise("1 the work failed, or too many verdicts are missing")
+@pytest.mark.promise("1 the work failed or too many verdicts are missing")
 @pytest.mark.parametrize(
     ("missing", "limit", "too_many"),
     [(0, 0.0, False), (1, 0.0, True), (1, 0.01, False), (2, 0.01, True), (29, 0.29, False)],

@@ -1,4 +1,4 @@
-"""The diagnosis judge: what it is shown, and that only the asked form is a verdict."""
+"""Diagnosis judge: the content of its request, and the one form of a valid verdict."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The distortion judge: each statement answered once, and quotes that must be there."""
+"""Distortion judge: one answer per statement, with quotes that the trace contains."""
 
 import json
 

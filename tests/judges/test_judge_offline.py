@@ -1,4 +1,4 @@
-"""The judge of rules: the right words find, a wrong finding, disease or denial does not."""
+"""Rule-based judge: matching words verify; another finding, disease or denial does not."""
 
 import pytest
 

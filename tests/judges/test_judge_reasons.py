@@ -1,4 +1,4 @@
-"""The reasons judge: each statement answered once, and quotes that must be there."""
+"""Reasons judge: one answer per statement, with quotes that the trace contains."""
 
 import dataclasses
 import json
@@ -158,8 +158,8 @@ def test_reply_that_may_mean_something_else_is_a_value_error(text):
 
 
 @pytest.mark.promise(
-    "A quote verifies a statement only if it stands in the trace, has at least "
-    '`judge.quote_words` words (4) unless the statement has fewer, and leaves out no "no".'
+    'A quote verifies a statement only if the trace contains it without a "no" directly before '
+    "it, and it has at least `judge.quote_words` words (4) or as many as the statement."
 )
 def test_a_quote_shorter_than_the_limit_verifies_only_a_statement_that_is_shorter_itself():
     long = "The plaques shine at dusk and fade at noon."

@@ -1,4 +1,4 @@
-"""How names and sentences are compared: by their words."""
+"""Names and sentences are compared by their words."""
 
 import pytest
 

@@ -1,15 +1,15 @@
-"""A gcloud of two fictional workers: records its calls and plays a scenario.
+"""Stand-in for gcloud with two fictional workers: records calls and plays a scenario.
 
 `calls.jsonl` in $STAND_IN gets one argv a line. `world.json` there is the scenario and its state:
 
   queue, node   the state that describe tells of the queued resource and of the TPU; null: absent
-  coming        states that the queue goes through, one a look, after it was created
-  create        what becomes of each creation in turn: "ok" (also when none is left) or "refused"
-  follow        what becomes of each ssh that follows the log, in turn: "ok"; "drop", the connection
+  coming        states of the queue after its creation, one per look
+  create        results of creations in turn: "ok" (also when none is left) or "refused"
+  follow        results of the ssh calls that follow the log, in turn: "ok"; "drop", the connection
                 is lost; "preempt", the whole resource with it; "node", the TPU alone;
                 "reboot", the workers lose what ran
 
-What ssh is told to run runs for real: `$STAND_IN/worker-0` and `-1` are the workers' homes.
+Commands of ssh run for real: `$STAND_IN/worker-0` and `-1` are the workers' homes.
 """
 
 import fcntl

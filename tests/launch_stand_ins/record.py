@@ -1,4 +1,4 @@
-"""Stands in for any tool: adds its argv to $STAND_IN/calls.jsonl, exits with $STAND_IN_STATUS."""
+"""Stand-in for any tool: appends its argv to $STAND_IN/calls.jsonl, exits with $STAND_IN_STATUS."""
 
 import json
 import os

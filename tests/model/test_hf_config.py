@@ -67,8 +67,7 @@ def test_a_qwen_whose_window_is_not_used_has_none():
 
 
 @pytest.mark.promise(
-    "A `config.json` that says something this decoder does not compute is refused by the name "
-    "of the key."
+    "A `config.json` with a feature that this decoder lacks is refused by the name of the key."
 )
 @pytest.mark.parametrize(
     ("variant", "keys", "names"),

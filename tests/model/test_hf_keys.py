@@ -96,8 +96,7 @@ def test_a_key_without_bearing_on_the_numbers_passes_in_silence(tmp_path, caplog
     ],
 )
 @pytest.mark.promise(
-    "A `config.json` that says something this decoder does not compute is refused by the name "
-    "of the key."
+    "A `config.json` with a feature that this decoder lacks is refused by the name of the key."
 )
 def test_a_key_whose_name_speaks_of_what_a_decoder_computes_is_refused_by_name(tmp_path, key):
     with pytest.raises(McrError) as refused:
@@ -136,8 +135,8 @@ def test_a_refusal_stays_one_short_line(tmp_path, keys):
 
 
 @pytest.mark.promise(
-    "A key is refused only if it may change the numbers; other unknown keys are one warning, and "
-    "`--config.model.ignore=KEY` lets one pass."
+    "A key is refused only if it may change the numbers; other unknown keys are one warning, "
+    "and `--config.model.ignore=KEY` ignores one."
 )
 def test_a_key_can_be_passed_over_by_name():
     keys = {**LLAMA, "residual_multiplier": 2, "quantization_config": {"bits": 4}}

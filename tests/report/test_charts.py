@@ -1,4 +1,4 @@
-"""Charts and evidence: what is drawn is what was given."""
+"""Charts and evidence show exactly their data."""
 
 import itertools
 import math

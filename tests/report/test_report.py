@@ -1,4 +1,4 @@
-"""The report, from a real ledger to what a reader sees and clicks in a browser."""
+"""The report, from a real ledger to a real browser."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The scoring stage on a ledger small enough to work out by hand."""
+"""Scoring stage on a ledger small enough to compute by hand."""
 
 import contextlib
 import io
@@ -239,7 +239,7 @@ def test_verdicts_of_one_version_are_counted_and_pooled(workdir):
     assert "note" not in judge
 
 
-@pytest.mark.promise("no headline is pooled until `judge.version` names the one that counts")
+@pytest.mark.promise("nothing is pooled until `judge.version` names the version that counts")
 def test_several_versions_of_the_judge_give_counts_and_bounds_but_no_value(workdir):
     _versions(workdir, "v2")
     results = scoring.score(workdir, _config())

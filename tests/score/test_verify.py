@@ -1,4 +1,4 @@
-"""Every verdict is read again from its reply: what was written into the ledger by hand is found."""
+"""Every verdict is parsed again from its reply, which reveals changes made by hand."""
 
 import contextlib
 import json

@@ -1,7 +1,7 @@
-"""A writer of good traces: the fictional clinic's statements in other words, and planted faults.
+"""Writes good traces, paraphrases of the fictional statements, and traces with planted faults.
 
-It reads the templates of `synthetic.py` back and says the same with other verbs, another order
-within the sentence, no quotation marks, and two statements in one sentence now and then.
+It parses the templates of `synthetic.py` and varies verbs, word order and quotation marks, and
+sometimes joins two statements in one sentence.
 """
 
 import random
@@ -59,7 +59,7 @@ def paraphrase(case: Case, rng: random.Random) -> str:
 
 
 def sentences(case: Case, rng: random.Random) -> list[str]:
-    """As `paraphrase`, one item per statement."""
+    """Returns `paraphrase` with one item per statement."""
     made = []
     for statement in case.statements:
         kind, match = next((k, m) for k, r in _READ if (m := re.fullmatch(r, statement)))

@@ -1,4 +1,4 @@
-"""The audit rejects what is certain to be wrong, and never a good retelling."""
+"""The audit rejects traces with planted faults and accepts every good paraphrase."""
 
 import pathlib
 import random

@@ -1,4 +1,4 @@
-"""The judge of meaning: what it finds wrong is drawn again, and nothing is asked twice."""
+"""Judge of meaning: rejected samples are drawn again, and no request is sent twice."""
 
 import json
 import random
@@ -94,6 +94,7 @@ def test_less_coverage_may_be_asked_for_but_nothing_turned(ledger, plant, source
     assert {row.source for row in rows} == {source}
 
 
+@pytest.mark.promise("none is requested twice")
 def test_called_again_no_judge_is_asked_and_the_traces_are_the_same(ledger):
     def says(case, index):
         return good(case) if index else paraphrase.dropped(case, random.Random(0))
@@ -138,7 +139,7 @@ def test_a_trace_without_a_verdict_is_not_trained_on_and_asked_about_once_per_ru
 def test_a_verdict_that_could_not_be_had_stops_it_with_one_line_and_keeps_the_others(ledger):
     lost = CASES[2].fingerprint
     judge = Judge(lambda case, sample: Outcome.INFRA_ERROR if case == lost else None)
-    with pytest.raises(McrError, match=r"1 of 8 verdicts .* had \(told to\).*mcr stitch"):
+    with pytest.raises(McrError, match=r"1 of 8 verdicts .* missing \(told to\).*mcr stitch"):
         run(ledger, good, judge)
     later = Judge()
     run(ledger, good, later)

@@ -1,4 +1,4 @@
-"""Names of diseases are the diagnoses of the cases, found as they stand. All are invented."""
+"""Known disease names are the diagnoses of the cases, found as written. All are invented."""
 
 import pytest
 

@@ -1,9 +1,8 @@
-"""What the small audit and the judge of meaning make of retellings: half faithful, half not.
+"""Audit and judge of meaning on faithful and unfaithful retellings.
 
-../shared/cases/stitch_pairs.py holds pairs of a made-up statement and a retelling of it; no real
-patient is among them. Each pair of FAITHFUL says the same in other words, each of UNFAITHFUL
-something else: a denial lost, values exchanged, events in another order, another person, place or
-organ. Without that file these tests are skipped.
+../shared/cases/stitch_pairs.py holds pairs of an invented statement and a retelling. A pair of
+FAITHFUL has the same meaning, a pair of UNFAITHFUL another one: a denial lost, values exchanged,
+events in another order, another person, place or organ. Tests skip without that file.
 """
 
 import importlib.util

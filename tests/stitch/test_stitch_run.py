@@ -1,4 +1,4 @@
-"""The stage: retried with another seed, joined at last, counted by reason, nothing asked twice."""
+"""Stitching: failed samples are drawn again, at last replaced by joined statements, and counted."""
 
 import dataclasses
 
@@ -61,7 +61,7 @@ def test_a_trace_that_fails_the_audit_is_drawn_again_as_another_sample(ledger):
 
 
 @pytest.mark.promise(
-    "One that fails is drawn again, at last replaced by the joined statements, and counted."
+    "A trace that fails is sampled again, at last replaced by the joined statements, and counted."
 )
 @pytest.mark.parametrize(
     ("said", "reason", "attempts"),
@@ -131,7 +131,7 @@ def test_a_reply_that_could_not_be_had_stops_it_with_one_line_and_keeps_the_othe
 ):
     lost = CASES[2].fingerprint
     writer = Writer(lambda c, index: Outcome.INFRA_ERROR if c.fingerprint == lost else good(c))
-    with pytest.raises(McrError, match=r"1 of 8 traces could not be had \(told to\).*mcr stitch"):
+    with pytest.raises(McrError, match=r"1 of 8 traces are missing \(told to\).*mcr stitch"):
         stitch(ledger, config(), CASES, writer, "base", PROMPT)
     later = Writer(good)
     assert all(r.source == STITCHED for r in stitch(ledger, config(), CASES, later, "base", PROMPT))

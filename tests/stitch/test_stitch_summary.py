@@ -1,4 +1,4 @@
-"""stitch.json: what the model did at first, what is kept, and why statements were joined."""
+"""stitch.json: statistics of first samples and final traces, and the reasons for fallbacks."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Words are compared folded and without their endings, numbers by their value."""
+"""Words are compared case-folded and without endings, numbers by value."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A writer of traces by rule, the cases it writes about and the config it works under."""
+"""Rule-based writer of traces, its cases and its config."""
 
 import random
 

@@ -87,7 +87,7 @@ def test_a_killed_run_ends_with_the_same_bits(straight, run, shape, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, weights(left, shape), weights(straight[1], shape))
 
 
-@pytest.mark.promise("Another mesh or number of processes may go on.")
+@pytest.mark.promise("A run may resume on another mesh or number of processes.")
 def test_a_killed_run_goes_on_on_another_mesh(straight, run, tmp_path):
     left = killed_after_step_3(straight, tmp_path / "moved")
     done, _ = run(left.path, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})

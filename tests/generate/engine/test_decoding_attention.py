@@ -1,4 +1,4 @@
-"""Two parts of a softmax make the whole: what is shared is read once and counted right."""
+"""Attention over a shared and an own part of the KV cache equals attention over both."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What a device lacks falls to XLA, and is told in one line."""
+"""Falls back to XLA where no kernel is available, and reports it in one line."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def test_a_cpu_has_xla_without_a_word(told, tiny_shape):
     assert told(tiny_shape, "cpu") == ("xla", [])
 
 
-@pytest.mark.promise("one line tells where a kernel was not to be had")
+@pytest.mark.promise("one line reports each fallback to XLA")
 @pytest.mark.parametrize(
     ("device", "changes", "says"),
     [

@@ -1,4 +1,4 @@
-"""The engine writes what the plain model would, and a sample never depends on its neighbours."""
+"""The engine samples like the plain model, and samples do not depend on their neighbours."""
 
 import dataclasses
 import logging
@@ -210,7 +210,9 @@ OTHER_WAYS = {
 }
 
 
-@pytest.mark.promise("A (case, sample) pair gives the same tokens whatever else is drawn")
+@pytest.mark.promise(
+    "A (case, sample) pair gives the same tokens with other cases, another order, fewer samples"
+)
 @pytest.mark.parametrize("way", OTHER_WAYS)
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"temperature": 0.6, "top_k": 9}], ids=str)
 def test_a_sample_is_the_same_whatever_is_drawn_beside_it(engine, options, way):
@@ -268,7 +270,7 @@ def test_one_program_serves_all_runs_of_all_models_of_a_kind(model, caplog):
 
 
 def test_the_store_is_never_copied(model):
-    """What a chunk takes beside its arguments is less than one layer's keys and values."""
+    """A chunk allocates less than one layer's keys and values besides its arguments."""
     shape, mesh = Shape(slots=16, share=4, prompt_tokens=512, max_tokens=512, chunk=4), one_device()
     state = blueprint(model.config, shape, mesh, "xla")
     engine = engine_of(model, shape)

@@ -1,4 +1,4 @@
-"""Tokens are drawn from exactly the distribution that is asked for, by keys of their own."""
+"""Tokens follow exactly the requested distribution, with one random key per sample."""
 
 import jax
 import jax.numpy as jnp
