@@ -45,8 +45,8 @@ parse() {
   need gcloud "https://cloud.google.com/sdk/docs/install"
   where=("$name" "--zone=$zone" ${project:+"--project=$project"})
   ((!spot)) || create_flags+=(--spot)
-  said=$(mktemp)
-  trap 'rm -f "$said"' EXIT
+  message=$(mktemp)
+  trap 'rm -f "$message"' EXIT
 }
 
 # Prints the runtime for JAX of each TPU generation, by Google's documentation.
@@ -63,19 +63,19 @@ runtime_of() {
 # KIND VERB [FLAG...]
 tpus() { run gcloud compute tpus "$1" "$2" "${where[@]}" "${@:3}"; }
 
-# KIND FIELD -> the state, ABSENT, or UNKNOWN if gcloud failed (its message is in $said).
+# KIND FIELD -> the state, ABSENT, or UNKNOWN if gcloud failed (its message is in $message).
 state_of() {
   local answer
-  if answer=$(tpus "$1" describe "--format=value($2)" 2>"$said"); then
+  if answer=$(tpus "$1" describe "--format=value($2)" 2>"$message"); then
     echo "${answer:-UNKNOWN}"
-  elif grep -q NOT_FOUND "$said"; then
+  elif grep -q NOT_FOUND "$message"; then
     echo ABSENT
   else
     echo UNKNOWN
   fi
 }
 
-cannot_tell() { fail "$name: gcloud cannot tell its state: $(tail -n 1 "$said")"; }
+cannot_tell() { fail "$name: gcloud cannot tell its state: $(tail -n 1 "$message")"; }
 
 pause() { ((poll == 0)) || sleep "$poll"; }
 

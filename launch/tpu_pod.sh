@@ -129,5 +129,5 @@ for ((attempt = 1; attempt <= 10#$attempts; attempt++)); do
   fi
   pause
 done
-say "$name: gave up after $attempts attempts; the same call goes on from here"
+say "$name: gave up after $attempts attempts; the same call resumes"
 end "$resumable"

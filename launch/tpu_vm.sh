@@ -70,10 +70,10 @@ if ((dry)); then
 fi
 if [[ $result != [0-9]* ]]; then
   gone || fail "$name: $result failed, and the VM is still there"
-  say "$name: preempted or gone ($result failed); the same call goes on"
+  say "$name: preempted or gone ($result failed); the same call resumes"
   result=$resumable
 elif ((result == resumable)); then
-  say "$name: the command was stopped; the same call goes on"
+  say "$name: the command was stopped; the same call resumes"
 elif ((result)); then
   say "$name: the command failed with exit status $result"
 fi
