@@ -1,8 +1,7 @@
-"""A chat template: messages to text, rendered in a sandbox as transformers renders it.
+"""Chat templates: messages to text, rendered in a sandbox as transformers renders them.
 
-Templates come with downloaded weights and are code that nobody here has read. They run in a
-process whose memory and time are limited, and whatever goes wrong in one is a line that names its
-file.
+Templates come with downloaded weights and are untrusted code. They run in a process with limited
+memory and time, and a failure is one line that names the file.
 """
 
 import datetime
@@ -15,7 +14,7 @@ from mcr_jax.text import template_process
 from mcr_jax.text.conversation import Messages
 from mcr_jax.text.template_process import TemplateProcess
 
-LONGEST_SOURCE = 1 << 18  # characters; the longest published ones have some 30 thousand
+LONGEST_SOURCE = 1 << 18  # characters; published templates have at most some 30 thousand
 
 _keys = itertools.count()
 
@@ -26,7 +25,7 @@ class ChatTemplate:
     Attributes:
       source: the template's text.
       origin: the file it comes from.
-      literals: all text that is written in it, as constants or between tags.
+      literals: its texts, in constants and between tags.
     """
 
     def __init__(
@@ -41,10 +40,10 @@ class ChatTemplate:
 
         Args:
           source: the template.
-          origin: names it in errors.
-          variables: what it can read beside the messages, as JSON: special tokens, options.
-          now: what `strftime_now` tells, always the same.
-          process: where it runs.
+          origin: its name in errors.
+          variables: that it reads besides the messages, as JSON: special tokens, options.
+          now: the fixed time of `strftime_now`.
+          process: that runs it.
 
         Raises:
           McrError: it is not a template, or too long or too slow to compile.
@@ -64,7 +63,7 @@ class ChatTemplate:
             raise McrError(f"{origin}: not a chat template: {error}") from error
 
     def render(self, messages: Messages, *, add_generation_prompt: bool) -> str:
-        """The text of a conversation, with the head of the assistant's next turn if asked for.
+        """Renders a conversation, optionally with the header of the assistant's next turn.
 
         Raises:
           McrError: the template refuses the messages, fails, leaves the sandbox, makes more than

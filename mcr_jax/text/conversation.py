@@ -1,7 +1,7 @@
 """Tokenized conversations, and protection of their turns against the text of messages.
 
 A conversation is a sequence of messages, each with a `role` (system, user or assistant) and a
-`content`. How it is laid out as text is `plain_chat` or `template_chat`.
+`content`. `plain_chat` and `template_chat` lay it out as text.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Protocol
 
 from mcr_jax.errors import McrError
 
-# What a completion is written with: text for a reader of the ids, special token or not.
+# Tags of a completion: decoded as text, special token or not.
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 Messages = Sequence[Mapping[str, str]]
@@ -24,10 +24,10 @@ class Encoded:
 
     Attributes:
       ids: token ids.
-      spans: for each of the assistant's turns, first to last, the ids [start, stop) that are what
-        the assistant says, with the end-of-turn token where the layout writes one.
-      trained: for each id, whether it is in the last span: the turn that a model is to learn. The
-        ids before it are exactly the prompt that inference sees.
+      spans: the ids [start, stop) of each assistant turn's content, in order, with the end-of-turn
+        token where the layout writes one.
+      trained: for each id, whether it is in the last span, the turn to learn. The ids before it are
+        exactly the prompt of inference.
     """
 
     ids: tuple[int, ...]
@@ -36,32 +36,32 @@ class Encoded:
 
 
 class Pieces(Protocol):
-    """Text to ids and back: a SentencePiece model or a tokenizer.json."""
+    """Encoder of text as ids and back: a SentencePiece model or a tokenizer.json."""
 
     vocab_size: int
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; no beginning or end ids are added."""
+        """Returns token ids of `text` without added beginning or end ids."""
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
-        """Token ids of `text` and the characters [begin, end) that each came from."""
+        """Returns token ids of `text` and the characters [begin, end) of each."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; control ids have none."""
+        """Returns the text of `ids`; control ids have none."""
 
 
 class Chat(Protocol):
     """Encoder of conversations as token ids."""
 
     def encode_prompt(self, messages: Messages) -> list[int]:
-        """Ids of a conversation that the assistant is about to continue."""
+        """Returns ids of a conversation, up to the assistant's next turn."""
 
     def encode_conversation(self, messages: Messages) -> Encoded:
-        """Ids of a conversation whose last turn is the assistant's, and their spans."""
+        """Returns ids of a conversation that ends with the assistant's turn, and their spans."""
 
 
 class NoChat:
-    """Chat of a tokenizer without any template: refuses every conversation."""
+    """Chat of a tokenizer without a template: raises for every conversation."""
 
     def __init__(self, reason: str):
         self._reason = reason
@@ -76,16 +76,16 @@ class NoChat:
 
 
 def tokenize(pieces: Pieces, text: str, prompt: Sequence[int], turns: Sequence[Span]) -> Encoded:
-    """Tokenizes a laid out conversation, once.
+    """Tokenizes the text of a conversation.
 
     Args:
-      pieces: tokenizes.
-      text: the conversation, to its end.
-      prompt: ids of the text before the last turn, as inference makes them.
-      turns: the characters [start, stop) of each of the assistant's turns, the last to the end.
+      pieces: the tokenizer.
+      text: the conversation.
+      prompt: ids of the text before the last turn, as of inference.
+      turns: the characters [start, stop) of each assistant turn; the last is the end of the text.
 
     Raises:
-      McrError: the text before the last turn is read otherwise once an answer follows.
+      McrError: the text before the last turn has other ids when an answer follows.
     """
     ids, offsets = pieces.encode_with_offsets(text)
     begins = [begin for begin, _ in offsets]
@@ -107,7 +107,7 @@ def tokenize(pieces: Pieces, text: str, prompt: Sequence[int], turns: Sequence[S
 
 
 def split_last(messages: Messages) -> tuple[Messages, str]:
-    """The turns before, and the assistant's answer. Raises ValueError if it is not the last."""
+    """Returns the turns before, and the answer. Raises ValueError if the last is not one."""
     *before, answer = messages
     if answer["role"] != "assistant":
         raise ValueError("the last turn must be the assistant's")
@@ -115,10 +115,10 @@ def split_last(messages: Messages) -> tuple[Messages, str]:
 
 
 def defuser(tokens: Collection[str]) -> Callable[[str], str]:
-    """A function that breaks every one of `tokens` in a text by a zero-width space, U+200B.
+    """Returns a function that breaks all `tokens` in a text with a zero-width space, U+200B.
 
-    It comes behind the token's first character, so that the text still looks the same to a reader
-    but is no longer read as that token. Every occurrence is broken, overlapping ones too.
+    The space follows the token's first character: the text looks the same but is not tokenized as
+    that token. Overlapping occurrences are broken, too.
     """
     if not tokens:
         return lambda text: text

@@ -1,21 +1,14 @@
-"""The layout of conversations for a SentencePiece model that brings no chat template."""
+"""Layout of conversations for a SentencePiece model without a chat template."""
 
 from collections.abc import Mapping
 
-from mcr_jax.text.conversation import (
-    TAGS,
-    Encoded,
-    Messages,
-    defuser,
-    split_last,
-    tokenize,
-)
+from mcr_jax.text.conversation import TAGS, Encoded, Messages, defuser, split_last, tokenize
 from mcr_jax.text.sentencepiece_model import SentencePieceModel
 
 MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
-SYMBOLS = (*MARKERS.values(), *TAGS, "\n")  # one token each in a model that is trained here
+SYMBOLS = (*MARKERS.values(), *TAGS, "\n")  # one token each in a model trained here
 
-# The same layout as a chat template; what it ends an assistant's last turn with is the eos token.
+# The same layout as a chat template; the assistant's last turn ends with the eos token.
 TEMPLATE = """\
 {%- for message in messages -%}
 {{ '<|' + message['role'] + '|>\\n' + message['content'] }}
@@ -34,28 +27,28 @@ _defused = defuser(MARKERS.values())
 
 
 class PlainChat:
-    """A turn is its role's marker, a newline, the content and a newline.
+    """Encoder of turns as the role's marker, a newline, the content and a newline.
 
-    The assistant's last turn ends with the end-of-sentence id instead, which no text can write.
-    Markers written inside a content are defused: text cannot change the roles.
+    The assistant's last turn ends with the end-of-sentence id, which no text encodes to. Markers in
+    a content are defused, so that text cannot change the roles.
     """
 
     def __init__(self, pieces: SentencePieceModel):
         self._pieces = pieces
 
     def encode_prompt(self, messages: Messages) -> list[int]:
-        """Ids of a conversation that the assistant is about to continue."""
+        """Returns ids of a conversation, up to the assistant's next turn."""
         return self._pieces.encode("".join(map(_turn, messages)) + _header("assistant"))
 
     def encode_conversation(self, messages: Messages) -> Encoded:
-        """Ids of a conversation whose last turn is the assistant's.
+        """Returns ids of a conversation that ends with the assistant's turn.
 
-        The ids that are not trained are exactly `encode_prompt` of the turns before. Earlier turns
-        of the assistant end with a newline, which is not in their spans.
+        The ids that are not trained are exactly `encode_prompt` of the turns before. The newline
+        after earlier assistant turns is not in their spans.
 
         Raises:
           ValueError: the last turn is not the assistant's.
-          McrError: this model reads the turns before otherwise once an answer follows.
+          McrError: the turns before have other ids when an answer follows.
         """
         before, answer = split_last(messages)
         text, turns = "", []

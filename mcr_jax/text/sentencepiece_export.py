@@ -1,4 +1,4 @@
-"""A SentencePiece model that was trained here, as the files that transformers loads."""
+"""Export of a SentencePiece model trained here as files that transformers loads."""
 
 import json
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ from mcr_jax.text.plain_chat import TEMPLATE
 from mcr_jax.text.sentencepiece_model import SentencePieceModel
 from mcr_jax.text.tokenizer_folder import CONFIG, JSON
 
-_SPACE = "\u2581"  # SentencePiece's mark of a space
+_SPACE = "\u2581"  # SentencePiece's space
 
 
 def files(model: SentencePieceModel) -> dict[str, bytes]:
-    """Content of tokenizer.json and tokenizer_config.json, by name.
+    """Returns the content of tokenizer.json and tokenizer_config.json, by name.
 
-    They give the same ids as the model, conversations in the plain layout included. The one
-    difference: the texts of the control pieces, such as `</s>`, are read as those pieces.
+    They give the same ids as the model, for conversations in the plain layout, too. The one
+    difference: the texts of control pieces, such as `</s>`, are encoded as those pieces.
 
     Raises:
-      McrError: the model is not BPE with byte fallback, or changes text before it reads it.
+      McrError: the model is not BPE with byte fallback, or normalizes text.
     """
     proto = model.proto()
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
@@ -70,7 +70,7 @@ def files(model: SentencePieceModel) -> dict[str, bytes]:
 
 
 def _merges(proto: spm.ModelProto) -> Iterator[tuple[str, str]]:
-    """Every pair that makes a piece, the pieces that SentencePiece merges first before others."""
+    """Yields every pair that makes a piece, in SentencePiece's order of merges."""
     normal = [piece for piece in proto.pieces if piece.type == spm.NORMAL]
     known = {piece.piece for piece in normal}
     for piece in sorted(normal, key=lambda piece: -piece.score):

@@ -1,4 +1,4 @@
-"""A SentencePiece model: text to token ids and back."""
+"""SentencePiece models: text to token ids and back."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -10,10 +10,10 @@ from mcr_jax.text import sentencepiece_proto
 
 
 class SentencePieceModel:
-    """Encodes with a serialized SentencePiece model.
+    """Encoder with a serialized SentencePiece model.
 
     Attributes:
-      serialized: the model as a file holds it.
+      serialized: content of the model's file.
       vocab_size: number of ids.
       eos_id: the id of the end-of-sentence piece.
     """
@@ -25,7 +25,7 @@ class SentencePieceModel:
             self._pieces.LoadFromSerializedProto(serialized)
         except RuntimeError as error:
             raise McrError(f"{origin}: not a SentencePiece model") from error
-        # A file cut between two of its pieces still loads; what stands behind the pieces is gone.
+        # A file cut between two pieces loads without the fields after the pieces.
         if not self.proto().HasField("normalizer_spec"):
             raise McrError(f"{origin}: this SentencePiece model is cut short")
         if self._pieces.eos_id() < 0:
@@ -37,14 +37,14 @@ class SentencePieceModel:
     def train(
         cls, texts: Iterable[str], vocab_size: int, symbols: Sequence[str]
     ) -> "SentencePieceModel":
-        """Fits a BPE model with byte fallback, so that every text survives encode and decode.
+        """Fits a BPE model with byte fallback: decoding restores every encoded text.
 
-        The one exception is U+2581, SentencePiece's own mark of a space: it comes back as a space.
+        The one exception is U+2581, SentencePiece's own space, which is decoded as a space.
 
         Args:
           texts: the corpus.
-          vocab_size: the most pieces there may be.
-          symbols: texts that are one token each wherever they stand.
+          vocab_size: largest number of pieces.
+          symbols: texts that are always one token each.
 
         Raises:
           McrError: the corpus is too small for `vocab_size` pieces.
@@ -71,18 +71,18 @@ class SentencePieceModel:
         return cls(sink.getvalue(), "the trained tokenizer")
 
     def proto(self) -> sentencepiece_proto.ModelProto:
-        """The model as a protocol buffer: its pieces and how it was trained."""
+        """Parses the model's pieces and specifications."""
         return sentencepiece_proto.ModelProto.FromString(self.serialized)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; control pieces written in it are text like any other."""
+        """Returns token ids of `text`; names of control pieces in it are plain text."""
         return self._pieces.EncodeAsIds(text)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of `text` and the characters [begin, end) that each came from."""
+        """Returns token ids of `text` and the characters [begin, end) of each."""
         mapping = self._pieces.EncodeAsOffsetMapping(text)
         return mapping["ids"], mapping["offsets"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; control ids have none."""
+        """Returns the text of `ids`; control ids have none."""
         return self._pieces.DecodeIds(list(ids))

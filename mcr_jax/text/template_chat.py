@@ -1,46 +1,37 @@
-"""Conversations laid out by a model's own chat template, for training as for sampling."""
+"""Layout of conversations by a model's chat template, the same for training and sampling."""
 
 import functools
 from collections.abc import Mapping, Sequence
 
 from mcr_jax.errors import McrError
 from mcr_jax.text.chat_template import ChatTemplate
-from mcr_jax.text.conversation import (
-    TAGS,
-    Encoded,
-    Messages,
-    Span,
-    defuser,
-    split_last,
-    tokenize,
-)
+from mcr_jax.text.conversation import TAGS, Encoded, Messages, Span, defuser, split_last, tokenize
 from mcr_jax.text.tokenizer_json import TokenizerJson
 
 _SYSTEM, _USER = ({"role": role, "content": "x"} for role in ("system", "user"))
-_PRIVATE = range(0xE000, 0xF900)  # characters that mean nothing to anyone
-_SHAPES_KEPT = 256  # sequences of turns whose control tokens are kept
+_PRIVATE = range(0xE000, 0xF900)  # private-use characters of Unicode
+_CACHED_TURNS = 256  # sequences of turns whose control tokens are cached
 
 
 class TemplateChat:
-    """Renders with a chat template and tokenizes what it gives, once.
+    """Encoder that renders with a chat template and tokenizes the text.
 
-    A prompt is the template's text with the generation prompt, as transformers has it. A
-    conversation is that same prompt, the answer as written and the template's end of turn: not the
-    template's own text of the whole, because templates cut the thinking out of an answer that they
-    are shown (DeepSeek), add an empty one (Qwen 3), or write nothing that a model could have been
-    prompted with. What is trained is then exactly what is sampled.
+    A prompt is the template's text with the generation prompt, as in transformers. A conversation
+    is the same prompt, the answer as written and the template's end of turn. The template's own
+    text of an answer is not used: some templates remove its thinking (DeepSeek), add an empty one
+    (Qwen 3), or do not continue any prompt. So training uses exactly the ids of sampling.
 
-    Control tokens are the special ones and the other added ones that the template writes, the tags
-    of a completion excepted. Written inside a content they are defused, and every conversation is
-    checked to hold the control tokens that its turns have with harmless contents, and no others.
+    Control tokens are the special ones and other added ones in the template, without the tags of a
+    completion. In a content they are defused, and every conversation is checked to have the same
+    control tokens as its turns with harmless contents.
 
     Attributes:
       end_id: the id that ends an assistant's turn.
-      sample: a short conversation as it is rendered; tells templates and dates apart.
+      sample: a short rendered conversation, which distinguishes templates and dates.
     """
 
     def __init__(self, template: ChatTemplate, pieces: TokenizerJson, eos_token: str):
-        """Learns the end of a turn from the template, else takes `eos_token` ("" for none).
+        """Finds the end of a turn in the template; falls back to `eos_token` ("" for none).
 
         Raises:
           McrError: the template fails on a user's turn and an answer, or nothing ends a turn.
@@ -51,7 +42,7 @@ class TemplateChat:
         shown = template.render(answered, add_generation_prompt=False)
         try:
             sample = template.render((_SYSTEM, *answered, _USER), add_generation_prompt=True)
-        except McrError:  # some templates know no system turn
+        except McrError:  # some templates have no system turn
             sample = template.render((*answered, _USER), add_generation_prompt=True)
         self.sample = sample
         written = "\0".join((*template.literals, shown, sample))
@@ -64,7 +55,7 @@ class TemplateChat:
             and (token in pieces.special or token in written)
         }
         self._control_ids = frozenset(controls.values())
-        self._due = functools.lru_cache(_SHAPES_KEPT)(self._controls_of_turns)
+        self._due = functools.lru_cache(_CACHED_TURNS)(self._controls_of_turns)
         self._defused = defuser(controls)
         _, found, tail = shown.rpartition(mark)
         ends = {tail.find(token): token for token in sorted(controls, key=len) if token in tail}
@@ -78,7 +69,7 @@ class TemplateChat:
             raise McrError(f"{template.origin}: nothing ends a turn, and no eos_token is a token")
 
     def encode_prompt(self, messages: Messages) -> list[int]:
-        """Ids of a conversation that the assistant is about to continue.
+        """Returns ids of a conversation, up to the assistant's next turn.
 
         Raises:
           McrError: the template refuses it, or a content would change its turns.
@@ -86,16 +77,16 @@ class TemplateChat:
         return self._prompt(messages)[1]
 
     def encode_conversation(self, messages: Messages) -> Encoded:
-        """Ids of a conversation whose last turn is the assistant's.
+        """Returns ids of a conversation that ends with the assistant's turn.
 
         The ids that are not trained are exactly `encode_prompt` of the turns before. If that ends
         with `<think>` and the answer begins with it, it is written once. The span of an earlier
-        turn of the assistant is what its content decides in the prompt, and the end of turn behind
-        it; where the template drops the turn, it is empty.
+        assistant turn is the part of the prompt that depends on its content, with the end of turn;
+        it is empty if the template drops the turn.
 
         Raises:
           ValueError: the last turn is not the assistant's.
-          McrError: as `encode_prompt`; or the answer changes how the prompt before it is read.
+          McrError: as `encode_prompt`; or the prompt has other ids when the answer follows.
         """
         before, answer = split_last(messages)
         text, prompt = self._prompt(before)
@@ -116,7 +107,7 @@ class TemplateChat:
         return text, ids
 
     def _controls_of_turns(self, harmless: tuple[tuple[tuple[str, str], ...], ...]) -> list[int]:
-        """The control tokens of a prompt, given the items of each message."""
+        """Returns the control tokens of a prompt from the items of each message."""
         text = self._template.render([dict(m) for m in harmless], add_generation_prompt=True)
         return self._controls(self._pieces.encode(text))
 
@@ -128,7 +119,7 @@ class TemplateChat:
             raise McrError("the text of a message would change the turns of its conversation")
 
     def _turn(self, messages: Messages, index: int, text: str) -> Span:
-        """The characters of `text` that change when one message's content does, and the end."""
+        """Returns the characters of `text` that depend on a message's content, with the end."""
         mark = next(chr(c) for c in _PRIVATE if chr(c) not in text)
         other = [_with(m, self._defused(m["content"])) for m in messages]
         other[index]["content"] = mark
@@ -151,6 +142,6 @@ def _continuation(prompt: str, answer: str) -> str:
 
 
 def _shared(a: str, b: str) -> int:
-    """Length of the beginning that two texts share."""
+    """Returns the length of the common prefix of two texts."""
     differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     return next(differ, min(len(a), len(b)))

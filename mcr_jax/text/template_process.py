@@ -1,7 +1,7 @@
-"""The process that chat templates run in: a template cannot use all memory, nor run for ever.
+"""Process that runs chat templates with limited memory and time.
 
-One process serves all templates. It starts with the first one, is ended and replaced when a
-template breaks a limit, and ends with this process, however that ends: its socket is closed then.
+One process serves all templates. It starts with the first one, is replaced when a template exceeds
+a limit, and ends with this process, because its socket is closed then.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ from typing import Any
 from mcr_jax.errors import McrError
 
 OUT_OF_MEMORY = 3  # exit status, as in template_worker
-LONGEST_REPLY = 1 << 27  # bytes; 16 million characters of JSON have at most 6 each
+LONGEST_REPLY = 1 << 27  # bytes; 16 million characters, at most 6 bytes of JSON each
 _PROGRAM = Path(__file__).with_name("template_worker.py").absolute()
-# Started without site-packages, .pth files and PYTHON* variables; finds jinja2 where we do.
+# Runs without site-packages, .pth files and PYTHON* variables; jinja2 is found as here.
 _START = """\
 import runpy, sys
 sys.path += sys.argv.pop().split("\\n")
@@ -37,12 +37,12 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 class Limits:
     """Limits of one compilation or rendering of a template.
 
-    Real ones take about 50 microseconds and no memory to speak of.
+    Real templates need about 50 microseconds and little memory.
 
     Attributes:
       memory_mb: address space beyond that of the program, in 2**20 bytes; macOS enforces none.
-      processor_s: processor time, so that a busy machine fails no honest template.
-      wall_s: time from the request to the reply, for what processor time does not bound.
+      processor_s: processor time, which does not depend on the load of the machine.
+      wall_s: time from the request to the reply, for waits that need no processor.
     """
 
     memory_mb: int = 512
@@ -51,45 +51,45 @@ class Limits:
 
 
 class TemplateProcess:
-    """Compiles and renders templates in a process of its own, one at a time.
+    """Compiles and renders templates in another process, one at a time.
 
-    Threads may share it, and a fork starts its own process.
+    Threads may share it; a fork starts its own process.
     """
 
     def __init__(self, limits: Limits | None = None):
-        """Starts nothing yet. `limits` are the default ones unless given."""
+        """Starts no process yet."""
         self._limits = limits or Limits()
         self._lock = threading.RLock()
         self._running: _Running | None = None
 
     @property
     def pid(self) -> int | None:
-        """Process id while there is a process, else None."""
+        """Returns the process id; None without a process."""
         return self._running and self._running.process.pid
 
     def compile(self, template: Mapping[str, Any]) -> tuple[str, ...]:
         """Compiles a template: its "key", "source", "variables" and time "now".
 
         Returns:
-          The texts that are written in it.
+          Its literal texts.
 
         Raises:
-          McrError: it is not a template, or breaks a limit.
+          McrError: it is not a template, or exceeds a limit.
         """
         return tuple(self._ask(template)["literals"])
 
     def render(
         self, template: Mapping[str, Any], messages: list[dict[str, str]], prompt: bool
     ) -> str:
-        """The text of `messages`, with the generation prompt if `prompt`.
+        """Renders `messages`, with the generation prompt if `prompt`.
 
         Raises:
-          McrError: the template fails or breaks a limit.
+          McrError: the template fails or exceeds a limit.
         """
         request = {"key": template["key"], "messages": messages, "prompt": prompt}
         with self._lock:
             reply = self._ask(request)
-            if "missing" in reply:  # the process is new, or has held too many others since
+            if "missing" in reply:  # a new process, or it dropped the template
                 self._ask(template)
                 reply = self._ask(request)
         return reply["text"]
@@ -106,15 +106,15 @@ class TemplateProcess:
         with self._lock:
             try:
                 reply = self._exchange(body)
-            except _EndedError:  # perhaps from outside, before it saw the request
+            except _EndedError:  # maybe killed from outside
                 reply = self._exchange(body)
         if "error" in reply:
             raise McrError(reply["error"])
         return reply
 
     def _exchange(self, body: bytes) -> dict[str, Any]:
-        """Sends a request and returns its reply. Raises McrError at a limit."""
-        if self._running and self._running.owner != os.getpid():  # that of this fork's parent
+        """Sends a request and returns its reply. Raises McrError."""
+        if self._running and self._running.owner != os.getpid():  # it is the parent's of a fork
             self._running = None
         self._running = self._running or _Running(self._limits)
         answered = False
@@ -126,7 +126,7 @@ class TemplateProcess:
         except (EOFError, ConnectionError) as error:
             raise self._ended(self._running.process.wait()) from error
         finally:
-            if not answered:  # a late reply would be taken for that to the next request
+            if not answered:  # a late reply would be read as the next one
                 self.close()
         return json.loads(reply)
 
@@ -140,11 +140,11 @@ class TemplateProcess:
 
 
 class _EndedError(McrError):
-    """The process ended, and at none of its limits."""
+    """The process ended without reaching a limit."""
 
 
 class _Running:
-    """A process that has been started, and the socket to it."""
+    """Started process and its socket."""
 
     def __init__(self, limits: Limits):
         needed = ("jinja2", "markupsafe")
@@ -171,8 +171,8 @@ class _Running:
         """Sends a request and receives its reply.
 
         Raises:
-          TimeoutError: the deadline, of `time.monotonic`, has passed.
-          EOFError, ConnectionError: the process has ended.
+          TimeoutError: the deadline, of `time.monotonic`, is over.
+          EOFError, ConnectionError: the process ended.
         """
         self._wait_until(deadline)
         self.socket.sendall(struct.pack(">I", len(body)) + body)

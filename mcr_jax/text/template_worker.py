@@ -1,13 +1,11 @@
-"""The program that compiles and renders chat templates, in a process of its own.
+"""Program that compiles and renders chat templates in another process.
 
-`template_process` starts it by its path and never imports it, so it imports jinja2 and the
-standard library alone. Requests come in on file descriptor 0, a socket, and replies go out on it:
-each is a length in 4 bytes, big-endian, and that many bytes of JSON. The program ends when the
-socket is closed, when the time of a request is over (the kernel sends SIGPROF), or with the status
-`OUT_OF_MEMORY`.
+`template_process` starts it by its path and never imports it; it imports only jinja2 and the
+standard library. Requests and replies go through file descriptor 0, a socket: each is a length in 4
+bytes, big-endian, and that many bytes of JSON. The program ends when the socket is closed, when the
+time of a request is over (the kernel sends SIGPROF), or with the status `OUT_OF_MEMORY`.
 
-Templates come with downloaded weights and are code that nobody here has read: they reach nothing
-but their variables.
+Templates come with downloaded weights and are untrusted code: they can read only their variables.
 """
 
 import contextlib
@@ -31,8 +29,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 OUT_OF_MEMORY = 3  # exit status
 LONGEST_OUTPUT = 1 << 24  # characters of a rendered conversation, or items of a repeated sequence
-LONGEST_ERROR = 1000  # characters of a template's own message that are kept
-TEMPLATES_KEPT = 16  # the last ones that were compiled; others are asked for again
+LONGEST_ERROR = 1000  # characters of a template's message
+CACHED_TEMPLATES = 16  # newest compiled ones
 
 _FAILURES = (
     *(TemplateError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError),
@@ -41,7 +39,7 @@ _FAILURES = (
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """A sandbox in which no product makes a huge value; ranges it bounds already."""
+    """Sandbox that also bounds products; jinja2 bounds ranges."""
 
     intercepted_binops = frozenset({"*", "**"})
 
@@ -55,7 +53,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`, with which a template marks what the assistant says: its body as is."""
+    """Tag `{% generation %}` around the assistant's text: renders its body."""
 
     tags = frozenset({"generation"})
 
@@ -66,7 +64,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """Keeps names out that Python itself would look for."""
+    """Namespace without names that start with an underscore."""
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -75,10 +73,10 @@ class _Namespace(jinja2.utils.Namespace):
 
 
 class _Template:
-    """A compiled template with its variables.
+    """Compiled template with its variables.
 
     Attributes:
-      literals: all text that is written in it, as constants or between tags.
+      literals: its texts, in constants and between tags.
     """
 
     def __init__(self, source: str, variables: Mapping[str, Any], now: str):
@@ -113,10 +111,10 @@ class _Template:
 
 
 def serve(processor_s: float) -> None:
-    """Answers requests until the socket is closed, each within that processor time (seconds).
+    """Serves requests until the socket is closed, each within that processor time (seconds).
 
     A request with a "source" compiles it: {"literals": [...]}. One without renders the messages:
-    {"text": ...}, or {"missing": true} if the template is not held. Either may be {"error": ...}.
+    {"text": ...}, or {"missing": true} if the template is not cached. Either may be {"error": ...}.
     """
     templates: dict[int, _Template] = {}
     while request := _receive():
@@ -133,7 +131,7 @@ def _answer(templates: dict[int, _Template], request: dict[str, Any]) -> dict[st
         if "source" in request:
             made = _Template(request["source"], request["variables"], request["now"])
             templates[key] = made
-            for old in list(templates)[:-TEMPLATES_KEPT]:
+            for old in list(templates)[:-CACHED_TEMPLATES]:
                 del templates[old]
             return {"literals": made.literals}
         if key not in templates:
@@ -144,7 +142,7 @@ def _answer(templates: dict[int, _Template], request: dict[str, Any]) -> dict[st
 
 
 def _receive() -> dict[str, Any] | None:
-    """The next request, or None where there will be no more."""
+    """Reads the next request; None at the end."""
     try:
         (size,) = struct.unpack(">I", _read(4))
         return json.loads(_read(size))
@@ -192,7 +190,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML, which models were not trained on."""
+    """Formats as JSON without the HTML escapes of jinja2's filter."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -203,7 +201,7 @@ def _to_json(
 
 
 def _line(error: Exception) -> str:
-    """The error in one line, without what would steer a terminal."""
+    """Returns the error in one line, without control characters."""
     text = str(error)
     shown = "".join(c if c.isprintable() else " " for c in text[:LONGEST_ERROR])
     dots = "…" * (len(text) > LONGEST_ERROR)
@@ -211,7 +209,7 @@ def _line(error: Exception) -> str:
 
 
 def _limit(kind: int, size: int) -> None:
-    """Lowers a limit of this process for good; a system that does not know it leaves it."""
+    """Lowers a resource limit of this process, if the system has it."""
     hard = resource.getrlimit(kind)[1]
     size = size if hard == resource.RLIM_INFINITY else min(size, hard)
     with contextlib.suppress(OSError, ValueError):
@@ -219,14 +217,14 @@ def _limit(kind: int, size: int) -> None:
 
 
 def _address_space() -> int:
-    """Bytes mapped already: some systems map all their locales. 0 where /proc does not tell."""
+    """Returns the mapped bytes of this process, with the system's locales; 0 without /proc."""
     with contextlib.suppress(OSError), open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * resource.getpagesize()
     return 0
 
 
 def main(memory_bytes: str, processor_s: str) -> None:
-    """Serves within that much memory. Signals to the whole run are its parent's to answer."""
+    """Serves within a memory limit. Its parent handles signals to the whole run."""
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)

@@ -1,8 +1,8 @@
-"""Text to token ids and back, and conversations to ids with the spans that are trained.
+"""Tokenizers: text to ids and back, and conversations to ids with the trained spans.
 
-A tokenizer is a SentencePiece model or a `tokenizer.json`, behind one interface. A conversation is
-laid out by one rule for training and for sampling, and tokenized once: what is trained is found
-by character offsets, so boundaries are those that inference meets.
+A tokenizer is a SentencePiece model or a `tokenizer.json`. Training and sampling share one layout
+of conversations. The trained spans come from character offsets, so their boundaries are those of
+inference.
 """
 
 import datetime
@@ -22,18 +22,16 @@ from mcr_jax.text.tokenizer_folder import TokenizerFolder
 from mcr_jax.text.tokenizer_json import TokenizerJson
 from mcr_jax.workdir import digest
 
-FILE = tokenizer_folder.SENTENCEPIECE  # of a tokenizer that was trained here
+FILE = tokenizer_folder.SENTENCEPIECE  # of a tokenizer trained here
 
 
 class Tokenizer:
-    """Pieces, the layout of conversations, and the files both came from.
-
-    `load` reads one and `train` makes one.
+    """Pieces, layout of conversations, and their files; made by `load` or `train`.
 
     Attributes:
-      vocab_size: number of ids; a model may have rows for more.
-      eos_ids: the ids that end an answer; the first is the one that is trained to.
-      fingerprint: SHA-256 (hex) of all that decides ids.
+      vocab_size: number of ids; a model may have more.
+      eos_ids: the ids that end an answer; training uses the first.
+      fingerprint: SHA-256 (hex) of everything that decides ids.
       files: content of each file that `save` writes, by name.
     """
 
@@ -58,9 +56,9 @@ class Tokenizer:
         template_options: Mapping[str, Any] | None = None,
         now: datetime.datetime | None = None,
     ) -> "Tokenizer":
-        """Reads FOLDER/tokenizer.json, else FOLDER/tokenizer.model, and what stands beside it.
+        """Reads FOLDER/tokenizer.json, else FOLDER/tokenizer.model, and the files beside it.
 
-        The chat template is chat_template.jinja, else the one of tokenizer_config.json, else of
+        The chat template is that of chat_template.jinja, else of tokenizer_config.json, else of
         chat_template.json; a tokenizer.model without one has the layout of `PlainChat`. Answers
         end with the template's end of turn, the config's eos token, or an eos_token_id of
         generation_config.json.
@@ -69,7 +67,7 @@ class Tokenizer:
           folder: a Hugging Face folder, or one that `save` wrote.
           template_options: more variables for the template, such as `enable_thinking`, or
             `date_string` for one that would show today's date.
-          now: the time that templates are told, as long as the tokenizer lives; None is now.
+          now: the fixed time of templates; None for the current one.
 
         Raises:
           McrError: a file is missing or broken.
@@ -81,45 +79,41 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Fits a SentencePiece model; see `SentencePieceModel.train`.
-
-        Raises:
-          McrError: the corpus is too small for `vocab_size` pieces.
-        """
+        """Fits a SentencePiece model; arguments and errors as of `SentencePieceModel.train`."""
         model = SentencePieceModel.train(texts, vocab_size, SYMBOLS)
         fingerprint = hashlib.sha256(model.serialized).hexdigest()
         return cls(model, PlainChat(model), [model.eos_id], fingerprint, {FILE: model.serialized})
 
     def save(self, folder: str | Path) -> None:
-        """Writes the files it came from, each whole or not at all. Raises McrError if it cannot."""
+        """Writes its files, each atomically. Raises McrError if one cannot be written."""
         tokenizer_folder.write(folder, self.files)
 
     def save_hf(self, folder: str | Path) -> None:
-        """Writes what transformers loads: the files of `save`, and a tokenizer.json if need be.
+        """Writes the files that transformers loads: those of `save`, and a missing tokenizer.json.
 
-        Where config.json says model_type "qwen2", AutoTokenizer of transformers 5 puts its own
-        rules in the place of any tokenizer.json; PreTrainedTokenizerFast reads what is there.
+        For model_type "qwen2" in config.json, AutoTokenizer of transformers 5 replaces any
+        tokenizer.json by its own rules; PreTrainedTokenizerFast reads the file.
 
         Raises:
           McrError: a file cannot be written; or this is a bare SentencePiece model that was not
-            trained here, which only `save` can carry.
+            trained here, which only `save` supports.
         """
         files = dict(self.files)
-        bare = tokenizer_folder.CONFIG not in files  # or transformers knows how to convert it
+        bare = tokenizer_folder.CONFIG not in files  # else transformers converts it
         if bare and isinstance(self._pieces, SentencePieceModel):
             files |= sentencepiece_export.files(self._pieces)
         tokenizer_folder.write(folder, files)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; no beginning or end ids are added."""
+        """Returns token ids of `text` without added beginning or end ids."""
         return self._pieces.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; control ids have none, the tags of a completion do."""
+        """Returns the text of `ids`; control ids have none, the tags of a completion do."""
         return self._pieces.decode(ids)
 
     def encode_prompt(self, messages: Messages) -> list[int]:
-        """Ids of a conversation that the assistant is about to continue.
+        """Returns ids of a conversation, up to the assistant's next turn.
 
         Raises:
           McrError: there is no chat template, or it refuses the conversation.
@@ -127,14 +121,14 @@ class Tokenizer:
         return self._chat.encode_prompt(messages)
 
     def encode_conversation(self, messages: Messages) -> Encoded:
-        """Ids of a conversation whose last turn is the assistant's, and what is trained of it.
+        """Returns ids of a conversation that ends with the assistant's turn, and the trained spans.
 
         The untrained ids are exactly `encode_prompt` of the turns before.
 
         Raises:
           ValueError: the last turn is not the assistant's.
-          McrError: there is no chat template, it refuses the conversation, or this tokenizer reads
-            the turns before otherwise once the answer follows.
+          McrError: there is no chat template, it refuses the conversation, or the turns before have
+            other ids when the answer follows.
         """
         return self._chat.encode_conversation(messages)
 

@@ -1,4 +1,4 @@
-"""The files that make a tokenizer in a Hugging Face folder, read and written."""
+"""Reads and writes the files of a tokenizer in a Hugging Face folder."""
 
 import functools
 import json
@@ -25,11 +25,11 @@ FILES = (
 
 
 class TokenizerFolder:
-    """Settings of the tokenizer in a folder, read by the rules of transformers.
+    """Settings of the tokenizer in a folder, by the rules of transformers.
 
     Attributes:
       path: the folder.
-      files: content of each file that belongs to the tokenizer, by name.
+      files: content of each of the tokenizer's files, by name.
     """
 
     def __init__(self, path: str | Path):
@@ -47,21 +47,21 @@ class TokenizerFolder:
 
     @functools.cached_property
     def special_tokens(self) -> dict[str, str]:
-        """The named special tokens, such as `bos_token`, by name. Raises McrError."""
+        """Returns the named special tokens, such as `bos_token`, by name. Raises McrError."""
         named = {**self._config, **_instance(self._config.get("extra_special_tokens"), dict)}
         texts = {key: _content(value) for key, value in named.items() if key.endswith("_token")}
         return {key: text for key, text in texts.items() if text}
 
     @functools.cached_property
     def special_texts(self) -> tuple[str, ...]:
-        """The texts of the named and of all other special tokens. Raises McrError."""
+        """Returns the texts of the named and of all other special tokens. Raises McrError."""
         lists = ("additional_special_tokens", "extra_special_tokens")  # of transformers 4 and 5
         others = (_content(x) for key in lists for x in _instance(self._config.get(key), list))
         return tuple(dict.fromkeys((*self.special_tokens.values(), *filter(None, others))))
 
     @functools.cached_property
     def added_tokens(self) -> tuple[AddedToken, ...]:
-        """The tokens that tokenizer_config.json declares, in the order of their ids."""
+        """Returns the added tokens of tokenizer_config.json, in the order of their ids."""
         try:
             declared = (self._config.get("added_tokens_decoder") or {}).items()
             tokens = tuple(AddedToken(**t) for _, t in sorted(declared, key=lambda x: int(x[0])))
@@ -72,7 +72,7 @@ class TokenizerFolder:
         return tokens
 
     def chat_template(self) -> tuple[str, str] | None:
-        """The template and the file it is in, or None. Raises McrError if it is broken."""
+        """Returns the template and the path of its file, or None. Raises McrError."""
         if TEMPLATE in self.files:
             return self._text(TEMPLATE), str(self.path / TEMPLATE)
         for name in (CONFIG, PROCESSOR_TEMPLATE):
@@ -88,7 +88,7 @@ class TokenizerFolder:
         return None
 
     def eos_ids(self) -> tuple[int, ...]:
-        """The ids that generation_config.json ends a text with. Raises McrError if it is broken."""
+        """Returns the eos ids of generation_config.json. Raises McrError."""
         found = self._json(GENERATION).get("eos_token_id")
         ids = found if isinstance(found, list) else [] if found is None else [found]
         if not all(type(i) is int and i >= 0 for i in ids):
@@ -121,18 +121,18 @@ class TokenizerFolder:
 
 
 def write(folder: str | Path, files: Mapping[str, bytes]) -> None:
-    """Writes each file whole or not at all. Raises McrError if it cannot."""
+    """Writes each file atomically. Raises McrError if one cannot be written."""
     for name, content in files.items():
         with disk.atomic_write(Path(folder) / name) as file:
             file.write(content)
 
 
 def _instance(value: Any, kind: type) -> Any:
-    """`value` if it is of that kind, else an empty one."""
+    """Returns `value` if it is of that kind, else an empty one."""
     return value if isinstance(value, kind) else kind()
 
 
 def _content(value: Any) -> str | None:
-    """The text of a token that is written as a string or as an object."""
+    """Returns the text of a token given as a string or as an object."""
     found = value.get("content") if isinstance(value, Mapping) else value
     return found if isinstance(found, str) else None

@@ -1,4 +1,4 @@
-"""A `tokenizer.json`: text to token ids and back, as the `tokenizers` library reads it."""
+"""Tokenizer of a `tokenizer.json`: text to token ids and back, by the `tokenizers` library."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,12 +9,12 @@ from mcr_jax.text.conversation import TAGS
 
 
 class TokenizerJson:
-    """Encodes with a serialized `tokenizers.Tokenizer`, never truncating, padding or adding ids.
+    """Encoder with a serialized `tokenizers.Tokenizer`, without truncation, padding or added ids.
 
     Attributes:
-      vocab_size: the largest id and one, added tokens included.
-      added: the added tokens' ids by their text; text that reads so becomes that id.
-      special: those of them that are marked special.
+      vocab_size: one more than the largest id, added tokens included.
+      added: ids of the added tokens by text; this text in an input is encoded as the id.
+      special: texts of those that are special.
     """
 
     def __init__(
@@ -28,24 +28,24 @@ class TokenizerJson:
 
         Args:
           serialized: the file's content.
-          origin: names it in errors.
-          tokens: added tokens that are declared elsewhere: those that the file lacks are added in
-            this order, the flags of those that it has are replaced.
-          special_texts: what is to be a special token, unless it is an added token already.
+          origin: its name in errors.
+          tokens: added tokens that are declared elsewhere: missing ones are added in this order,
+            the flags of others are replaced.
+          special_texts: special tokens, unless they are added tokens already.
 
         Raises:
-          McrError: the file is broken or cut.
+          McrError: the file is damaged.
         """
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(serialized.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise McrError(f"{origin}: not a tokenizer, or cut short: not UTF-8") from error
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # the library has no narrower error
             reason = " ".join(str(error).split())
             raise McrError(f"{origin}: not a tokenizer, or cut short: {reason}") from error
-        self._tokenizer.no_truncation()  # some files were saved with a length in them
+        self._tokenizer.no_truncation()  # some files set a length
         self._tokenizer.no_padding()
-        # It would add ids, which no caller wants here, and trim spaces from the offsets.
+        # It would add ids, and trim spaces from the offsets.
         self._tokenizer.post_processor = None
         self._tokenizer.add_tokens(list(tokens))
         known = {t.content for t in self._tokenizer.get_added_tokens_decoder().values()}
@@ -60,15 +60,15 @@ class TokenizerJson:
             raise McrError(f"{origin}: this tokenizer has no tokens")
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, added tokens that are written in it included."""
+        """Returns token ids of `text`; texts of added tokens in it become their ids."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of `text` and the characters [begin, end) that each came from."""
+        """Returns token ids of `text` and the characters [begin, end) of each."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; special tokens have none, and the tags of a completion always do."""
-        told = [i for i in ids if i not in self._silent]
-        return self._tokenizer.decode(told, skip_special_tokens=False)
+        """Returns the text of `ids`; special tokens but the tags of a completion have none."""
+        shown = [i for i in ids if i not in self._silent]
+        return self._tokenizer.decode(shown, skip_special_tokens=False)
