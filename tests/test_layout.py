@@ -2,12 +2,18 @@
 
 import ast
 import collections
+import re
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mcr_jax"
 FILES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+DOCUMENTED = [PACKAGE, PACKAGE.parent / "bench", PACKAGE.parent / "setup.py"]
+NO_VERB_OR_NOUN = (
+    *("What", "Where", "How", "Of", "As", "Whether", "So"),
+    *("That", "Which", "When", "Who", "Why", "If", "Such"),
+)
 STAGES = ("build", "stitch", "train", "sample", "judge", "score", "report")
 
 
@@ -52,3 +58,16 @@ def test_nothing_private_is_used_outside_its_folder():
 def test_no_file_of_python_is_longer_than_the_design_allows():
     lengths = {path: len(path.read_text().splitlines()) for path in FILES}
     assert {path.name: length for path, length in lengths.items() if length > 400} == {}
+
+
+def test_a_docstring_starts_with_a_verb_or_a_noun():
+    """Failures list each other docstring as FILE:LINE and its first line."""
+    files = [path for place in DOCUMENTED for path in (sorted(place.rglob("*.py")) or [place])]
+    kinds, found = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, []
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            text = isinstance(node, kinds) and ast.get_docstring(node)
+            if text and re.match(r"\W*(\w*)", text)[1] in NO_VERB_OR_NOUN:
+                place = f"{path.relative_to(PACKAGE.parent)}:{getattr(node, 'lineno', 1)}"
+                found.append(f"{place} {text.splitlines()[0]}")
+    assert not found, "\n".join(found)
