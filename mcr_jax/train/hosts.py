@@ -127,7 +127,7 @@ def together() -> Iterator[None]:
             elif jax.distributed.is_initialized() and any(text in line for text in PEER_LOST_TEXT):
                 fault = McrError(
                     f"process {jax.process_index()} of {processes()}: another process has gone: "
-                    "see what the others printed last; the same command on all of them goes on "
+                    "see what the others printed last; the same command on all of them resumes "
                     f"from the newest checkpoint ({line})"
                 )
                 atexit.register(_leave)

@@ -1,4 +1,4 @@
-"""Training goes on where it was killed, bit for bit, compiles once and says why it stops."""
+"""Training resumes after a kill bit for bit, stops early, and says why it stops."""
 
 import contextlib
 import dataclasses
