@@ -18,7 +18,7 @@ def told(monkeypatch, caplog):
     def choose(config, device: str, shape: Shape = SHAPE) -> tuple[str, list[str]]:
         monkeypatch.setattr(jax, "default_backend", lambda: device)
         kernels._log_once.cache_clear()
-        kernels._fault.cache_clear()
+        kernels._compile_error.cache_clear()
         caplog.clear()
         with caplog.at_level("INFO", "mcr_jax"):
             kernels.choose(config, shape)
@@ -80,7 +80,7 @@ def test_a_gpu_without_the_shared_memory_reads_smaller_blocks(
             raise jax.errors.JaxRuntimeError("Shared memory size limit exceeded\nrequested 131072")
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
-    monkeypatch.setattr(kernels, "_lacks", lambda device: None)
+    monkeypatch.setattr(kernels, "_missing", lambda device: None)
     config = dataclasses.replace(tiny_shape, dtype="bfloat16", head_dim=256)
     assert told(config, "gpu") == (chosen, [f"decoding attention: {line}" for line in says])
     assert len(tried) == len(set(tried)) == min(refused + 1, 3)  # another kernel each time

@@ -429,7 +429,7 @@ def test_nothing_wanted_is_nothing_done(engine):
         ({"tokens": np.zeros(0, np.int32)}, "0 tokens"),
         ({"limits": (9,)}, "room for 8"),
         ({"limits": (0,)}, "room for 8"),
-        ({"samples": (1, 1), "limits": (2, 2)}, "each wanted once"),
+        ({"samples": (1, 1), "limits": (2, 2)}, "must be different"),
         ({"top_p": 0.0}, "top_p 0.0"),
         ({"top_p": float("nan")}, "top_p nan"),
         ({"temperature": -1.0}, "temperature -1.0"),
