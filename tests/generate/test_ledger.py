@@ -1,4 +1,4 @@
-"""The ledger keeps what was acknowledged, whatever happens to the process, and joins by key."""
+"""The ledger keeps every acknowledged row, even if the process is killed, and joins by key."""
 
 import contextlib
 import dataclasses
@@ -317,15 +317,15 @@ def test_a_ledger_that_cannot_be_opened_for_writing_can_still_be_read(tmp_path, 
 
 
 def test_equal_questions_are_answered_by_the_newest_ok_attempt_of_the_version(ledger):
-    made = [
+    attempts = [
         attempt(row(i), question="q", outcome=outcome, model_version=version)
         for i, (outcome, version) in enumerate(
             [(Outcome.OK, "a"), (Outcome.OK, "b"), (Outcome.MALFORMED, "b")]
         )
     ]
-    ledger.write_all([[one] for one in made])
-    assert ledger.equal(["q", "other"]) == {"q": made[1]}
-    assert ledger.equal(["q"], version="a") == {"q": made[0]}
+    ledger.write_all([[one] for one in attempts])
+    assert ledger.equal(["q", "other"]) == {"q": attempts[1]}
+    assert ledger.equal(["q"], version="a") == {"q": attempts[0]}
     assert ledger.equal(["q"], version="c") == {}
 
 
