@@ -1,4 +1,4 @@
-"""Rows of the ledger as Python values, and as the tuples that SQLite takes and gives."""
+"""Ledger rows as Python values, and their conversion to and from SQLite tuples."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ from mcr_jax.generate.api import Outcome, Usage
 
 
 class Scope(NamedTuple):
-    """The rows one run of a stage is about: a candidate model and, for verdicts, a judge."""
+    """Rows of one run of a stage: those of a candidate model and, for verdicts, of a judge."""
 
     stage: str
     model: str
@@ -17,14 +17,14 @@ class Scope(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
 class RowKey:
-    """Key of a row; artifacts are joined by it, never by position.
+    """Key of a row. Artifacts are joined by this key, never by position.
 
     Attributes:
       stage: "sample", "diagnosis", "reasons", "stitch" or "distortion".
-      case: the case's fingerprint.
-      model: the candidate's name in results.json.
+      case: fingerprint of the case.
+      model: name of the candidate in results.json.
       sample: index of the completion.
-      judge: the judge's name; "" for completions.
+      judge: name of the judge; "" for completions.
       repeat: index of the judge's repetition.
     """
 
@@ -36,32 +36,32 @@ class RowKey:
     repeat: int = 0
 
     def judged(self, stage: str, judge: str) -> "RowKey":
-        """The row of `judge`'s verdict in `stage` on this completion."""
+        """Returns the row of the verdict that `judge` gives on this completion in `stage`."""
         return dataclasses.replace(self, stage=stage, judge=judge)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One row.
+    """One attempt at a row.
 
     Attributes:
-      row: what it answers.
-      digest: of the request that the row's stage declared.
-      attempt: counts the attempts at this row under this digest, from 1.
-      outcome: how it ended.
+      row: key of the row.
+      digest: request digest that the stage declared for the row.
+      attempt: number of the attempt at this row under this digest, from 1.
+      outcome: result of the attempt.
       text: the reply.
-      verdict: what the text was parsed into, or None.
+      verdict: parsed text, or None.
       error: one line where the outcome is not OK.
-      usage: tokens paid for this row; zero where the reply is another row's.
-      model_version: what the service says it ran.
+      usage: tokens paid for this row; zero where the reply was paid for by another row.
+      model_version: version that the service reported.
       seconds: wall time of the call.
-      mean_logprob: as in `Reply`.
-      shared: id of the attempt whose reply this is; None where the call was made for this row.
+      mean_logprob: see `Reply`.
+      shared: id of the attempt whose reply was copied; None where the call was made for this row.
       question: `Request.question` where equal requests share a call, else "".
-      reading: names the parser that made the verdict, with its settings.
-      max_tokens: limit that the call had, which may be above the declared one; None if unknown.
-      model_status: what the service says of the model's retirement.
-      id: of the row in the file; 0 before it is written.
+      reading: name of the parser that made the verdict, with its settings.
+      max_tokens: token limit of the call, at least the declared one; None if unknown.
+      model_status: retirement notice of the service for this model.
+      id: primary key in the file; 0 before the row is written.
     """
 
     row: RowKey
@@ -84,36 +84,35 @@ class Attempt:
 
 
 def storable(text: str) -> str:
-    """`text` with "?" for lone surrogates."""
-    # SQLite stores UTF-8: a lone surrogate in hostile text must not cost the row.
+    """Replaces lone surrogates by "?": SQLite stores UTF-8, and hostile text must not fail."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def json_text(verdict: Any) -> str | None:
-    """A verdict as it is stored."""
+    """Returns the JSON that is stored for a verdict."""
     return None if verdict is None else json.dumps(verdict)
 
 
 def place(row: RowKey) -> tuple[str, str, str, int, str, int]:
-    """A row's key as the columns of both tables."""
+    """Returns the key columns of a row, the same in both tables."""
     return (row.stage, row.case, row.model, row.sample, row.judge, row.repeat)
 
 
-def told(key: RowKey) -> str:
-    """A row's key for people."""
+def described(key: RowKey) -> str:
+    """Describes a row for people."""
     line = f"{key.stage} of case {key.case[:12]}, model {key.model}, sample {key.sample}"
     line += f", judge {key.judge}" if key.judge else ""
     return line + (f", repeat {key.repeat}" if key.repeat else "")
 
 
 def row_key(values: tuple[Any, ...]) -> RowKey:
-    """The key in the columns that `place` gives."""
+    """Returns the key of the columns that `place` gives."""
     stage, case, model, sample, judge, repeat = values
     return RowKey(stage=stage, case=case, model=model, sample=sample, judge=judge, repeat=repeat)
 
 
 def values_of(attempt: Attempt) -> tuple[Any, ...]:
-    """Returns the values of a row in the order of `_schema.insert`, without the id."""
+    """Returns the values of an attempt in the order of `_schema.insert`, without the id."""
     a, usage = attempt, attempt.usage
     return (
         *place(a.row),
@@ -125,7 +124,7 @@ def values_of(attempt: Attempt) -> tuple[Any, ...]:
 
 
 def attempt_of(values: tuple[Any, ...]) -> Attempt:
-    """Reads a row of `_schema.columns`. Raises ValueError or RecursionError if it is damaged."""
+    """Reads a row of `_schema.columns`. A damaged row raises ValueError or RecursionError."""
     digest, attempt, outcome, text, verdict, error, *rest = values[7:]
     prompt, output, cached, model_version, seconds, mean_logprob, *rest = rest
     shared, question, reading, max_tokens, model_status = rest

@@ -1,4 +1,4 @@
-"""Tables of the ledger, and the statements that bring an older file up to date."""
+"""Tables of the ledger, and the statements that convert a file of an older schema."""
 
 from mcr_jax.generate.api import Outcome
 
@@ -49,8 +49,8 @@ _QUESTIONS = (
     "CREATE INDEX IF NOT EXISTS attempts_question ON attempts (question) WHERE question <> ''"
 )
 
-# Each column that a file of an earlier schema lacks: the schema it came with, its name, its
-# definition, and what stands for it where such a file is read as it is.
+# Columns that older schemas lack: the schema that added the column, its name, its definition, and
+# its value where an older file is read without conversion.
 _ADDED = (
     (2, "mean_logprob", "REAL", "NULL"),
     (3, "shared", "INTEGER", "NULL"),
@@ -65,14 +65,14 @@ _COLUMNS = (
     *("model_version", "seconds"),
     *(name for _, name, _, _ in _ADDED),
 )
-ROWS_AT_ONCE = 100  # of one INSERT; SQLite takes 32,766 values
+ROWS_PER_INSERT = 100  # SQLite takes at most 32,766 values in one statement
 
 
 def insert(rows: int) -> str:
-    """The statement that adds so many attempts, ids included.
+    """Returns the statement that inserts `rows` attempts, ids included.
 
-    One statement for many rows: Python gives the interpreter lock away at each, and a thread that
-    writes row by row slows down the one that makes calls.
+    Python releases the interpreter lock at each statement, so writing row by row would slow down
+    the thread that makes the calls.
     """
     names = ("id", *_COLUMNS)
     row = f"({', '.join('?' * len(names))})"
@@ -80,7 +80,7 @@ def insert(rows: int) -> str:
 
 
 def statements(version: int) -> list[str]:
-    """The statements that bring a file of schema `version` to `VERSION`; 0 is an empty file."""
+    """Returns the statements that convert schema `version` to `VERSION`; 0 is an empty file."""
     if version == 0:
         return [*_TABLES.split(";"), _QUESTIONS]
     added = [
@@ -92,6 +92,6 @@ def statements(version: int) -> list[str]:
 
 
 def columns(version: int) -> str:
-    """The columns of an attempt, its id first, to select from a file of schema `version`."""
-    stand_ins = {name: value for since, name, _, value in _ADDED if since > version}
-    return ", ".join(stand_ins.get(name, f"a.{name}") for name in ("id", *_COLUMNS))
+    """Returns the columns to select from a file of schema `version`, the id first."""
+    missing = {name: value for since, name, _, value in _ADDED if since > version}
+    return ", ".join(missing.get(name, f"a.{name}") for name in ("id", *_COLUMNS))

@@ -1,7 +1,7 @@
-"""The one contract for obtaining text from any model: Request in, Reply out, Outcome typed.
+"""Contract for obtaining text from any model: a Request in, a Reply with a typed Outcome out.
 
-The JAX engine and the offline judge are `Generator`s, a service behind a network is a `Remote`;
-sampling, stitching and judging are clients. An error is an `Outcome`, never text, `False` or 0.
+The JAX engine and the offline judge are `Generator`s, a service on the network is a `Remote`.
+Sampling, stitching and judging are clients. An error is an `Outcome`, never text, `False` or 0.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ class Outcome(enum.StrEnum):
     OK = "OK"
     TRUNCATED = "TRUNCATED"  # the token limit was reached
     BLOCKED = "BLOCKED"  # the service refused prompt or answer
-    MALFORMED = "MALFORMED"  # a reply came, but not of the asked form
-    INFRA_ERROR = "INFRA_ERROR"  # nothing usable came: network, quota, server
-    PROMPT_TOO_LONG = "prompt_too_long"  # the prompt does not fit the engine; never cut in silence
+    MALFORMED = "MALFORMED"  # the reply does not have the requested form
+    INFRA_ERROR = "INFRA_ERROR"  # no usable reply: network, quota, server
+    PROMPT_TOO_LONG = "prompt_too_long"  # the prompt does not fit; it is never truncated
 
     @property
     def settled(self) -> bool:
-        """Whether asking again is pointless: all but INFRA_ERROR."""
+        """True if a retry is pointless: for all outcomes but INFRA_ERROR."""
         return self is not Outcome.INFRA_ERROR
 
 
@@ -38,18 +38,18 @@ class Request:
     """Request to a generator.
 
     Attributes:
-      key: names the request within a run; for samples, the case fingerprint.
-      messages: the conversation so far, ending with the user's turn.
-      n: how many answers are wanted; their indices are 0 … n-1.
-      temperature: 0 is greedy.
-      top_k: how many of the likeliest tokens are drawn from; 0 is all.
-      top_p: nucleus mass kept, in (0, 1].
+      key: unique name of the request within a run; for samples, the case fingerprint.
+      messages: conversation that ends with the user's turn.
+      n: number of answers; their indices are 0 … n-1.
+      temperature: sampling temperature; 0 is greedy.
+      top_k: samples from the k most likely tokens; 0 disables top-k.
+      top_p: nucleus mass, in (0, 1].
       max_tokens: limit of new tokens per answer.
-      stop: texts that end an answer; it keeps the first of them that it comes to.
-      schema: JSON schema the answer must follow, or None for free text.
-      seed: with `key` and the index, fixes a sample on generators that are repeatable.
-      indices: the answers still wanted, of 0 … n-1; None means all.
-      fields: what the messages were rendered from; a rule-based generator reads these.
+      stop: stop strings; an answer ends after the first and keeps it.
+      schema: JSON schema of the answer, or None for free text.
+      seed: determines a sample, with `key` and the index, on repeatable generators.
+      indices: indices of the answers that are still wanted; None means all.
+      fields: values that the messages were rendered from, read by rule-based generators.
     """
 
     key: str
@@ -67,25 +67,25 @@ class Request:
 
     @property
     def wanted(self) -> tuple[int, ...]:
-        """The sample indices to answer."""
+        """Indices of the answers to generate."""
         return tuple(range(self.n)) if self.indices is None else self.indices
 
     def digest(self, identity: str) -> str:
-        """SHA-256 (hex) of all that decides an answer, by the generator called `identity`.
+        """SHA-256 (hex) of everything that determines the answers of the generator `identity`.
 
-        `n` and `indices` are left out: which samples are wanted does not change any of them. So
-        are `top_k` and `stop` where they do nothing: ledgers from before they existed stay valid.
+        Without `n` and `indices`, which change no answer, and without `top_k` and `stop` where they
+        are off: ledgers from before these settings existed stay valid.
         """
         return _sha256({"key": self.key, **self._decisive(identity)})
 
     def question(self, identity: str, draw: tuple[int, int] = (0, 0)) -> str:
-        """SHA-256 (hex) of what is asked, whatever row it is asked for: `digest` without the key.
+        """SHA-256 (hex) of the question, independent of the row: `digest` without the key.
 
-        Requests that ask the same may share one answer, where answers are not random draws.
+        Equal questions share one answer if answers are not random draws.
 
         Args:
-          identity: of the generator.
-          draw: index of the answer and of the repetition; other draws are other questions.
+          identity: identity of the generator.
+          draw: index of the answer and of the repetition; each draw is a question of its own.
         """
         return _sha256({"draw": draw, **self._decisive(identity)})
 
@@ -113,7 +113,7 @@ def _sha256(plain: Mapping[str, object]) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Tokens an attempt cost. `output` counts thoughts too; `prompt` includes `cached`."""
+    """Tokens of an attempt. `output` includes thoughts; `prompt` includes `cached`."""
 
     prompt: int = 0
     output: int = 0
@@ -122,21 +122,21 @@ class Usage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reply:
-    """One answer, or the typed absence of one.
+    """One answer, or the reason why there is none.
 
     Attributes:
-      key: the request's.
-      index: which of the request's n answers this is.
-      text: what the model said; empty unless the outcome is OK or TRUNCATED.
-      outcome: how the attempt ended.
+      key: key of the request.
+      index: index of the answer among the n of the request.
+      text: text of the model; empty unless the outcome is OK or TRUNCATED.
+      outcome: result of the attempt.
       usage: tokens spent.
-      mean_logprob: nats per token of the answer as kept, its end token included, under the model
-        itself, without temperature and filters; None where the generator does not tell.
-      model_version: what the service says it ran.
-      model_status: what the service says of that model's retirement.
-      error: one line for people when the outcome is not OK.
-      fault: why a service gave no answer, where the outcome is INFRA_ERROR.
-      retry_after: seconds the service asked to wait, or None.
+      mean_logprob: nats per kept token, end token included, under the model without temperature and
+        filters; None if the generator does not report it.
+      model_version: version that the service reported.
+      model_status: retirement notice of the service for this model.
+      error: one line for people if the outcome is not OK.
+      fault: cause of the failure if the outcome is INFRA_ERROR.
+      retry_after: seconds that the service asks to wait, or None.
     """
 
     key: str
@@ -153,27 +153,27 @@ class Reply:
 
 
 class Generator(Protocol):
-    """Whatever answers requests on this machine, many at a time.
+    """Source of answers on this machine that takes many requests at a time.
 
     Attributes:
-      identity: names model, weights and every setting that changes answers; part of the digest.
+      identity: name of model, weights and every setting that changes answers; part of the digest.
     """
 
     identity: str
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Reply]:
-        """Yields one reply for every wanted (request, index), as they finish, in any order."""
+        """Yields one reply for every wanted (request, index) as it finishes, in any order."""
         ...
 
 
 @runtime_checkable
 class Remote(Protocol):
-    """A service that is asked over a network, one answer per call, many calls in flight.
+    """Service on the network that gives one answer per call, with many calls in flight.
 
     Attributes:
-      identity: as of a `Generator`.
-      pacer: decides when a call may start; it outlives single runs.
-      most_tokens: the largest `max_tokens` that the service takes.
+      identity: see `Generator`.
+      pacer: rate limit and backoff, kept between runs.
+      most_tokens: largest `max_tokens` of the service.
     """
 
     identity: str
@@ -181,11 +181,11 @@ class Remote(Protocol):
     most_tokens: int
 
     async def call(self, request: Request, index: int) -> Reply:
-        """Asks once for answer `index`.
+        """Makes one call for answer `index`.
 
         Raises:
-          McrError: the service refuses in a way that no retry changes.
-          Stopped: it will answer at a later time that it names.
+          McrError: the service refuses, and a retry would not help.
+          Stopped: the service will answer at a later time, which it names.
         """
         ...
 

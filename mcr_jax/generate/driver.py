@@ -1,8 +1,8 @@
 """Runs jobs through a generator and writes every answer into the ledger.
 
-What the ledger already answers is not asked again, so calling twice costs nothing and a killed run
-goes on. Each answer is durable within moments of its arrival, together with those that came with
-it. Calls that got no answer leave no row, except where a row is given up.
+Rows that the ledger answers are not asked again: a second call costs nothing, and a killed run
+resumes. Answers are written in batches shortly after they arrive. A call without an answer leaves
+no row in the ledger, unless its row is given up.
 """
 
 import dataclasses
@@ -26,26 +26,30 @@ from mcr_jax.generate.questions import (
 from mcr_jax.generate.recorder import Recorder
 
 ATTEMPTS = 3
-Progress = Callable[[int], None]  # takes how many more rows are settled
+Progress = Callable[[int], None]  # takes the number of newly settled rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """A request and the row of its answer 0; answer i goes to the row with `sample` i higher."""
+    """Request with the row of its answer 0; the row of answer i has a `sample` higher by i."""
 
     row: RowKey
     request: Request
 
     def row_of(self, index: int) -> RowKey:
-        """The row of answer `index`."""
+        """Returns the row of answer `index`."""
         return dataclasses.replace(self.row, sample=self.row.sample + index) if index else self.row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Counts of a run: of `total` rows `asked` were open, and `settled` of those are answered now.
+    """Counts of a run.
 
-    `errors` holds the distinct last errors of the rows left open.
+    Attributes:
+      total: number of wanted rows.
+      asked: number of rows that were open before the run.
+      settled: number of these that are no longer open.
+      errors: distinct last errors of the rows that are still open.
     """
 
     total: int
@@ -56,13 +60,13 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """Rows of a scope, wanted and open; made by `declare`, answered by `answer`.
+    """Wanted and open rows of a scope: `declare` returns them, `answer` takes them.
 
     Attributes:
-      pending: the questions of the open rows.
-      known: the newest attempt at every row that is wanted.
-      reader: as given to `declare`.
-      attempts: as given to `declare`.
+      pending: questions of the open rows.
+      known: newest attempt at every wanted row.
+      reader: argument of `declare`.
+      attempts: argument of `declare`.
     """
 
     pending: Sequence[Question]
@@ -72,17 +76,17 @@ class Work:
 
     @property
     def total(self) -> int:
-        """Number of rows wanted."""
+        """Number of wanted rows."""
         return len(self.known)
 
     @property
     def asked(self) -> int:
-        """Number of rows open."""
+        """Number of open rows."""
         return sum(len(question.rows) for question in self.pending)
 
     @property
     def held(self) -> int:
-        """Number of rows answered before."""
+        """Number of rows that are not open."""
         return self.total - self.asked
 
 
@@ -95,20 +99,20 @@ def declare(
     attempts: int = ATTEMPTS,
     reader: Reader | None = None,
 ) -> Work:
-    """States in the ledger that `jobs` are all that `scope` wants; finds what of them is open.
+    """Declares in the ledger that `scope` wants exactly the rows of `jobs`; finds the open ones.
 
-    With a reader, what the ledger can settle without a call is settled here: texts that another
-    reader read are parsed again, and a row takes the answer that an equal question got before,
-    for whatever model, from the same remote generator.
+    With a reader, rows that need no call are settled here: texts read by another parser are parsed
+    again, and a row copies the answer to an equal question that the same remote generator gave
+    before, for any candidate model.
 
     Args:
       scope: stage, model and judge of every job's row.
-      jobs: what is wanted; rows and request keys must be unique.
-      generator: who will answer.
-      ledger: may have answers already.
-      attempts: answers that a row gets before it is left. With a reader they count per run.
-        Without, malformed ones count over all runs, and a batch that lacks replies is repeated.
-      reader: of a scope of verdicts; None for samples, each of which is a draw of its own.
+      jobs: wanted jobs; rows and request keys must be unique.
+      generator: source of the answers.
+      ledger: may hold answers already.
+      attempts: answers per row before the row stays as it is. With a reader they count per run.
+        Without, malformed ones count over all runs, and a batch without all replies is repeated.
+      reader: parser of a scope of verdicts; None for samples, each of which is a separate draw.
 
     Raises:
       McrError: the ledger fails, or two jobs share a row or a key.
@@ -119,8 +123,8 @@ def declare(
     if reader is not None and any(newest.values()):
         known = ledger.answers(scope, reader.version)
         requests = {job.row_of(i): job.request for job in jobs for i in job.request.wanted}
-        if changed := _read_again(known, requests, reader):
-            ledger.reread(changed)
+        if parsed := _parse_again(known, requests, reader):
+            ledger.reread(parsed)
             newest = ledger.answers(scope, newest=True)
             known = ledger.answers(scope, reader.version)
     open_rows = [
@@ -140,22 +144,22 @@ def declare(
 def want(
     scope: Scope, jobs: Sequence[Job], generator: Generator | Remote, ledger: Ledger
 ) -> dict[RowKey, str]:
-    """States in the ledger that `jobs` are all that `scope` wants, and no more than that.
+    """Declares in the ledger that `scope` wants exactly the rows of `jobs`.
 
-    Where several scopes are answered one after the other, it is said of all of them first: or a
-    run that ends early would leave answers of two generators, or to two prompts, side by side.
+    Declare all scopes before answering the first of them. Otherwise a run that ends early leaves
+    answers of two generators, or to two prompts, side by side.
 
     Returns:
-      The digest that each row is to be answered under.
+      The request digest of each row.
 
     Raises:
       McrError: the ledger fails, or two jobs share a row or a key.
     """
-    _check_unique(jobs)
-    digests: dict[RowKey, str] = {}
-    for job in jobs:
-        rows = [job.row_of(index) for index in job.request.wanted]
-        digests |= dict.fromkeys(rows, job.request.digest(generator.identity))
+    rows = [(job.row_of(i), job) for job in jobs for i in job.request.wanted]
+    by_job = {id(job): job.request.digest(generator.identity) for job in jobs}
+    digests = {row: by_job[id(job)] for row, job in rows}
+    if len(digests) != len(rows) or len({job.request.key for job in jobs}) != len(jobs):
+        raise McrError("two jobs share a ledger row or a key: is a case in the data twice?")
     ledger.declare(scope, digests)
     return digests
 
@@ -167,17 +171,17 @@ def answer(
     *,
     progress: Progress | None = None,
 ) -> Summary:
-    """Answers what is open.
+    """Answers the open rows.
 
     Args:
-      work: from `declare`, with the same generator and ledger.
-      generator: gets all open requests at once, or a remote one a call for each question.
-      ledger: where every answer is written.
-      progress: takes the number of rows settled, once they are durable.
+      work: result of `declare` for the same generator and ledger.
+      generator: gets all open requests at once; a remote one gets one call per question.
+      ledger: takes every answer.
+      progress: called with the number of newly settled rows once they are durable.
 
     Raises:
-      McrError: a row cannot be written, or what `remote.ask` raises.
-      Stopped: as `remote.ask`.
+      McrError: a row cannot be written, or an error of `remote.ask`.
+      Stopped: see `remote.ask`.
     """
     with Recorder(ledger, progress or (lambda settled: None)) as recorder:
         most = generator.most_tokens if isinstance(generator, Remote) else 0
@@ -206,19 +210,13 @@ def run(
     reader: Reader | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """`declare` and `answer` in one."""
+    """Calls `declare`, then `answer`."""
     work = declare(scope, jobs, generator, ledger, attempts=attempts, reader=reader)
     return answer(work, generator, ledger, progress=progress)
 
 
-def _check_unique(jobs: Sequence[Job]) -> None:
-    rows = [job.row_of(i) for job in jobs for i in job.request.wanted]
-    if len(set(rows)) != len(rows) or len({job.request.key for job in jobs}) != len(jobs):
-        raise McrError("two jobs share a ledger row or a key: is a case in the data twice?")
-
-
-def _read_again(known: Known, requests: Mapping[RowKey, Request], reader: Reader) -> list[Attempt]:
-    """The attempts whose texts were read under another name, parsed by `reader`."""
+def _parse_again(known: Known, requests: Mapping[RowKey, Request], reader: Reader) -> list[Attempt]:
+    """Parses by `reader` the attempts whose texts another reader parsed."""
     return [
         read(attempt, requests[attempt.row], reader)
         for attempt in known.values()
@@ -232,48 +230,45 @@ def _read_again(known: Known, requests: Mapping[RowKey, Request], reader: Reader
 def _questions(
     open_rows: Iterable[tuple[Row, int]], known: Known, generator: Remote
 ) -> list[Question]:
-    """Rows that ask the same as one question, in the order of the first of each."""
-    found: dict[str, Question] = {}
+    """Groups rows with equal questions, in the order of their first rows."""
+    by_name: dict[str, Question] = {}
     for row, index in open_rows:
         name = row.request.question(generator.identity, (index, row.key.repeat))
         limit = token_limit(row.request, known[row.key], generator.most_tokens)
-        question = found.setdefault(
+        question = by_name.setdefault(
             name, Question(request=row.request, index=index, rows=[], name=name)
         )
         question.rows = [*question.rows, row]
         if limit > question.request.max_tokens:
             question.request = dataclasses.replace(question.request, max_tokens=limit)
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _copy_equal(
     questions: Sequence[Question], known: Known, ledger: Ledger, reader: Reader
 ) -> list[Question]:
-    """Settles rows with answers that equal questions have; returns the questions still open."""
+    """Copies stored answers to equal questions; returns the questions that are still open."""
     answered = ledger.equal((question.name for question in questions), reader.version)
     copies, pending = [], []
     for question in questions:
-        left = []
+        source, still_open = answered.get(question.name), []
         for row in question.rows:
-            source, before = answered.get(question.name), known[row.key]
-            if source is None:
-                left.append(row)
-                continue
-            copy = dataclasses.replace(
-                source,
-                row=row.key,
-                digest=row.digest,
-                attempt=before.attempt + 1 if before else 1,
-                usage=Usage(),
-                shared=source.id if source.shared is None else source.shared,
-            )
-            copy = read(copy, row.request, reader)
-            if copy.outcome is Outcome.OK:
-                copies.append([copy])
-            else:
-                left.append(row)
-        if left:
-            pending.append(dataclasses.replace(question, rows=left))
+            if source is not None:
+                copy = dataclasses.replace(
+                    source,
+                    row=row.key,
+                    digest=row.digest,
+                    attempt=before.attempt + 1 if (before := known[row.key]) else 1,
+                    usage=Usage(),
+                    shared=source.id if source.shared is None else source.shared,
+                )
+                copy = read(copy, row.request, reader)
+                if copy.outcome is Outcome.OK:
+                    copies.append([copy])
+                    continue
+            still_open.append(row)
+        if still_open:
+            pending.append(dataclasses.replace(question, rows=still_open))
     ledger.write_all(copies)
     return pending
 
@@ -281,29 +276,30 @@ def _copy_equal(
 def _ask_batch(
     questions: Sequence[Question], generator: Generator, settler: Settler, attempts: int
 ) -> None:
-    """Asks all at once, and what is left of them again, up to `attempts` times."""
+    """Sends all questions in one batch and retries the open ones, up to `attempts` batches."""
     for _ in range(attempts):
-        asked = {(question.request.key, question.index): question for question in questions}
-        questions, missing = [], set(asked)
-        for reply, seconds in _replies(asked, generator) if asked else ():
+        batch = {(question.request.key, question.index): question for question in questions}
+        questions, missing = [], set(batch)
+        for reply, seconds in _replies(batch, generator) if batch else ():
             missing.discard((reply.key, reply.index))
-            again = settler.settle(asked[reply.key, reply.index], reply, seconds)
-            if again is not None:
-                questions.append(again)
+            retry = settler.settle(batch[reply.key, reply.index], reply, seconds)
+            if retry is not None:
+                questions.append(retry)
         for place in missing:
-            settler.give_up(asked[place], "no reply")
-            questions.append(asked[place])
+            settler.give_up(batch[place], "no reply")
+            questions.append(batch[place])
 
 
 def _replies(
-    asked: Mapping[tuple[str, int], Question], generator: Generator
+    batch: Mapping[tuple[str, int], Question], generator: Generator
 ) -> Iterator[tuple[Reply, float]]:
-    wanted: dict[str, list[int]] = {}
-    for key, index in asked:
-        wanted.setdefault(key, []).append(index)
+    """Yields replies with the seconds since the one before."""
+    by_key: dict[str, list[int]] = {}
+    for key, index in batch:
+        by_key.setdefault(key, []).append(index)
     requests = [
-        dataclasses.replace(asked[key, indices[0]].request, indices=tuple(indices))
-        for key, indices in wanted.items()
+        dataclasses.replace(batch[key, indices[0]].request, indices=tuple(indices))
+        for key, indices in by_key.items()
     ]
     last = time.monotonic()
     for reply in generator.generate(requests):

@@ -1,9 +1,9 @@
-"""Gemini through the google-genai client: one call per answer, every ending typed.
+"""Gemini through the google-genai client: one call per answer, with a typed outcome.
 
-The client's own retries are off: `pace.Pacer` waits, and a reply carries how long the service asked
-for. What can never work (a bad key, an unknown model) stops the run with one line, and so does a
-daily quota, with the time of its reset. Where calls go (`GOOGLE_GEMINI_BASE_URL` redirects them, a
-path prefix is kept) is not part of `identity`: a gateway is a way to the model, not another model.
+The retries of the client are off: `pace.Pacer` does the backoff, and a reply holds the wait that
+the service named. Permanent errors (a bad key, an unknown model) stop the run with one line; a
+used-up daily quota does, too, with the time of its reset. `GOOGLE_GEMINI_BASE_URL` redirects the
+calls and may have a path prefix. It is not part of `identity`: a gateway does not change the model.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from mcr_jax.generate.api import Message, Outcome, Reply, Request, Usage
 from mcr_jax.generate.pace import Fault, Pacer
 
 API_VERSION = "v1beta"
-KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")  # the first that is set is the one used
+KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")  # the first that is set is used
 BASE_URL = "GOOGLE_GEMINI_BASE_URL"
 
 _TRUNCATED = ("MAX_TOKENS", "CONTINUATION")
@@ -28,9 +28,9 @@ _BLOCKED = (
     *("SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"),
     *("MODEL_ARMOR", "ESCALATION"),
 )
-LEVELS = ("minimal", "low", "medium", "high", "xhigh")  # of thinking, Gemini 3 and later
-_CONFIGS_KEPT = 64
-_PASSING = (408, 409, 425, 429, 499)  # the 4xx that may work another time
+LEVELS = ("minimal", "low", "medium", "high", "xhigh")  # of thinking, from Gemini 3 on
+_CACHED_CONFIGS = 64
+_TRANSIENT = (408, 409, 425, 429, 499)  # the 4xx that a retry may solve
 _BUSY = (429, 502, 503, 504, 529)
 _TOO_LONG = re.compile(r"token count .*exceeds|too many tokens|request payload size exceeds", re.I)
 
@@ -38,14 +38,14 @@ _TOO_LONG = re.compile(r"token count .*exceeds|too many tokens|request payload s
 class Gemini:
     """A `Remote` over `models.generate_content`.
 
-    A fixed seed does not make Gemini repeatable; answers are kept by the ledger, not by the seed.
-    From Gemini 3 on, temperature, top_p and top_k are not sent: the service deprecates them.
+    Gemini is not repeatable, even with a fixed seed: only the ledger keeps answers. From Gemini 3
+    on, temperature, top_p and top_k are not sent, because the service deprecates them.
 
     Attributes:
-      identity: "gemini/MODEL" with what of sampling and thinking is set or left to the service.
+      identity: "gemini/MODEL" with the settings of sampling and thinking, or their defaults.
       samples: whether temperature, top_p and top_k are sent.
-      pacer: limit and backoff of all calls.
-      most_tokens: the largest token limit of one reply, thoughts included.
+      pacer: rate limit and backoff of all calls.
+      most_tokens: largest token limit of one reply, thoughts included.
     """
 
     most_tokens = 65_536
@@ -60,19 +60,19 @@ class Gemini:
         patience: float = 600.0,
         backoff: float = 1.0,
     ):
-        """Checks the settings; the client is made by the first call.
+        """Checks the settings; the first call creates the client.
 
         Args:
-          model: as the service names it, for example "gemini-3.5-flash-lite".
-          timeout: seconds after which a call has failed.
-          concurrency: calls in flight at most.
-          thinking: a level for Gemini 3 and later, a number of tokens for Gemini 2.5, or "" for the
-            service's default.
+          model: name of the model, for example "gemini-3.5-flash-lite".
+          timeout: seconds after which a call fails.
+          concurrency: largest number of calls in flight.
+          thinking: a level from Gemini 3 on, a number of tokens for Gemini 2.5, or "" for the
+            default of the service.
           patience: seconds to wait for a service that does not answer.
           backoff: seconds of the first wait.
 
         Raises:
-          UsageError: there is no key, or an argument or the base URL cannot be used.
+          UsageError: there is no key, or an argument or the base URL is invalid.
         """
         if not model.strip() or timeout <= 0 or concurrency < 1:
             raise UsageError(
@@ -80,7 +80,7 @@ class Gemini:
                 f"{model!r}, {timeout} and {concurrency}"
             )
         self._thinking = _thinking_of(model, thinking)
-        self.samples = not _leaves_sampling_to_the_service(model)
+        self.samples = (_generation(model) or 0) < 3
         self._key, self._base_url = _key(), _base_url()
         self.identity = _identity(model, thinking, self.samples)
         self.pacer = Pacer(concurrency, patience=patience, backoff=backoff)
@@ -89,17 +89,17 @@ class Gemini:
         self._configs: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     async def call(self, request: Request, index: int) -> Reply:
-        """Asks once, with a seed of its own for each index.
+        """Makes one call; each index has its own seed.
 
         Raises:
-          McrError: the service refuses in a way that no retry changes.
-          Stopped: the quota of the day is used up.
+          McrError: the service refuses, and a retry would not help.
+          Stopped: the daily quota is used up.
           ValueError: the conversation does not end with the user's turn.
         """
         if self._client is None:
             self._open()
         system, contents = _contents(request.messages)
-        config = self._kept_config(request, index, system)
+        config = self._cached_config(request, index, system)
         try:
             async with asyncio.timeout(self._timeout):
                 response = await self._client.models.generate_content(
@@ -113,14 +113,14 @@ class Gemini:
             line = f"{type(error).__name__}: {error}".rstrip(": ")
             away = Fault.AWAY if isinstance(error, self._connect_errors) else Fault.FAILED
             return self._failed(request, index, line, fault=away)
-        # A body that is no JSON object, or one of other types: the client lets these through.
+        # The client does not catch these for a body that is no JSON object or has other types.
         except (ValueError, TypeError, AttributeError) as error:
             line = f"unreadable reply: {type(error).__name__}: {error}"
             return self._failed(request, index, line)
         return _read(request, index, response)
 
     async def close(self) -> None:
-        """Closes the connections; the next call opens new ones in its own event loop."""
+        """Closes the connections; the next call opens new ones in its event loop."""
         if self._client is not None:
             client, self._client = self._client, None
             await client.aclose()
@@ -145,18 +145,17 @@ class Gemini:
             ),
         ).aio
 
-    def _kept_config(self, request: Request, index: int, system: str) -> Any:
+    def _cached_config(self, request: Request, index: int, system: str) -> Any:
         """Caches `_config` for requests with the same settings."""
         schema = request.schema
         settings = (request.temperature, request.top_p, request.top_k, request.stop)
-        asked = (id(schema), *settings, request.max_tokens, request.seed + index, system)
-        kept = self._configs.get(asked)
-        if kept is None:
-            if len(self._configs) >= _CONFIGS_KEPT:
+        key = (id(schema), *settings, request.max_tokens, request.seed + index, system)
+        if key not in self._configs:
+            if len(self._configs) >= _CACHED_CONFIGS:
                 self._configs.clear()
-            # With its schema, whose id must not become that of another.
-            kept = self._configs[asked] = self._config(request, index, system), schema
-        return kept[0]
+            # The schema is stored, too: while it lives, no other schema gets its id.
+            self._configs[key] = self._config(request, index, system), schema
+        return self._configs[key][0]
 
     def _config(self, request: Request, index: int, system: str) -> Any:
         types, options = self._types, {}
@@ -176,21 +175,21 @@ class Gemini:
         if self._thinking:
             options["thinking_config"] = types.ThinkingConfig(**self._thinking)
         if "automatic_continuation" in types.GenerateContentConfig.model_fields:
-            options["automatic_continuation"] = False  # it would be a second, billed call
+            options["automatic_continuation"] = False  # no second, billed call
         return types.GenerateContentConfig(
             seed=request.seed + index, max_output_tokens=request.max_tokens, **options
         )
 
     def _refused(self, request: Request, index: int, error: Any) -> Reply:
-        """A status other than 200: an outcome, or the end of the run."""
+        """Turns a status other than 200 into a reply, or raises to end the run."""
         code, message = error.code, self._line(str(error.message or error.status or "no reason"))
         if code in (400, 413) and _TOO_LONG.search(message):
             return _reply(request, index, Outcome.PROMPT_TOO_LONG, error=message)
-        if 400 <= code < 500 and code not in _PASSING:
+        if 400 <= code < 500 and code not in _TRANSIENT:
             hints = {
                 400: f"check the key in {_key_name()} and the settings",
                 401: f"check the key in {_key_name()}",
-                403: f"check what the key in {_key_name()} may do",
+                403: f"check the permissions of the key in {_key_name()}",
                 404: f"check that the model {self._model} exists, and {BASE_URL} if it is set",
             }
             hint = hints.get(code, f"check {BASE_URL} if it is set")
@@ -210,12 +209,12 @@ class Gemini:
         return _reply(request, index, Outcome.INFRA_ERROR, error=self._line(line), **known)
 
     def _line(self, text: str) -> str:
-        """One short line in which the key does not stand, whoever repeated it."""
+        """Returns one short line without the key, which an error may repeat."""
         return one_line(text.replace(self._key, "[key]"), 300)
 
 
 def _generation(model: str) -> int | None:
-    """Major version of a Gemini model, 3 where its name has none; None for other models.
+    """Returns the major version of a Gemini model, 3 if its name has none; None for other models.
 
     >>> [_generation(name) for name in ("gemini-2.5-pro", "gemini-flash-latest", "gemma-3-27b-it")]
     [2, 3, None]
@@ -224,12 +223,8 @@ def _generation(model: str) -> int | None:
     return match and int(match[1] or 3)
 
 
-def _leaves_sampling_to_the_service(model: str) -> bool:
-    return (_generation(model) or 0) >= 3
-
-
 def _thinking_of(model: str, thinking: str) -> dict[str, Any]:
-    """Fields of the wire's thinkingConfig. Raises UsageError if `thinking` is not for the model."""
+    """Returns the fields of thinkingConfig. Raises UsageError if the model does not take them."""
     if not thinking:
         return {}
     generation = _generation(model)
@@ -241,7 +236,7 @@ def _thinking_of(model: str, thinking: str) -> dict[str, Any]:
         return {"thinking_level": thinking.upper()}
     takes = f"a level ({', '.join(LEVELS)})"
     if generation is not None and generation < 3:
-        takes = "a number of tokens, -1 for as many as it likes" if "2.5" in model else "none"
+        takes = "a number of tokens, -1 for no limit" if "2.5" in model else "none"
     raise UsageError(
         f"thinking={thinking!r} in config.judge or config.stitch: {model} takes {takes}; '' is the "
         "service's default"
@@ -263,25 +258,23 @@ def _key() -> str:
     key = os.environ.get(_key_name(), "").strip()
     if not key:
         raise UsageError(
-            f"no key for Gemini: set {' or '.join(KEYS)} in the environment, or name another than "
-            "gemini in config.judge.name, config.stitch.model or config.stitch.judge"
+            f"no key for Gemini: set {' or '.join(KEYS)} in the environment, or use a model other "
+            "than gemini in config.judge.name, config.stitch.model or config.stitch.judge"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UsageError(
-            f"{_key_name()} is no key: it holds white space or characters beyond ASCII"
-        )
+        raise UsageError(f"{_key_name()} is not a key: it has white space or non-ASCII characters")
     return key
 
 
 def _base_url() -> str | None:
     url = os.environ.get(BASE_URL, "").strip()
     if url and not re.match(r"https?://[^/\s]+", url):
-        raise UsageError(f"{BASE_URL} is no URL that begins with http:// or https:// and a host")
+        raise UsageError(f"{BASE_URL} is not a URL: it needs http:// or https:// and a host")
     return url or None
 
 
 def _contents(messages: Sequence[Message]) -> tuple[str, list[dict[str, Any]]]:
-    """The system messages as one text, and the turns in the service's form."""
+    """Returns the system messages as one text, and the turns in the form of the service."""
     if not messages or messages[-1]["role"] != "user":
         raise ValueError("a request to Gemini ends with the user's turn")
     system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
@@ -297,7 +290,7 @@ def _contents(messages: Sequence[Message]) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _read(request: Request, index: int, response: Any) -> Reply:
-    """A 200: what its finish reason, block reason and parts amount to."""
+    """Turns a response with status 200 into a reply, by its finish reason and its parts."""
     counts = response.usage_metadata
     known = {
         "model_version": response.model_version or "",
@@ -342,7 +335,7 @@ def _name(reason: Any) -> str:
 
 
 def _status(status: Any) -> str:
-    """Returns the service's notice of the model's retirement in one line; "" without one."""
+    """Returns the retirement notice for the model in one line; "" without one."""
     if status is None:
         return ""
     retires = f"retires {status.retirement_time:%Y-%m-%d}" if status.retirement_time else ""
@@ -351,16 +344,16 @@ def _status(status: Any) -> str:
 
 
 def _retry_after(error: Any, details: Sequence[Any]) -> float | None:
-    """Seconds the service asks to wait, in its Retry-After header or its RetryInfo."""
+    """Returns the seconds to wait by the Retry-After header and RetryInfo; None without either."""
     headers = getattr(error.response, "headers", None) or {}
     header = str(headers.get("retry-after", "")).strip()
     delays = (str(detail["retryDelay"]) for detail in details if "retryDelay" in detail)
-    asked = [_seconds(header), *map(_seconds, delays)]
-    return max((seconds for seconds in asked if seconds is not None), default=None)
+    waits = map(_seconds, (header, *delays))
+    return max((seconds for seconds in waits if seconds is not None), default=None)
 
 
 def _seconds(wait: str) -> float | None:
-    """ "7", "7s", "1.5s" or an HTTP date as seconds from now; None for anything else."""
+    """Reads "7", "7s", "1.5s" or an HTTP date as seconds from now; None for any other text."""
     if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)s?", wait):
         return float(match[1])
     try:
@@ -370,7 +363,7 @@ def _seconds(wait: str) -> float | None:
 
 
 def _details(body: Any) -> list[dict[str, Any]]:
-    """The details of an error that are objects; the body may be of any shape."""
+    """Returns the details of an error that are JSON objects; the body may have any form."""
     error = body.get("error", body) if isinstance(body, dict) else None
     details = error.get("details") if isinstance(error, dict) else None
     return [d for d in (details if isinstance(details, list) else ()) if isinstance(d, dict)]

@@ -1,13 +1,13 @@
-"""Completions of a model with the verdicts on them: joined by row, each text read once.
+"""Join of completions with their verdicts by row; each text is parsed once.
 
-Scoring and the report go by this one join, so what is shown is what was counted.
+Scoring and the report use the same join, so the report shows exactly what was scored.
 """
 
 import collections
 import contextlib
 import dataclasses
 import gc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -20,20 +20,21 @@ from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 
 JUDGED = ("diagnosis", "reasons")  # the stages of judging
-UNNAMED = "not reported"  # stands for the model_version of a service that reports none
+UNNAMED = "not reported"  # model_version of a service that reports none
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion and the verdicts on it.
+    """One completion and its verdicts.
 
     Attributes:
-      row: of the completion.
-      outcome: of the newest attempt at it, None where there was none.
+      row: row of the completion.
+      outcome: outcome of the attempt that counts, None without an attempt.
       error: one line for people where the outcome is not OK.
-      said: its text, read; None where it has none.
-      text: the whole text where it gives no answer, else "": the traces of all fill the memory.
-
+      said: the parsed text; None without text.
+      text: the whole text if it gives no answer, else "" to save memory.
+      diagnosis: the attempt at the diagnosis verdict, None without an attempt or without an answer.
+      reasons: the same for the reasons verdict; None also beyond config.judge.recall_samples.
     """
 
     row: RowKey
@@ -46,14 +47,14 @@ class Sample:
 
 
 class Joined(NamedTuple):
-    """What the ledger holds on the models of a config.
+    """Completions and verdicts of the models of a config.
 
     Attributes:
-      models: name to its completions, by case and sample.
-      versions: stage of judging to model_version to number of verdicts, all that there are.
-      mixed: whether the judge reported several versions and config.judge.version names none: no
-        verdict counts then, and no metric has a value.
-      note: one sentence for people where some verdicts do not count, else "".
+      models: completions of each model by name, in the order of case and sample.
+      versions: number of all verdicts by stage of judging and model_version.
+      mixed: whether the judge reported several versions and config.judge.version names none. Then
+        no verdict counts, and no metric has a value.
+      note: one sentence for people if some verdicts do not count, else "".
     """
 
     models: dict[str, list[Sample]]
@@ -63,10 +64,10 @@ class Joined(NamedTuple):
 
 
 def read(attempt: Attempt | None, mode: str) -> Completion | None:
-    """Reads the text of a completion; None where its outcome has no text.
+    """Parses the text of a completion; None if its outcome has no text.
 
     Args:
-      attempt: the completion's.
+      attempt: attempt at the completion.
       mode: config.score.answer.
     """
     if attempt is None or attempt.outcome not in (Outcome.OK, Outcome.TRUNCATED):
@@ -75,8 +76,8 @@ def read(attempt: Attempt | None, mode: str) -> Completion | None:
 
 
 def read_once(ledger: Ledger, attempt: Attempt | None, mode: str) -> Completion | None:
-    """Reads a completion of `ledger` as `read` does; a second call gives the same object."""
-    key = (attempt and attempt.id, mode)
+    """Computes `read` for a completion of `ledger`; later calls return the same object."""
+    key = attempt and (attempt.id, attempt.outcome, hash(attempt.text), mode)
     if key not in ledger.memo:
         ledger.memo[key] = read(attempt, mode)
     return ledger.memo[key]
@@ -85,45 +86,46 @@ def read_once(ledger: Ledger, attempt: Attempt | None, mode: str) -> Completion 
 def join(ledger: Ledger, config: ConfigDict) -> Joined:
     """Joins the completions of every model in config.sample.models with the verdicts that count.
 
-    A command that joins again, with nothing written since, gets the same object.
+    As long as the ledger does not change, later calls return the same object: do not modify it.
 
     Args:
-      ledger: of the completions and the verdicts.
-      config: reads `sample.models`, `score.answer` and `judge`.
+      ledger: holds the completions and the verdicts.
+      config: its `sample.models`, `score.answer` and `judge` are read.
 
     Raises:
       McrError: a model has no completions, or the ledger cannot be read.
     """
-    asked = (ledger.changes, *config.sample.models, config.score.answer, config.judge.to_json())
-    if ledger.memo.get("joined", ("",))[0] != asked:
-        ledger.memo["joined"] = asked, counting(read_all(ledger, config), config)
+    inputs = (ledger.changes, *config.sample.models, config.score.answer, config.judge.to_json())
+    if ledger.memo.get("joined", ("",))[0] != inputs:
+        ledger.memo["joined"] = inputs, counting(read_all(ledger, config), config)
     return ledger.memo["joined"][1]
 
 
 def read_all(ledger: Ledger, config: ConfigDict) -> dict[str, list[Sample]]:
-    """As `join`, with the verdicts that do not count, too: model to its completions."""
+    """Joins as `join`, keeping the verdicts that do not count: completions by model."""
     with uncollected():
         return {model: _samples(ledger, config, model) for model in config.sample.models}
 
 
 def counting(models: dict[str, list[Sample]], config: ConfigDict) -> Joined:
-    """What counts of `read_all`, by config.judge.version."""
-    versions = _versions(sample for joined in models.values() for sample in joined)
+    """Drops the verdicts of `read_all` that do not count by config.judge.version."""
+    versions = _versions(sample for samples in models.values() for sample in samples)
+    reported = sum(map(collections.Counter, versions.values()), collections.Counter())
     named = config.judge.version
-    mixed = not named and len(_reported(versions)) > 1
+    mixed = not named and len(reported) > 1
     if named or mixed:
         models = {
-            model: [_counting(sample, named) for sample in joined]
-            for model, joined in models.items()
+            model: [_counting(sample, named) for sample in samples]
+            for model, samples in models.items()
         }
-    return Joined(models, versions, mixed, _note(versions, named, mixed))
+    return Joined(models, versions, mixed, _note(reported, named, mixed))
 
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Keeps Python from looking for garbage in the meantime.
+    """Suspends Python's garbage collector.
 
-    It would look through all rows again and again while they are made, and they hold no cycles.
+    It would traverse all rows again and again while they are created, and they hold no cycles.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -140,7 +142,12 @@ def _samples(ledger: Ledger, config: ConfigDict, model: str) -> list[Sample]:
         raise McrError(f"{ledger.path}: no completions of model {model!r}; run `mcr sample` first")
     judge, mode = judge_name(config), config.score.answer
     diagnoses, reasons = (
-        _by_place(ledger.answers(Scope(stage, model, judge), config.judge.version))
+        {
+            _place(row): verdict
+            for row, verdict in ledger.answers(
+                Scope(stage, model, judge), config.judge.version
+            ).items()
+        }
         for stage in JUDGED
     )
     joined = []
@@ -163,59 +170,47 @@ def _samples(ledger: Ledger, config: ConfigDict, model: str) -> list[Sample]:
     return joined
 
 
-def _versions(joined: Iterable[Sample]) -> dict[str, dict[str, int]]:
+def _versions(samples: Iterable[Sample]) -> dict[str, dict[str, int]]:
     counts = {stage: collections.Counter() for stage in JUDGED}
-    for sample in joined:
+    for sample in samples:
         for stage, verdict in (("diagnosis", sample.diagnosis), ("reasons", sample.reasons)):
             if verdict is not None and verdict.outcome is Outcome.OK:
                 counts[stage][verdict.model_version or UNNAMED] += 1
     return {stage: dict(sorted(count.items())) for stage, count in counts.items()}
 
 
-def _reported(versions: Mapping[str, Mapping[str, int]]) -> collections.Counter:
-    """Verdicts of both stages by version; none reported counts as a version of its own."""
-    total = collections.Counter()
-    for counts in versions.values():
-        total.update(counts)
-    return total
-
-
 def _counting(sample: Sample, version: str) -> Sample:
-    """`sample` with the verdicts of that version only; "" is none."""
-    kept = {
-        stage: verdict if verdict is not None and verdict.model_version == version != "" else None
-        for stage, verdict in (("diagnosis", sample.diagnosis), ("reasons", sample.reasons))
-    }
-    return dataclasses.replace(sample, **kept)
+    """Returns `sample` with the verdicts of `version` only; "" keeps none."""
+
+    def kept(verdict: Attempt | None) -> Attempt | None:
+        return verdict if verdict and version and verdict.model_version == version else None
+
+    return dataclasses.replace(
+        sample, diagnosis=kept(sample.diagnosis), reasons=kept(sample.reasons)
+    )
 
 
-def _note(versions: Mapping[str, Mapping[str, int]], named: str, mixed: bool) -> str:
-    """One sentence for people where some verdicts do not count; else ""."""
-    reported = _reported(versions)
-    listed = ", ".join(f"{_shown(name)}: {count}" for name, count in reported.most_common())
+def _note(reported: collections.Counter[str], named: str, mixed: bool) -> str:
+    """Returns one sentence for people if some verdicts do not count, else ""."""
+    listed = ", ".join(f"{_printable(name)}: {count}" for name, count in reported.most_common())
     if mixed:
         return (
             f"the judge reported several versions ({listed} verdicts), so no metric has a value; "
             "set config.judge.version to the one that counts"
         )
-    total = sum(count for counts in versions.values() for count in counts.values())
-    if named and (others := total - reported[named]):
+    if named and (others := reported.total() - reported[named]):
         return (
-            f"{others} of {total} verdicts are not of config.judge.version={named} and count as "
-            f"unresolved (reported: {listed})"
+            f"{others} of {reported.total()} verdicts are not of config.judge.version={named} and "
+            f"count as unresolved (reported: {listed})"
         )
     return ""
 
 
-def _shown(version: str) -> str:
-    """A service's word for a terminal."""
+def _printable(version: str) -> str:
+    """Replaces the unprintable characters that a service may send to a terminal."""
     return "".join(c if c.isprintable() else "?" for c in version)
 
 
-def _by_place(answers: Mapping[RowKey, Attempt | None]) -> dict[tuple, Attempt | None]:
-    return {_place(row): attempt for row, attempt in answers.items()}
-
-
 def _place(row: RowKey) -> tuple[str, int, int]:
-    """Where a completion and its verdicts meet."""
+    """Returns the part of the key that a completion shares with its verdicts."""
     return row.case, row.sample, row.repeat

@@ -1,9 +1,8 @@
 """The ledger: every completion and every verdict, one SQLite row per attempt.
 
-It is the memory of a workdir: what is in it is never paid for twice, and a killed stage goes on
-from it. Rows are found by what they answer (`RowKey`) and by the digest of the request, so an
-answer to another prompt, seed or model is never taken for the one asked for. Each stage declares
-what it wants, so that whoever counts later sees what is missing as well as what is there.
+No answer in the ledger is paid for twice, and a killed stage resumes from it. A row is found by its
+key (`RowKey`) and by the digest of its request: an answer to another prompt, seed or model is never
+used. Each stage declares the rows that it wants, so that missing rows can be counted, too.
 """
 
 import contextlib
@@ -12,7 +11,6 @@ import shlex
 import sqlite3
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,31 +18,37 @@ from typing import Any
 from mcr_jax.errors import McrError
 from mcr_jax.generate import _rows, _schema
 from mcr_jax.generate._rows import Attempt, RowKey, Scope
-from mcr_jax.generate.api import Outcome
 from mcr_jax.workdir import Workdir
 
-_LOCK_WAIT_S = 30.0  # for another process's lock
+_LOCK_WAIT_S = 30.0  # for the lock of another process
+_LOCK_POLL_S = 0.01
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class Ledger:
-    """A SQLite file in WAL mode. One per workdir; safe to write from several threads."""
+    """SQLite file in WAL mode. One per workdir; several threads may write.
+
+    Attributes:
+      path: the file.
+      readonly: whether it was opened for reading only.
+      written: number of attempts that this object added or parsed again.
+      memo: cache for readers, such as `generate.joined`: a text is parsed once.
+    """
 
     def __init__(self, path: str | Path, *, readonly: bool = False):
-        """Opens `path`, creating it unless `readonly`; a file of an older schema is converted.
+        """Opens `path`. Unless `readonly`, creates it or converts a file of an older schema.
 
         Raises:
-          McrError: it cannot be used.
+          McrError: the file cannot be used.
         """
-        self.path, self.readonly = Path(path), readonly
-        self.written = 0  # attempts that this object added or read again
-        self.memo: dict[Any, Any] = {}  # of readers (`generate.joined`): no text is read twice
+        self.path, self.readonly, self.written = Path(path), readonly, 0
+        self.memo: dict[Any, Any] = {}
         self._lock = threading.Lock()
         if readonly and not self.path.exists():
             raise McrError(f"{self.path}: no ledger here; run `mcr sample` first")
         try:
             self._db = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode={self._mode(readonly)}",
+                f"{self.path.absolute().as_uri()}?mode={self._mode()}",
                 uri=True,
                 timeout=_LOCK_WAIT_S,
                 isolation_level=None,
@@ -53,43 +57,41 @@ class Ledger:
         except sqlite3.Error as error:
             raise McrError(f"{self.path}: cannot open the ledger: {error}") from error
         with self._reporting():
-            self._prepare(readonly)
+            self._prepare()
 
-    def _mode(self, readonly: bool) -> str:
-        if not readonly:
+    def _mode(self) -> str:
+        if not self.readonly:
             return "rwc"
-        # Closed cleanly, the file is all there is: reading it need not leave a new log beside it.
+        # After a clean close there is no log: immutable, SQLite creates none for reading.
         log = self.path.with_name(f"{self.path.name}-wal")
         return "ro" if log.exists() else "ro&immutable=1"
 
-    def _prepare(self, readonly: bool) -> None:
-        if not readonly:
+    def _prepare(self) -> None:
+        if not self.readonly:
             self._enter_wal()
-            # FULL: a row acknowledged here survives a power cut, not only a killed process.
+            # FULL: an acknowledged row survives a power cut, not only a killed process.
             self._db.execute("PRAGMA synchronous = FULL")
-        version = self._version()
-        if version not in range(1 if readonly else 0, _schema.VERSION + 1):
+        version = self._pragma("user_version")
+        if version not in range(1 if self.readonly else 0, _schema.VERSION + 1):
             raise McrError(
                 f"{self.path}: ledger schema {version}, this version reads 1 to {_schema.VERSION}"
             )
-        if not readonly and version < _schema.VERSION:
-            version = self._bring_up_to_date()
+        if not self.readonly and version < _schema.VERSION:
+            version = _schema.VERSION
+            with self._transaction():
+                # Read again: another process may have converted the file meanwhile.
+                for statement in _schema.statements(self._pragma("user_version")):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {version}")
         self._columns = _schema.columns(version)
-        self._shares = version >= 3
+        self._has_questions = version >= 3
 
-    def _version(self) -> int:
-        return self._db.execute("PRAGMA user_version").fetchone()[0]
-
-    def _bring_up_to_date(self) -> int:
-        with self._transaction():
-            for statement in _schema.statements(self._version()):  # another may have been first
-                self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {_schema.VERSION}")
-        return _schema.VERSION
+    def _pragma(self, name: str) -> int:
+        return self._db.execute(f"PRAGMA {name}").fetchone()[0]
 
     def _enter_wal(self) -> None:
-        # The change of mode does not wait for other processes as every other statement does: one
-        # that opens the new file at the same moment would fail at once (SQLITE_BUSY).
+        # Unlike every other statement, this one does not wait for the lock of another process that
+        # creates the file at the same moment: it fails at once (SQLITE_BUSY).
         give_up = time.monotonic() + _LOCK_WAIT_S
         while True:
             try:
@@ -99,11 +101,11 @@ class Ledger:
                 busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
                 if not busy or time.monotonic() > give_up:
                     raise
-            time.sleep(0.01)
+            time.sleep(_LOCK_POLL_S)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Commits what the block writes, or nothing of it."""
+        """Commits all that the block writes, or nothing."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -117,77 +119,77 @@ class Ledger:
         try:
             yield
         except sqlite3.Error as error:
-            # The Python module's own error about text that is not UTF-8 has no code.
+            # The error of Python's sqlite3 about text that is not UTF-8 has no code.
             if "decode" in str(error) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
                 path = shlex.quote(str(self.path))
                 raise McrError(
                     f"{self.path}: {error}; this file is damaged: `sqlite3 {path} .recover | "
-                    "sqlite3 NEW` saves the rows that can be read, put NEW in its place"
+                    "sqlite3 NEW` saves the readable rows, put NEW in its place"
                 ) from error
             raise McrError(
                 f"{self.path}: {error}; rows written before are kept, run the command again"
             ) from error
 
     def write(self, attempt: Attempt) -> None:
-        """Adds one row, durable when this returns. Raises McrError if it could not be written."""
+        """Adds one row, durable on return. Raises McrError if it cannot be written."""
         self.write_all([[attempt]])
 
     def write_all(self, groups: Iterable[Sequence[Attempt]]) -> None:
-        """Adds rows in one transaction, durable when this returns.
+        """Adds rows in one transaction, durable on return.
 
         Args:
-          groups: attempts that one call answered. The first row of a group is the one that the
-            call was made for; the others get its id as `shared`.
+          groups: attempts that share one call. The call was made for the first row of a group; the
+            other rows get its id as `shared`.
 
         Raises:
-          McrError: they could not be written; then none of them is.
+          McrError: the rows cannot be written; then none of them is.
         """
-        with self._lock, self._reporting(), self._transaction():
-            (made,) = self._db.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()
-            rows = []
-            for first, *others in groups:
-                made += 1
-                rows.append((made, *_rows.values_of(first)))
-                call = made if first.shared is None else first.shared
-                for other in others:
-                    made += 1
-                    copy = dataclasses.replace(other, shared=call)
-                    rows.append((made, *_rows.values_of(copy)))
-            for start in range(0, len(rows), _schema.ROWS_AT_ONCE):
-                part = rows[start : start + _schema.ROWS_AT_ONCE]
-                self._db.execute(_schema.insert(len(part)), [v for row in part for v in row])
+        with self._lock, self._reporting():
+            with self._transaction():
+                (newest,) = self._db.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()
+                rows: list[tuple[Any, ...]] = []
+                for group in groups:
+                    first, call = group[0], newest + len(rows) + 1
+                    call = call if first.shared is None else first.shared
+                    copies = (dataclasses.replace(other, shared=call) for other in group[1:])
+                    for attempt in (first, *copies):
+                        rows.append((newest + len(rows) + 1, *_rows.values_of(attempt)))
+                for start in range(0, len(rows), _schema.ROWS_PER_INSERT):
+                    part = rows[start : start + _schema.ROWS_PER_INSERT]
+                    self._db.execute(_schema.insert(len(part)), [v for row in part for v in row])
             self.written += len(rows)
 
     def reread(self, attempts: Iterable[Attempt]) -> None:
         """Replaces outcome, verdict, error and reading of rows whose text was parsed again.
 
         Raises:
-          McrError: they could not be written; then none of them is.
+          McrError: the rows cannot be written; then none of them is.
         """
         values = [
             (str(a.outcome), _rows.json_text(a.verdict), _rows.storable(a.error), a.reading, a.id)
             for a in attempts
         ]
         query = "UPDATE attempts SET outcome = ?, verdict = ?, error = ?, reading = ? WHERE id = ?"
-        with self._lock, self._reporting(), self._transaction():
-            self._db.executemany(query, values)
+        with self._lock, self._reporting():
+            with self._transaction():
+                self._db.executemany(query, values)
             self.written += len(values)
 
     def declare(self, scope: Scope, digests: Mapping[RowKey, str]) -> None:
-        """States what `scope` wants now, row by row, in place of what it wanted before.
+        """Replaces the wanted rows of `scope`.
 
-        Verdicts on completions that are wanted no longer, or under another digest, are not wanted
-        either until their stage asks for them again: they were about other texts.
+        A verdict on a completion that is no longer wanted, or wanted under another digest, judges
+        another text: it is not wanted either until its stage declares it again.
 
         Args:
-          scope: stage, model and judge that every row must bear.
-          digests: the request digest each row is to be answered under.
+          scope: stage, model and judge of every row.
+          digests: request digest of each wanted row.
 
         Raises:
-          ValueError: a row lies outside the scope.
+          ValueError: a row is outside the scope.
         """
         if any((row.stage, row.model, row.judge) != scope for row in digests):
-            raise ValueError(f"a row lies outside {scope}")
+            raise ValueError(f"a row is outside {scope}")
         values = [(*_rows.place(row), digest) for row, digest in digests.items()]
         with self._lock, self._reporting(), self._transaction():
             if scope.stage == "sample":
@@ -210,17 +212,17 @@ class Ledger:
     def answers(
         self, scope: Scope, version: str = "", *, newest: bool = False
     ) -> dict[RowKey, Attempt | None]:
-        """The attempt that counts at every wanted row of `scope`, None where there was none yet.
+        """Returns the attempt that counts for each wanted row of `scope`, None without an attempt.
 
-        It is the newest OK one, or where none is OK the newest.
+        The newest OK attempt counts; without an OK attempt, the newest.
 
         Args:
           scope: stage, model and judge.
-          version: attempts with this model_version go before all others; "" for any.
-          newest: whether to take the newest, also where an earlier one counts.
+          version: preferred model_version of attempts; "" prefers none.
+          newest: whether to return the newest attempt even if an older one is OK.
 
         Raises:
-          McrError: the file or a row in it is damaged.
+          McrError: the file or a row is damaged.
         """
         order = "" if newest else "b.outcome = 'OK' DESC,"
         if version:
@@ -242,7 +244,7 @@ class Ledger:
         }
 
     def held(self, scope: Scope) -> int:
-        """The number of wanted rows of `scope` at which there was an attempt, good or bad."""
+        """Counts the wanted rows of `scope` that have an attempt, good or bad."""
         query = """
           SELECT count(*) FROM wanted w
           WHERE w.stage = ? AND w.model = ? AND w.judge = ? AND EXISTS (
@@ -253,15 +255,15 @@ class Ledger:
         return self._fetch(query, scope)[0][0]
 
     def equal(self, questions: Iterable[str], version: str = "") -> dict[str, Attempt]:
-        """The newest OK attempt at each of these `questions` that has one, of any row.
+        """Returns the newest OK attempt, at any row, for each of `questions` that has one.
 
         Args:
-          questions: as in `Attempt.question`.
+          questions: see `Attempt.question`.
           version: the only model_version that counts; "" for any.
         """
-        if not self._shares:
+        if not self._has_questions:
             return {}
-        # SQLite takes the index only where the query repeats the index's own condition.
+        # SQLite uses the index only if the query repeats the index's condition.
         query = (
             f"SELECT {self._columns} FROM attempts a WHERE a.question = ? AND a.question <> '' "
             f"AND a.outcome = 'OK' {'AND a.model_version = ?' if version else ''} "
@@ -273,22 +275,14 @@ class Ledger:
                 found[question] = self._attempt(values)
         return found
 
-    def versions(self, scope: Scope) -> dict[str, int]:
-        """Counts the verdicts of `scope` by model_version, the most frequent first."""
-        counts = Counter(
-            attempt.model_version
-            for attempt in self.answers(scope).values()
-            if attempt is not None and attempt.outcome is Outcome.OK
-        )
-        return dict(counts.most_common())
-
     @property
-    def changes(self) -> int:
-        """The number of rows that this object has inserted, changed or deleted."""
-        return self._db.total_changes
+    def changes(self) -> tuple[int, int]:
+        """Two numbers that change when this object, or another connection, changes the file."""
+        with self._lock, self._reporting():
+            return self._db.total_changes, self._pragma("data_version")
 
     def count(self) -> int:
-        """The number of rows."""
+        """Counts the attempts."""
         return self._fetch("SELECT count(*) FROM attempts", ())[0][0]
 
     def _fetch(self, query: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
@@ -299,15 +293,15 @@ class Ledger:
         try:
             return _rows.attempt_of(values)
         except (ValueError, RecursionError) as error:
-            place = _rows.told(_rows.row_key(values[1:7]))
+            place = _rows.described(_rows.row_key(values[1:7]))
             raise McrError(
-                f"{self.path}: row {values[0]} is damaged ({place}): {error}; to have "
-                f'it made again: sqlite3 {shlex.quote(str(self.path))} "DELETE FROM attempts '
+                f"{self.path}: row {values[0]} is damaged ({place}): {error}; delete it to have it "
+                f'made again: sqlite3 {shlex.quote(str(self.path))} "DELETE FROM attempts '
                 f'WHERE id = {values[0]}"'
             ) from error
 
     def close(self) -> None:
-        """Closes the file, folding the write-ahead log into it."""
+        """Closes the file; SQLite merges the write-ahead log into it."""
         with self._lock:
             self._db.close()
 
@@ -320,7 +314,9 @@ class Ledger:
 
 @contextlib.contextmanager
 def opened(workdir: Workdir, *, readonly: bool = False) -> Iterator[Ledger]:
-    """Opens the ledger of a workdir. While that is locked, one connection serves every caller.
+    """Opens the ledger of a workdir. While the workdir is locked, all callers share a connection.
+
+    A connection for reading is replaced when a caller wants to write; it must not be in use then.
 
     Raises McrError as `Ledger`.
     """
@@ -328,20 +324,20 @@ def opened(workdir: Workdir, *, readonly: bool = False) -> Iterator[Ledger]:
         with Ledger(workdir.ledger, readonly=readonly) as ledger:
             yield ledger
         return
-    kept = workdir.kept.get("ledger")
-    if kept is None or (kept.readonly and not readonly):
-        if kept is not None:
-            kept.close()
-        kept = workdir.kept["ledger"] = Ledger(workdir.ledger, readonly=readonly)
-    yield kept
+    ledger = workdir.kept.get("ledger")
+    if ledger is not None and ledger.readonly and not readonly:
+        workdir.kept.pop("ledger").close()
+        ledger = None
+    if ledger is None:
+        ledger = workdir.kept["ledger"] = Ledger(workdir.ledger, readonly=readonly)
+    yield ledger
 
 
 def damaged(attempt: Attempt, error: str) -> str:
-    """One line about a stored verdict of another form, and how to have its reply read again."""
-    where = _rows.told(attempt.row)
+    """Returns one line about a verdict of a wrong form, with the command that repairs it."""
     command = "stitch" if attempt.row.stage == "distortion" else "judge"
     return (
-        f"ledger.sqlite: row {attempt.id} is damaged ({where}): the verdict {error}; `mcr "
-        f"{command}` reads its reply again after: sqlite3 ledger.sqlite "
+        f"ledger.sqlite: row {attempt.id} is damaged ({_rows.described(attempt.row)}): the verdict "
+        f"{error}; `mcr {command}` reads its reply again after: sqlite3 ledger.sqlite "
         f"\"UPDATE attempts SET reading = '' WHERE id = {attempt.id}\""
     )

@@ -1,4 +1,4 @@
-"""A decoder on this machine's devices as a `Generator`: text in, text out, through the engine.
+"""Decoder on the devices of this machine as a `Generator`: text in, text out, by the engine.
 
 plan = prepare(decoder, config, Shape(slots=64, prompt_tokens=2048, max_tokens=1536))
 model, origin = load("sft", plan, plan.mesh(), decoder, workdir, config, tokenizer)
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mcr_jax.config import sampling_dtype
-from mcr_jax.errors import McrError
+from mcr_jax.errors import McrError, one_line
 from mcr_jax.generate import slots
 from mcr_jax.generate.api import Outcome, Reply, Request, Usage
 from mcr_jax.generate.engine import kernels
@@ -35,23 +35,23 @@ from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.text.tokenizer import Tokenizer
 from mcr_jax.workdir import Workdir
 
-_FULL = ("RESOURCE_EXHAUSTED", "Out of memory")  # how XLA says that a device's memory is
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")  # in errors of XLA
 
 
 class LocalModel:
     """Samples from a decoder.
 
     Attributes:
-      identity: what decides tokens: weights, tokenizer, seed, room for a prompt and the dtype of
-        keys and values. Slots and the like do not.
-      tokens: in the answers given so far.
+      identity: all that determines the tokens: weights, tokenizer, seed, prompt length of the
+        engine and dtype of the KV cache. The number of slots does not.
+      tokens: number of tokens in the answers so far.
 
     Args:
-      model: the decoder; its weights are taken over, and it is of no use after it.
-      tokenizer: turns conversations into its ids.
+      model: the decoder; its weights move to the engine, and the object must not be used again.
+      tokenizer: tokenizer of the model.
       shape: sizes of the engine.
-      seed: root of every sample's key.
-      mesh: that the weights lie on.
+      seed: root of all random keys.
+      mesh: mesh that holds the weights.
     """
 
     concurrency = 1
@@ -62,8 +62,8 @@ class LocalModel:
         self._eos = frozenset(tokenizer.eos_ids)
         self._version = fingerprint(model)
         self._engine = Engine(model.config, take(model), shape, tokenizer.eos_ids, seed, mesh)
-        self._first: tuple[Pulse, float] | None = None  # that showed tokens, and when
-        self._last, self._live = Pulse(), 0  # the last pulse, and the slots that were writing
+        self._first: tuple[Pulse, float] | None = None  # with tokens in this run, and its time
+        self._last, self._busy = Pulse(), 0  # at the last `status`, and slots with work before it
         self.tokens = 0
         self.identity = (
             f"jax/{self._version}/{tokenizer.fingerprint}/seed={seed}/prompt={shape.prompt_tokens}/"
@@ -71,11 +71,11 @@ class LocalModel:
         )
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Reply]:
-        """Yields every wanted answer, as they finish.
+        """Yields every wanted answer as it finishes.
 
         Raises:
-          McrError: the tokenizer is not the model's, an answer may be longer than the engine has
-            room for, a device is out of memory, or the model computes no numbers.
+          McrError: the tokenizer is not the model's, an answer may exceed the engine's
+            max_tokens, a device is out of memory, or logits are NaN.
         """
         self._first = None
         fitting: list[tuple[Request, list[int]]] = []
@@ -97,21 +97,18 @@ class LocalModel:
             yield self._answer(*fitting[sample.prompt], sample)
 
     def status(self) -> str:
-        """Progress of the run: tokens per second and busy slots.
-
-        The slots are the mean since the last time this was asked.
-        """
+        """Returns tokens per second and busy slots, the mean since the last call."""
         pulse, now = self._engine.pulse, time.monotonic()
         if not pulse.tokens:
             return ""
-        if self._first is None or pulse.tokens < self._last.tokens:  # of another run
-            self._first, self._last, self._live = (pulse, now), Pulse(), 0
+        if self._first is None or pulse.tokens < self._last.tokens:  # a new run
+            self._first, self._last, self._busy = (pulse, now), Pulse(), 0
         if pulse.steps > self._last.steps:
             drawn = pulse.tokens - self._last.tokens
-            self._live = round(drawn / (pulse.steps - self._last.steps))
+            self._busy = round(drawn / (pulse.steps - self._last.steps))
             self._last = pulse
         first, since = self._first
-        slots = f"{self._live} of {pulse.slots} slots"
+        slots = f"{self._busy} of {pulse.slots} slots"
         if pulse.tokens == first.tokens or now == since:
             return slots
         return f"{(pulse.tokens - first.tokens) / (now - since):,.0f} tokens/s, {slots}"
@@ -120,12 +117,13 @@ class LocalModel:
         ids = self._tokenizer.encode_prompt(request.messages)
         if max(ids) >= self._vocab_size:
             raise McrError(
-                f"the tokenizer gives id {max(ids)}, and the model has {self._vocab_size} ids"
+                f"the tokenizer gives id {max(ids)}, and the model has {self._vocab_size} ids: use "
+                "the tokenizer of the model"
             )
         if request.max_tokens > self._shape.max_tokens:
             raise McrError(
-                f"{request.key[:12]}: an answer of up to {request.max_tokens} tokens is asked for, "
-                f"and the engine has room for {self._shape.max_tokens}"
+                f"{request.key[:12]}: the request has max_tokens={request.max_tokens}, and the "
+                f"engine has room for {self._shape.max_tokens}"
             )
         return ids
 
@@ -138,11 +136,12 @@ class LocalModel:
             temperature=request.temperature,
             top_k=request.top_k,
             top_p=request.top_p,
-            stop=self._stop(request.stop),
+            stop=(
+                StopFinder(self._text, request.stop, self._tokenizer.eos_ids)
+                if request.stop
+                else None
+            ),
         )
-
-    def _stop(self, stops: tuple[str, ...]) -> StopFinder | None:
-        return StopFinder(self._text, stops, self._tokenizer.eos_ids) if stops else None
 
     def _answer(self, request: Request, ids: list[int], sample: Sample) -> Reply:
         tokens = sample.tokens.tolist()
@@ -151,8 +150,8 @@ class LocalModel:
         mean_logprob = float(sample.logprobs.mean(dtype=np.float64))
         if not math.isfinite(mean_logprob):
             raise McrError(
-                f"{request.key[:12]}: the model's probabilities are not numbers: its weights are "
-                "broken, or training diverged, or they overflow in config.sample.dtype"
+                f"{request.key[:12]}: the model's probabilities are not numbers: check its weights "
+                "and whether training diverged, or set config.sample.dtype=float32"
             )
         return self._reply(
             request,
@@ -164,14 +163,12 @@ class LocalModel:
         )
 
     def _text(self, ids: Sequence[int]) -> str:
-        """The text of ids; a model may have ids, for no text, that its tokenizer lacks."""
+        """Decodes ids; a padded embedding may have ids without text, which the tokenizer lacks."""
         return self._tokenizer.decode([i for i in ids if i < self._tokenizer.vocab_size])
 
     def _reply(self, request: Request, index: int, text: str, outcome: Outcome, **rest) -> Reply:
-        version = self._version
-        return Reply(
-            key=request.key, index=index, text=text, outcome=outcome, model_version=version, **rest
-        )
+        rest["model_version"] = self._version
+        return Reply(key=request.key, index=index, text=text, outcome=outcome, **rest)
 
 
 def prepare(
@@ -182,17 +179,17 @@ def prepare(
     tensor: int = 0,
     section: str = "sample",
 ) -> Plan:
-    """The plan for sampling a decoder on the devices of this process.
+    """Plans sampling of a decoder on the devices of this process.
 
     Args:
-      decoder: its shape, with adapters where it has some.
-      config: says in which dtype weights are sampled.
-      wanted: sizes of the engine on each copy of the model; the plan may have fewer slots.
-      tensor: devices that hold a copy; 0 chooses.
-      section: of the config that the sizes come from, for errors.
+      decoder: shape of the decoder, adapters included.
+      config: its `sample.dtype` is read.
+      wanted: sizes of the engine of each replica; the plan may have fewer slots.
+      tensor: number of devices per replica; 0 chooses.
+      section: section of the config with the sizes, for errors.
 
     Raises:
-      UsageError, McrError: as `slots.plan`.
+      UsageError, McrError: see `slots.plan`.
     """
     decoder = dataclasses.replace(decoder, dtype=sampling_dtype(config), lora=None)
     kernel = kernels.choose(decoder, wanted)
@@ -208,24 +205,24 @@ def load(
     config: ConfigDict,
     tokenizer: Tokenizer,
 ) -> tuple[LocalModel, str]:
-    """A decoder of an experiment as `plan` has it, and a word about where its weights are from.
+    """Loads a decoder of an experiment for `plan`; also returns the origin of its weights.
 
-    Weights are read, or drawn, in the dtype that they are sampled in; adapters are merged.
+    Weights are loaded, or initialized, in the dtype of sampling; adapters are merged.
 
     Args:
       name: "base" or "sft", see `store.named`.
-      plan: from `prepare`.
-      mesh: plan.mesh(); models that are loaded one after the other share what is compiled for it.
-      decoder: its shape, with adapters where some were trained.
-      workdir: holds the checkpoints, unless the config names another place.
-      config: says which checkpoint, and the seed.
-      tokenizer: made the ids the model knows.
+      plan: result of `prepare`.
+      mesh: plan.mesh(); models on the same mesh share compiled programs.
+      decoder: shape of the decoder, trained adapters included.
+      workdir: holds the checkpoints unless `config.train.checkpoints` names another folder.
+      config: its `train.checkpoints`, `sample.checkpoint` and `seed` are read.
+      tokenizer: tokenizer of the model.
 
     Raises:
       UsageError: there is no decoder of that name.
       McrError: the weights cannot be read, or a device is out of memory.
     """
-    gc.collect()  # flax modules hold themselves: what one before had is there until then
+    gc.collect()  # frees the weights of an earlier model: flax modules are reference cycles
     with memory_errors():
         model, origin = store.named(
             *(name, dataclasses.replace(decoder, dtype=plan.config.dtype), mesh),
@@ -238,19 +235,19 @@ def load(
 
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
-    """Tells in one line that a device is out of memory."""
+    """Turns XLA's error about a device without memory into an McrError of one line."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        line = str(error).splitlines()[0][:200]
-        if not any(sign in line for sign in _FULL):
+        line = one_line(str(error).splitlines()[0], 200)
+        if not any(sign in line for sign in _OUT_OF_MEMORY):
             raise
         raise McrError(
-            f"out of memory ({line}): if nothing else is on the device, lower the slots, "
-            "prompt_tokens or max_tokens of the config; what was drawn is kept"
+            f"out of memory ({line}): if no other process uses the device, lower slots, "
+            "prompt_tokens or max_tokens of the config; finished answers are kept"
         ) from error
 
 
 def case_number(fingerprint: str) -> int:
-    """The 32 bits of a hexadecimal fingerprint that a case's random key is folded from."""
+    """Returns the first 32 bits of a hexadecimal fingerprint, which the random keys depend on."""
     return int(fingerprint[:8], 16)

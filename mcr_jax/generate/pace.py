@@ -1,8 +1,8 @@
-"""Decides when the next call to a service may start: one limit and one backoff for all its calls.
+"""Rate limit and backoff of a service, shared by all its calls.
 
-The limit on calls in flight falls and rises as TCP's window does: halved when the service says that
-it is busy, one more per round of answers otherwise. While nothing answers, one call at a time tries
-whether the service is there again.
+The limit on calls in flight changes like TCP's congestion window: it is halved when the service
+reports that it is busy, and otherwise grows by one per round of answers. During an outage, one call
+at a time probes the service.
 """
 
 import enum
@@ -10,19 +10,19 @@ import random
 import time
 from collections.abc import Callable
 
-_DOWN = 5  # failures in a row after which one call at a time tries
+_OUTAGE_FAILURES = 5  # consecutive failures that count as an outage
 
 
 class Fault(enum.StrEnum):
-    """Why a call got no answer."""
+    """Cause of a call without an answer."""
 
     AWAY = "away"  # no connection
-    BUSY = "busy"  # the service says so: too many requests, overloaded
-    FAILED = "failed"  # all else, which may be due to the request: an error, a timeout, a cut reply
+    BUSY = "busy"  # the service reports too many requests or overload
+    FAILED = "failed"  # any other, perhaps due to the request: an error, a timeout, a cut reply
 
 
 class Pacer:
-    """Limit and backoff of one service. Not for several threads, but `status` may be read by any.
+    """Rate limit and backoff of one service. Only `status` may be called from another thread.
 
     Attributes:
       error: the last failure, one line.
@@ -37,14 +37,14 @@ class Pacer:
         longest: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Starts with all `most` calls allowed.
+        """Starts with a limit of `most` calls.
 
         Args:
-          most: calls in flight at most.
-          patience: seconds without any answer after which waiting is given up.
-          backoff: seconds of the first wait, doubled by each further one, jittered.
-          longest: seconds that it grows to. A wait that the service names replaces it.
-          clock: seconds that only rise.
+          most: largest number of calls in flight.
+          patience: seconds without any answer before giving up.
+          backoff: seconds of the first wait; each further wait doubles, with jitter.
+          longest: upper limit of the backoff in seconds; a wait that the service names replaces it.
+          clock: monotonic clock, in seconds.
         """
         self._most, self._patience, self._clock = most, patience, clock
         self._backoff, self._longest = backoff, min(longest, patience)
@@ -55,24 +55,30 @@ class Pacer:
         self.error = ""
 
     def begin(self) -> float:
-        """A call starts; returns the time, which `answered` and `failed` take."""
+        """Counts a call that starts; returns its time, which `failed` takes."""
         self._in_flight += 1
         return self._clock()
 
     def end(self) -> None:
-        """A call has ended, in whatever way."""
+        """Counts a call that ended, with or without an answer."""
         self._in_flight -= 1
 
     def answered(self) -> None:
-        """The service gave an answer, good or bad."""
+        """Records an answer of the service, good or bad."""
         self._silent_since, self._failures, self._waits = None, 0, 0
         step = 1.0 if self._limit < self._threshold else 1.0 / self._limit
         self._limit = min(float(self._most), self._limit + step)
 
     def failed(self, began: float, fault: Fault, wait: float | None, error: str) -> None:
-        """A call that started at `began` got no answer; the service asked for `wait` seconds.
+        """Records a call without an answer, which makes later calls wait.
 
-        Of calls in flight together, the first to fail decides for all of them.
+        Calls that were in flight together lower the limit once and add one backoff.
+
+        Args:
+          began: time of the call, from `begin`.
+          fault: cause of the failure.
+          wait: seconds that the service asks to wait, or None.
+          error: one line.
         """
         now = self._clock()
         self.error = error
@@ -93,23 +99,23 @@ class Pacer:
 
     @property
     def _is_down(self) -> bool:
-        return self._failures >= _DOWN
+        return self._failures >= _OUTAGE_FAILURES
 
     def wait(self) -> float | None:
-        """Seconds until another call may start; None while only the end of a call can allow it."""
+        """Returns the seconds until another call may start; None until a call in flight ends."""
         if self._in_flight >= int(self._limit):
             return None
         return max(0.0, self._resume_at - self._clock())
 
     def left(self) -> float | None:
-        """Seconds until waiting is given up, 0 or less when it is; None while answers come."""
+        """Returns the seconds until giving up, 0 or less after it; None while answers arrive."""
         now = self._clock()
         if self._resume_at - now > self._patience:
             return 0.0
         return None if self._silent_since is None else self._silent_since + self._patience - now
 
     def status(self) -> str:
-        """Progress of the calls, for a progress line."""
+        """Returns calls in flight, limit and waits, for a progress line."""
         now, since = self._clock(), self._silent_since
         pause = max(0.0, self._resume_at - now)
         if since is not None and self._is_down:
@@ -121,8 +127,8 @@ class Pacer:
         return f"{line}, waiting {pause:.0f} s ({self.error})" if pause >= 1 else line
 
     def given_up(self) -> str:
-        """Why waiting was given up, one line."""
+        """Returns the cause of giving up, one line."""
         now = self._clock()
-        if (asked := self._resume_at - now) > self._patience:
-            return f"the service asks to wait {asked:,.0f} s ({self.error})"
+        if (pause := self._resume_at - now) > self._patience:
+            return f"the service asks to wait {pause:,.0f} s ({self.error})"
         return f"no answer for {now - (self._silent_since or now):,.0f} s ({self.error})"

@@ -1,4 +1,4 @@
-"""Questions, each asked once, the ledger rows that share the answer, and its parsing."""
+"""Questions for a generator, the ledger rows that share their answers, and parsing of replies."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -8,21 +8,21 @@ from mcr_jax.generate.api import Outcome, Reply, Request, Usage
 from mcr_jax.generate.ledger import Attempt, RowKey
 from mcr_jax.generate.recorder import Recorder
 
-Parse = Callable[[Request, str], Any]  # raises ValueError when the text is not of the asked form
-Known = Mapping[RowKey, Attempt | None]  # an attempt at every wanted row
+Parse = Callable[[Request, str], Any]  # raises ValueError if the text has a wrong form
+Known = Mapping[RowKey, Attempt | None]  # wanted row -> an attempt, None without one
 
-_BAD = (Outcome.MALFORMED, Outcome.BLOCKED, Outcome.TRUNCATED)
+_RETRIED = (Outcome.MALFORMED, Outcome.BLOCKED, Outcome.TRUNCATED)  # for rows of verdicts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reader:
-    """Makes the rows of a scope verdicts: they are parsed, shared and asked for until they are OK.
+    """Parser of a scope of verdicts. Their rows share equal questions and stay open until OK.
 
     Attributes:
-      parse: turns an OK reply's text into the row's verdict; ValueError makes it MALFORMED.
-      name: of the parser with its version and settings. A stored text that was read under another
-        name is parsed again, without a call.
-      version: the model_version that counts, "" for any. A verdict of another one is open.
+      parse: turns the text of an OK reply into a verdict; ValueError makes the row MALFORMED.
+      name: name of the parser with its version and settings. Stored texts that another parser read
+        are parsed again without a call.
+      version: the only model_version that counts; "" for any. Rows with another stay open.
     """
 
     parse: Parse
@@ -32,7 +32,7 @@ class Reader:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row that is asked for: its key, and its request with the digest that was declared."""
+    """Row with its request and the declared digest."""
 
     key: RowKey
     request: Request
@@ -41,15 +41,15 @@ class Row:
 
 @dataclasses.dataclass(kw_only=True)
 class Question:
-    """One call's worth.
+    """Content of one call.
 
     Attributes:
-      request: what is sent; its token limit may be above that of the rows' requests.
-      index: which of the request's answers.
-      rows: those that the answer is for; the first is the one that the call is made for.
-      name: `Request.question` where rows may share, else "".
-      tries: answers that came in this run and were not good.
-      failures: calls of this run that failed and may have failed because of the request.
+      request: request to send; its token limit may be above that of the rows' requests.
+      index: index of the answer within the request.
+      rows: rows that get the answer; the call is made for the first.
+      name: `Request.question` where rows may share the answer, else "".
+      tries: number of answers in this run, none of which settled all rows.
+      failures: number of failed calls in this run that may be due to the request.
     """
 
     request: Request
@@ -61,29 +61,29 @@ class Question:
 
 
 def is_open(attempt: Attempt | None, reader: Reader | None, attempts: int) -> bool:
-    """Whether a row whose attempt this is should be asked for.
+    """Returns whether the row of `attempt` needs a call.
 
-    With a reader, whenever there is no verdict of the version that counts; a prompt that is too
-    long stays so. Without, until something settled it, or malformed replies have used up
-    `attempts` (so that a kill between two tries changes nothing).
+    With a reader, a row is open until it has a verdict of the version that counts, or its prompt is
+    too long. Without a reader, a row is open until an attempt settles it; a malformed one settles
+    it after `attempts` over all runs, so that a kill between two tries changes nothing.
     """
     if attempt is None:
         return True
     if reader is None:
-        bad = attempt.outcome is Outcome.MALFORMED and attempt.attempt < attempts
-        return bad or not attempt.outcome.settled
+        retried = attempt.outcome is Outcome.MALFORMED and attempt.attempt < attempts
+        return retried or not attempt.outcome.settled
     if attempt.outcome is Outcome.OK:
         return reader.version not in ("", attempt.model_version)
     return attempt.outcome is not Outcome.PROMPT_TOO_LONG
 
 
 def read(attempt: Attempt, request: Request, reader: Reader) -> Attempt:
-    """`attempt` with its text parsed by `reader`: OK with a verdict, or MALFORMED."""
+    """Parses the text of `attempt` by `reader`: the result is OK with a verdict, or MALFORMED."""
     return dataclasses.replace(attempt, **_reading(attempt.text, request, reader))
 
 
 def _reading(text: str, request: Request, reader: Reader) -> dict[str, Any]:
-    """The fields of an attempt that follow from its text."""
+    """Returns the fields of an attempt that parsing its text decides."""
     try:
         verdict, outcome, error = reader.parse(request, text), Outcome.OK, ""
     except ValueError as problem:
@@ -92,7 +92,7 @@ def _reading(text: str, request: Request, reader: Reader) -> dict[str, Any]:
 
 
 def token_limit(request: Request, attempt: Attempt | None, most: int) -> int:
-    """The limit to ask with: that of the last attempt, twice as many after a truncated one."""
+    """Returns the token limit of the next call: the last one, doubled after a truncated reply."""
     limit = (attempt and attempt.max_tokens) or request.max_tokens
     if attempt is not None and attempt.outcome is Outcome.TRUNCATED:
         limit *= 2
@@ -100,14 +100,14 @@ def token_limit(request: Request, attempt: Attempt | None, most: int) -> int:
 
 
 class Settler:
-    """Turns replies into rows of the ledger, and says what is to be asked again.
+    """Turns replies into rows of the ledger and selects the questions to retry.
 
     Args:
-      known: the newest attempt at every wanted row.
-      reader: of a scope of verdicts.
-      attempts: answers per row before it is left as it is.
-      most_tokens: largest limit that a truncated row is asked again with.
-      recorder: takes the rows.
+      known: newest attempt at every wanted row.
+      reader: parser of a scope of verdicts, or None.
+      attempts: answers per row in a run before the row stays as it is.
+      most_tokens: largest token limit of a retry after a truncated reply.
+      recorder: writes the rows.
     """
 
     def __init__(
@@ -123,55 +123,48 @@ class Settler:
         self._errors: dict[RowKey, str] = {}
 
     def settle(self, question: Question, reply: Reply, seconds: float) -> Question | None:
-        """Records a reply. Returns what is left to ask again in this run, for fewer rows perhaps.
+        """Records a reply. Returns the question to retry in this run, perhaps with fewer rows.
 
         Raises:
           McrError: rows cannot be written.
         """
         question.tries += 1
-        made, left = [], []
+        attempts, still_open = [], []
         for row in question.rows:
             attempt = self._attempt(row, question, reply, seconds)
-            made.append(attempt if not made else dataclasses.replace(attempt, usage=Usage()))
+            attempts.append(dataclasses.replace(attempt, usage=Usage()) if attempts else attempt)
             self._latest[row.key] = attempt
             self._errors.pop(row.key, None)
             if is_open(attempt, self._reader, self._attempts):
-                left.append(row)
-                self._errors[row.key] = attempt.error or self._why(attempt)
-        self._recorder.put(made, len(made) - len(left))
-        again = [row for row in left if self._again(self._latest[row.key], question)]
-        if not again:
-            return None
-        question.rows = again
+                still_open.append(row)
+                version = self._reader.version if self._reader else ""
+                other = f"answered by model version {attempt.model_version}, not {version}"
+                self._errors[row.key] = attempt.error or other
+        self._recorder.put(attempts, len(attempts) - len(still_open))
         if self._reader is not None:
-            limits = (
-                token_limit(row.request, self._latest[row.key], self._most_tokens) for row in again
-            )
-            question.request = dataclasses.replace(question.request, max_tokens=max(limits))
+            still_open = [row for row in still_open if self._latest[row.key].outcome in _RETRIED]
+        if not still_open or question.tries >= self._attempts:
+            return None
+        question.rows = still_open
+        if self._reader is not None:
+            latest = ((row.request, self._latest[row.key]) for row in still_open)
+            limit = max(token_limit(*one, self._most_tokens) for one in latest)
+            question.request = dataclasses.replace(question.request, max_tokens=limit)
         return question
 
     def give_up(self, question: Question, error: str) -> None:
-        """Leaves rows open in this run although nothing was recorded for them."""
+        """Leaves rows open in this run without recording an attempt."""
         self._errors |= {row.key: error for row in question.rows}
 
     @property
     def errors(self) -> list[str]:
-        """The last error of every row that was asked for and is still open."""
+        """Last error of every row of this run that is still open."""
         return list(self._errors.values())
 
-    def _again(self, attempt: Attempt, question: Question) -> bool:
-        if question.tries >= self._attempts:
-            return False
-        return self._reader is None or attempt.outcome in _BAD
-
-    def _why(self, attempt: Attempt) -> str:
-        version = self._reader.version if self._reader else ""
-        return f"answered by model version {attempt.model_version}, not {version}"
-
     def _attempt(self, row: Row, question: Question, reply: Reply, seconds: float) -> Attempt:
-        before, known = self._latest[row.key], {"outcome": reply.outcome, "error": reply.error}
+        before, result = self._latest[row.key], {"outcome": reply.outcome, "error": reply.error}
         if self._reader is not None and reply.outcome is Outcome.OK:
-            known = _reading(reply.text, row.request, self._reader)
+            result = _reading(reply.text, row.request, self._reader)
         return Attempt(
             row=row.key,
             digest=row.digest,
@@ -184,5 +177,5 @@ class Settler:
             seconds=seconds,
             question=question.name,
             max_tokens=question.request.max_tokens,
-            **known,
+            **result,
         )

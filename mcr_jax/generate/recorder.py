@@ -1,4 +1,4 @@
-"""Writes attempts into the ledger from a thread of its own: what arrives together is one fsync."""
+"""Writes attempts into the ledger from a separate thread, in batches of one fsync each."""
 
 import queue
 import threading
@@ -7,32 +7,32 @@ from collections.abc import Callable, Sequence
 from mcr_jax.generate.ledger import Attempt, Ledger
 from mcr_jax.sigterm import deferred
 
-_BATCH_S = 0.02  # rows that arrive within this time of the first are written with it
+_BATCH_S = 0.02  # rows that arrive within this time of the first are written together
 
 
 class Recorder:
-    """A context manager; leaving it writes what is left.
+    """Context manager that writes rows; on exit it writes all that remain.
 
-    Raises McrError from `put`, `check` and on leaving, if rows cannot be written.
+    Raises McrError from `put`, `check` and on exit if rows cannot be written.
     """
 
     def __init__(self, ledger: Ledger, progress: Callable[[int], None]):
-        """Rows go to `ledger`; `progress` is told of settled rows once they are durable."""
+        """Writes to `ledger`; calls `progress` with the number of settled rows that are durable."""
         self._ledger, self._progress = ledger, progress
         self._rows: queue.SimpleQueue[tuple[Sequence[Attempt], int] | None] = queue.SimpleQueue()
-        # A daemon: a signal between its start and the block would leave it waiting for rows, and
-        # Python waits for every other thread when it exits.
+        # A daemon: after a signal between its start and the block it would wait for rows for ever,
+        # and at exit Python waits for every thread that is no daemon.
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._problem: Exception | None = None
         self._closing = threading.Event()
 
     def put(self, rows: Sequence[Attempt], settled: int) -> None:
-        """Takes the rows that one call answered, `settled` of which are not open any more."""
+        """Queues the rows that one call answered, `settled` of which are no longer open."""
         self.check()
         self._rows.put((rows, settled))
 
     def check(self) -> None:
-        """Raises what ended the writing, if anything has."""
+        """Raises the error that ended the writing, if any."""
         if self._problem is not None:
             raise self._problem
 
@@ -41,11 +41,11 @@ class Recorder:
         return self
 
     def __exit__(self, kind: object, *unused: object) -> None:
-        with deferred():  # the ledger is not to be closed before the last rows are in it
+        with deferred():  # the ledger must stay open until the last rows are written
             self._rows.put(None)
             self._closing.set()
             self._thread.join()
-        if kind is None:  # or it would hide what ended the block
+        if kind is None:  # otherwise it would hide the error that ended the block
             self.check()
 
     def _run(self) -> None:
@@ -55,17 +55,15 @@ class Recorder:
             self._problem = problem
 
     def _work(self) -> None:
-        going = True
-        while going and (item := self._rows.get()) is not None:
-            # Asleep, not waiting at the queue: every row would wake this thread.
+        item = self._rows.get()
+        while item is not None:
+            # Sleeps instead of waiting at the queue, where every row would wake this thread.
             self._closing.wait(_BATCH_S)
             batch = [item]
-            while not self._rows.empty():  # nobody else takes from it
-                item = self._rows.get()
-                if item is None:
-                    going = False
-                else:
-                    batch.append(item)
+            while not self._rows.empty() and (item := self._rows.get()) is not None:
+                batch.append(item)
             self._ledger.write_all(rows for rows, _ in batch)
             if settled := sum(count for _, count in batch):
                 self._progress(settled)
+            if item is not None:
+                item = self._rows.get()

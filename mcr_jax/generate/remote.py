@@ -1,8 +1,8 @@
-"""Asks a service: one event loop, as many calls in flight as its pacer allows.
+"""Calls to a service: one event loop, with as many calls in flight as the pacer allows.
 
-A call that gets no answer costs its row nothing: it is made again later. Only what may be due to
-the request itself (an error 500, a timeout, a reply that cannot be read) is counted, and given up
-after `_FAILURES` of a row. A service that is away is waited for up to the pacer's patience.
+A call without an answer is retried later at no cost to its row. Only failures that may be due to
+the request (an error 500, a timeout, an unreadable reply) are counted; a row is given up after
+`_FAILURES_PER_ROW`. During an outage the run waits up to the pacer's patience.
 """
 
 import asyncio
@@ -19,27 +19,27 @@ from mcr_jax.generate.pace import Fault
 from mcr_jax.generate.questions import Question, Settler
 from mcr_jax.sigterm import caught
 
-_FAILURES = 10  # failed calls of a row, which nobody paid for, until it is left for the next run
-_GRACE_S = 10.0  # that calls in flight have when the run ends early: they are paid for
+_FAILURES_PER_ROW = 10  # free of charge; then the row is left to the next run
+_GRACE_S = 10.0  # for calls in flight when the run ends early: they are paid for
 
 
 def ask(questions: Iterable[Question], remote: Remote, settler: Settler) -> None:
-    """Asks until every question is settled or given up.
+    """Makes calls until every question is settled or given up.
 
-    SIGTERM, and whatever else ends the run early, lets calls in flight finish for 10 s and records
-    them; Ctrl-C records what has arrived.
+    If the run ends early, by SIGTERM or an error, calls in flight get 10 s to finish and are
+    recorded. Ctrl-C records only the replies that have arrived.
 
     Raises:
-      McrError: the service refuses for good or stays away, or rows cannot be written.
-      Stopped: SIGTERM came, or the service names a later time.
-      KeyboardInterrupt: Ctrl-C came.
+      McrError: the service refuses or does not come back, or rows cannot be written.
+      Stopped: on SIGTERM, or if the service names a later time.
+      KeyboardInterrupt: on Ctrl-C.
     """
     run = _Run(questions, remote, settler)
-    gc.freeze()  # or all rows would be looked through for garbage again and again
+    gc.freeze()  # otherwise the garbage collector traverses all rows again and again
     try:
         if asyncio._get_running_loop() is None:
             asyncio.run(run.all())
-        else:  # a notebook's
+        else:  # in a notebook, whose event loop is running
             with ThreadPoolExecutor(1) as thread:
                 thread.submit(asyncio.run, run.all()).result()
     finally:
@@ -50,7 +50,7 @@ class _Run:
     def __init__(self, questions: Iterable[Question], remote: Remote, settler: Settler):
         self._queue, self._remote, self._settler = deque(questions), remote, settler
         self._pacer = remote.pacer
-        # A call in a task of its own would cost a tenth more: workers make one after another.
+        # Workers make one call after another: a new task for each call costs a tenth more time.
         self._workers: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[tuple[Question, float] | None]] = []
         self._in_flight = 0
@@ -58,13 +58,13 @@ class _Run:
         self._timer: asyncio.TimerHandle | None = None
 
     async def all(self) -> None:
-        """Asks everything; raises what ended it early."""
+        """Makes all calls; raises the error that ended the run early."""
         self._loop = asyncio.get_running_loop()
-        self._over = self._loop.create_future()
+        self._finished = self._loop.create_future()
         with caught(lambda number: self._loop.call_soon_threadsafe(self._stop, number)):
             try:
                 self._fill()
-                await self._over
+                await self._finished
                 await self._drain()
             finally:
                 await self._remote.close()
@@ -72,7 +72,7 @@ class _Run:
             raise self._ending
 
     def _fill(self) -> None:
-        """Starts calls as far as the pacer allows, and arranges for the next look."""
+        """Starts the calls that the pacer allows and schedules the next time to do so."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -80,7 +80,7 @@ class _Run:
         if self._queue and left is not None and left <= 0:
             self._end(
                 McrError(
-                    f"{self._pacer.given_up()}; more than config.judge.patience. Every answer that "
+                    f"{self._pacer.given_up()}, more than config.judge.patience; every answer that "
                     "came is kept: run the command again to go on"
                 )
             )
@@ -92,26 +92,26 @@ class _Run:
                 wake = min(wait, left) if left is not None else wait
                 self._timer = self._loop.call_later(wake + 0.001, self._fill)
                 break
-            self._hand_out((self._queue.popleft(), self._pacer.begin()))
+            self._start((self._queue.popleft(), self._pacer.begin()))
         if self._ending is not None or not (self._queue or self._in_flight):
             self._finish()
 
-    def _hand_out(self, call: tuple[Question, float]) -> None:
-        """Gives a call to a worker."""
+    def _start(self, call: tuple[Question, float]) -> None:
+        """Passes a call to an idle worker, or to a new one."""
         self._in_flight += 1
         if self._idle:
             self._idle.pop().set_result(call)
             return
         worker = self._loop.create_task(self._work(call))
         self._workers.add(worker)
-        worker.add_done_callback(self._ended)
+        worker.add_done_callback(self._worker_ended)
 
     async def _work(self, call: tuple[Question, float] | None) -> None:
-        """Makes calls until there are none."""
+        """Makes calls until it gets None instead of one."""
         while call is not None:
             try:
                 await self._call(*call)
-            except McrError as problem:  # before another call is handed out
+            except McrError as problem:  # before another call starts
                 self._end(problem)
             finally:
                 self._in_flight -= 1
@@ -119,12 +119,12 @@ class _Run:
             if self._ending is not None:
                 self._finish()
                 return
-            following = self._loop.create_future()
-            self._idle.append(following)
+            next_call = self._loop.create_future()
+            self._idle.append(next_call)
             self._fill()
-            call = await following
+            call = await next_call
 
-    def _ended(self, worker: asyncio.Task[None]) -> None:
+    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
         self._workers.discard(worker)
         if not worker.cancelled() and (problem := worker.exception()) is not None:
             self._end(problem)
@@ -137,43 +137,40 @@ class _Run:
             self._failed(question, reply, began)
             return
         self._pacer.answered()
-        again = self._settler.settle(question, reply, time.monotonic() - start)
-        if again is not None:
-            self._queue.append(again)
+        retry = self._settler.settle(question, reply, time.monotonic() - start)
+        if retry is not None:
+            self._queue.append(retry)
 
     def _failed(self, question: Question, reply: Reply, began: float) -> None:
         self._pacer.failed(began, reply.fault, reply.retry_after, reply.error)
         if reply.fault is Fault.FAILED:
             question.failures += 1
-        if question.failures >= _FAILURES:
+        if question.failures >= _FAILURES_PER_ROW:
             self._settler.settle(question, reply, 0.0)
         else:
             self._queue.append(question)
 
     def _stop(self, number: int) -> None:
         if number == signal.SIGINT:
-            self._ending = KeyboardInterrupt()  # also while calls are awaited after SIGTERM
+            self._ending = KeyboardInterrupt()  # also during the grace time after SIGTERM
             for worker in self._workers:
                 worker.cancel()
         else:
-            self._end(
-                Stopped("stopped by SIGTERM; every answer that came is kept, call again to go on")
-            )
+            kept = "every answer that came is kept, call again to go on"
+            self._end(Stopped(f"stopped by SIGTERM; {kept}"))
         self._finish()
 
-    def _end(self, why: BaseException) -> None:
-        self._ending = self._ending or why
+    def _end(self, problem: BaseException) -> None:
+        self._ending = self._ending or problem
 
     def _finish(self) -> None:
-        for idle in self._idle:
-            if not idle.done():  # or cancelled with its worker
-                idle.set_result(None)
+        for future in (*self._idle, self._finished):
+            if not future.done():  # a cancelled worker cancels its future
+                future.set_result(None)
         self._idle.clear()
-        if not self._over.done():
-            self._over.set_result(None)
 
     async def _drain(self) -> None:
-        """Lets calls in flight finish, for a while."""
+        """Waits up to `_GRACE_S` for the calls in flight, then cancels them."""
         if self._workers:
             _, late = await asyncio.wait(set(self._workers), timeout=_GRACE_S)
             for worker in late:

@@ -1,10 +1,11 @@
 """Plans decode memory, number of slots and mesh before sampling starts.
 
-How many slots there are follows from the config, the model and the machine alone, never from what
-is left to do or from memory that happens to be free: a run that goes on computes with the same
-shapes, hence with the same rounding, as one that was never interrupted.
+The number of slots depends on the config, the model and the machine alone, not on the rows that are
+left or the memory that happens to be free: a resumed run has the same shapes, hence the same
+rounding, as an uninterrupted one.
 """
 
+import bisect
 import dataclasses
 import os
 from collections.abc import Iterator
@@ -16,14 +17,13 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate.engine.decode_attention import BLOCK, TILE, room
-from mcr_jax.generate.engine.state import Shape, blueprint, layer_kernel
+from mcr_jax.generate.engine.state import SLOT_MULTIPLE, Shape, blueprint, layer_kernel
 from mcr_jax.model import blockwise_attention
 from mcr_jax.model.abstract import abstract_decoder
 from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.model.sharding import AXES, abstract, bytes_per_device, make_mesh, shardings
 
-USABLE = 0.92  # of a device's memory; the runtime, its programs and gaps take the rest
-_EIGHT = 8  # slots come in eights: so many rows at least make a product with a weight worthwhile
+USABLE = 0.92  # share of a device's memory; runtime, programs and fragmentation take the rest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,9 @@ class Machine:
     """Devices to sample on.
 
     Attributes:
-      kind: of its devices, as jax calls them.
-      count: of devices.
-      bytes: memory of one.
+      kind: device kind, as jax names it.
+      count: number of devices.
+      bytes: memory of one device.
     """
 
     kind: str
@@ -58,13 +58,13 @@ class Memory:
     """Bytes on one device.
 
     Attributes:
-      weights: of the decoder.
-      prompts: keys and values of prompts.
-      answers: keys and values of what is written.
-      output: logits behind the prompts, the tokens written and what is wanted next.
-      work: an upper estimate of what a step, or the prefill of a prompt, has beside at a time.
-      twice: of the weights, the kind that is there twice while the layers are taken apart, when
-        nothing else is there yet.
+      weights: parameters of the decoder.
+      prompts: KV cache of prompts.
+      answers: KV cache of answers.
+      output: first logits of prompts, output buffers and queue.
+      work: upper estimate of the temporary memory of a decode step or a prefill.
+      twice: second copy of the largest parameter while the stacked layers are split, before the KV
+        cache is allocated.
     """
 
     weights: int
@@ -76,7 +76,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The most that is there at a time."""
+        """Peak bytes."""
         sampling = self.prompts + self.answers + self.output + self.work
         return self.weights + max(self.twice, sampling)
 
@@ -84,7 +84,7 @@ class Memory:
         parts = dataclasses.asdict(self)
         if self.total > self.weights + self.twice:
             del parts["twice"]
-        return ", ".join(f"{name} {_told(size)}" for name, size in parts.items())
+        return ", ".join(f"{name} {_readable(size)}" for name, size in parts.items())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,13 +92,13 @@ class Plan:
     """Plan of sampling a decoder on a machine.
 
     Attributes:
-      config: of the decoder, without adapters.
-      shape: of the engine on each copy of the model, with the slots that fit.
-      wanted: slots that were asked for.
-      machine: what it is for.
-      data, tensor: copies of the model, and devices that hold one together.
-      kernel: of decoding attention.
-      memory: of each device.
+      config: shape of the decoder, without adapters.
+      shape: sizes of the engine of each replica, with the slots that fit.
+      wanted: slots in the config.
+      machine: devices of the plan.
+      data, tensor: number of replicas, and devices per replica.
+      kernel: kernel of decoding attention.
+      memory: bytes on each device.
     """
 
     config: DecoderConfig
@@ -111,16 +111,16 @@ class Plan:
     memory: Memory
 
     def mesh(self) -> Mesh:
-        """All devices of this process, laid out as planned."""
+        """Returns the mesh of all devices of this process."""
         return make_mesh(self.data, 1, self.tensor)
 
     @property
     def kv_dtype(self) -> str:
-        """The dtype of keys and values."""
+        """Dtype of the KV cache."""
         return self.shape.kv_dtype or self.config.dtype
 
     def lines(self) -> Iterator[str]:
-        """The plan for people."""
+        """Yields the plan for people."""
         copies = "1 copy" if self.data == 1 else f"{self.data} copies"
         yield (
             f"{self.machine.count} x {self.machine.kind}: {copies} of the model "
@@ -131,15 +131,15 @@ class Plan:
             f"decoding attention {'xla' if self.kernel == 'xla' else 'pallas'}"
         )
         yield (
-            f"on each device: {self.memory}: {_told(self.memory.total)} of "
-            f"{_told(USABLE * self.machine.bytes)} usable ({_told(self.machine.bytes)})"
+            f"on each device: {self.memory}: {_readable(self.memory.total)} of "
+            f"{_readable(USABLE * self.machine.bytes)} usable ({_readable(self.machine.bytes)})"
         )
         fewer = f" of {self.wanted} wanted" if self.shape.slots < self.wanted else ""
         all_ = f" for each copy, {self.data * self.shape.slots} in all" if self.data > 1 else ""
         yield f"{self.shape.slots} slots{fewer}{all_}"
 
     def facts(self) -> dict[str, Any]:
-        """The plan for the manifest."""
+        """Returns the plan for the manifest."""
         return {
             "devices": f"{self.machine.count} x {self.machine.kind}",
             "device_bytes": self.machine.bytes,
@@ -164,22 +164,22 @@ def plan(
     tensor: int = 0,
     section: str = "sample",
 ) -> Plan:
-    """The mesh and the slots for sampling.
+    """Plans the mesh and the slots for sampling.
 
-    Slots are a multiple of 8, at least 8, at most `wanted.slots`. Of the numbers of devices that
-    a copy of the model may lie on, the smallest is taken on which all that are wanted fit, or where
-    none has room for that, the one with which most are written at a time by all copies.
+    The slot count is a multiple of 8, at least 8 and at most `wanted.slots`. A replica takes the
+    smallest number of devices on which all wanted slots fit. Where they fit on none, it takes the
+    number of devices that allows the most slots over all replicas.
 
     Args:
-      config: of the decoder; adapters count as merged.
-      wanted: sizes of the engine on each copy.
-      machine: what there is.
-      kernel: of decoding attention.
-      tensor: devices of a copy; 0 chooses.
-      section: of the config that the sizes come from, for errors.
+      config: shape of the decoder; adapters count as merged.
+      wanted: sizes of the engine of each replica.
+      machine: devices to plan for.
+      kernel: kernel of decoding attention.
+      tensor: number of devices per replica; 0 chooses.
+      section: section of the config with the sizes, for errors.
 
     Raises:
-      UsageError: `tensor` does not divide the devices.
+      UsageError: `tensor` does not divide the number of devices.
       McrError: not even 8 slots fit.
     """
     if tensor and machine.count % tensor:
@@ -187,12 +187,13 @@ def plan(
             f"config.sample.tensor={tensor} does not divide the {machine.count} devices; 0 chooses"
         )
     config = dataclasses.replace(config, lora=None)
-    most = max(_EIGHT, wanted.slots - wanted.slots % _EIGHT)
+    most = max(1, wanted.slots // SLOT_MULTIPLE)
     sizes = [n for n in range(1, machine.count + 1) if not machine.count % n]
-    sizes.sort(key=lambda n: config.kv_heads % n > 0)  # else each would keep and read all heads
+    sizes.sort(key=lambda n: config.kv_heads % n > 0)  # last: each device has all KV heads then
     sizes = [tensor] if tensor else sizes
 
-    def made(tensor: int, slots: int) -> Plan:
+    def planned(tensor: int, multiple: int) -> Plan:
+        slots = multiple * SLOT_MULTIPLE
         shape = dataclasses.replace(wanted, slots=slots)
         return Plan(
             config=config,
@@ -205,25 +206,22 @@ def plan(
             memory=memory(config, shape, tensor, kernel),
         )
 
-    def fits(plan: Plan) -> bool:
-        return plan.memory.total <= USABLE * machine.bytes
+    def largest(tensor: int) -> int:
+        def is_too_large(multiple: int) -> bool:
+            return planned(tensor, multiple).memory.total > USABLE * machine.bytes
 
-    best: Plan | None = None
+        return bisect.bisect(range(1, most + 1), False, key=is_too_large)
+
+    fitting: list[Plan] = []
     for size in sizes:
-        low, high = 0, most // _EIGHT  # so many eights fit, and no more than so many
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(made(size, middle * _EIGHT)) else (low, middle - 1)
-        if not low:
-            continue
-        found = made(size, low * _EIGHT)
-        if found.shape.slots == most:
-            return found
-        if best is None or found.data * found.shape.slots > best.data * best.shape.slots:
-            best = found
-    if best is None:
-        raise _too_large(made(sizes[-1], _EIGHT), section)
-    return best
+        multiple = largest(size)
+        if multiple == most:
+            return planned(size, most)
+        if multiple:
+            fitting.append(planned(size, multiple))
+    if not fitting:
+        raise _too_large(planned(sizes[-1], 1), section)
+    return max(fitting, key=lambda plan: plan.data * plan.shape.slots)
 
 
 def memory(config: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> Memory:
@@ -238,7 +236,7 @@ def memory(config: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> Mem
         weights=bytes_per_device(weights),
         prompts=prompts,
         answers=answers,
-        # The host reads copies of what is written, of one chunk while the next is under way.
+        # The host reads copies of the output: two, as one chunk is read while the next runs.
         output=bytes_per_device(state._replace(layers=())) + 2 * bytes_per_device(state.output),
         work=max(_step(config, shape, tensor, kernel), _prefill(config, shape, tensor)),
         twice=max(bytes_per_device(stack) for stack in weights["layers"].values()),
@@ -246,51 +244,52 @@ def memory(config: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> Mem
 
 
 def _step(c: DecoderConfig, shape: Shape, tensor: int, kernel: str) -> int:
-    """Peak bytes of a decode step: one attention, or the logits and their weights."""
+    """Estimates peak bytes of a decode step: of one attention, or of the logits and sampling."""
     size, slots = jnp.dtype(c.dtype).itemsize, shape.slots
-    kept = jnp.dtype(shape.kv_dtype or c.dtype).itemsize
-    drawn = slots // tensor if slots % tensor == 0 else slots
-    logits = slots * _cut(c.vocab_size, tensor) + 5 * drawn * c.vocab_size
-    hidden = slots * (4 * c.width + 4 * _cut(c.mlp_width, tensor))
+    kv_size = jnp.dtype(shape.kv_dtype or c.dtype).itemsize
+    logits = slots * _per_device(c.vocab_size, tensor)
+    logits += 5 * _per_device(slots, tensor) * c.vocab_size
+    hidden = slots * (4 * c.width + 4 * _per_device(c.mlp_width, tensor))
     if "xla" not in {layer_kernel(c, shape, kernel, index) for index in range(c.layers)}:
         return 4 * (logits + hidden)
     heads, kv_heads = _heads(c, tensor)
     tile = TILE if jax.default_backend() == "cpu" else shape.prompts
     attention = 0
-    for n, of, members, length in (
+    for n, total, members, length in (
         (min(shape.prompts, tile), shape.prompts, shape.share, shape.prompt_tokens),
         (slots, slots, 1, shape.max_tokens),
     ):
         places = room(length, kernel)
         block = min(BLOCK, places)
-        # Cut out, and in the dtype that it is computed in.
-        copies = (places > block or of > n) * kept + (kept != size) * size
+        # A slice of the cache, and its copy in the dtype of the computation.
+        copies = (places > block or total > n) * kv_size + (kv_size != size) * size
         read = 2 * n * kv_heads * block * c.head_dim * copies
         attention += read + 3 * n * members * heads * block * 4
     return max(4 * logits, attention) + 4 * hidden
 
 
 def _prefill(c: DecoderConfig, shape: Shape, tensor: int) -> int:
-    """Peak bytes of one layer in prefill."""
+    """Estimates peak bytes of one layer in prefill."""
     tokens, size = shape.prompt_tokens, jnp.dtype(c.dtype).itemsize
     heads, kv_heads = _heads(c, tensor)
     streams = (3 * c.width + 2 * (heads + 2 * kv_heads) * c.head_dim) * 4
     block = min(blockwise_attention.BLOCK, tokens)
-    return tokens * (3 * _cut(c.mlp_width, tensor) * size + streams) + 2 * heads * block * block * 4
+    mlp = 3 * _per_device(c.mlp_width, tensor) * size
+    return tokens * (mlp + streams) + 2 * heads * block * block * 4
 
 
 def _heads(c: DecoderConfig, tensor: int) -> tuple[int, int]:
-    """Query and key heads of one device."""
+    """Returns the query and key heads of one device."""
     if c.kv_heads % tensor:
         return c.heads, c.kv_heads
     return c.heads // tensor, c.kv_heads // tensor
 
 
-def _cut(size: int, tensor: int) -> int:
+def _per_device(size: int, tensor: int) -> int:
     return size // tensor if size % tensor == 0 else size
 
 
-def _told(size: float) -> str:
+def _readable(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
@@ -304,7 +303,7 @@ def _too_large(plan: Plan, section: str) -> McrError:
         help_.append(f"lower config.{section}.prompt_tokens or config.{section}.max_tokens")
     help_.append("use more or larger devices")
     return McrError(
-        f"not even {_EIGHT} slots fit: with {plan.tensor} x {plan.machine.kind} for a copy of the "
-        f"model each needs {_told(plan.memory.total)} ({plan.memory}) and has "
-        f"{_told(usable)} usable: {', or '.join(help_)}"
+        f"not even {SLOT_MULTIPLE} slots fit: with {plan.tensor} x {plan.machine.kind} for a copy "
+        f"of the model, each needs {_readable(plan.memory.total)} ({plan.memory}) and has "
+        f"{_readable(usable)} usable: {', or '.join(help_)}"
     )

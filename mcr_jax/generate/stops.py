@@ -1,27 +1,26 @@
-"""Finds the first stop string in a text that grows token by token."""
+"""Search for the first stop string in a text that grows token by token."""
 
 import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-_BLOCK = 16  # tokens that are looked at together, and as many before them for context
-_RECENT = 16  # blocks that an answer may have grown by since it was looked at
+_BLOCK = 16  # tokens searched together, after as many tokens of context
+_RECENT_BLOCKS = 16  # most blocks by which an answer usually grows between two calls
 _DIGEST_BYTES = 16
-_HALF = "\ufffd"  # what a tokenizer makes of bytes that are no character, or not yet
+_INCOMPLETE = "\ufffd"  # a tokenizer's text for bytes that are no complete character
 
 
 class StopFinder:
-    """Finds the fewest tokens whose text holds a stop string; to be asked as they grow.
+    """Finds the fewest tokens whose text holds a stop string; called again as the tokens grow.
 
-    What it finds follows from the tokens alone, not from when it was asked before: it goes over
-    them in blocks that begin at multiples of a fixed length. It remembers by their digest which
-    blocks held none, so that asking now and then about many growing answers decodes each token a
-    few times, not once for every time it is asked.
+    The result depends on the tokens alone, not on earlier calls: the search goes in blocks that
+    begin at multiples of a fixed length. The digests of blocks without a stop string are cached, so
+    repeated calls on many growing answers decode each token only a few times.
 
     Args:
-      decode: token ids to their text.
-      stops: none of them empty or with U+FFFD in it.
+      decode: turns token ids into text.
+      stops: stop strings, none of them empty or with U+FFFD in it.
       eos: ids that end an answer and are no part of its text.
     """
 
@@ -30,8 +29,8 @@ class StopFinder:
     ):
         self._decode, self._stops, self._eos = decode, stops, frozenset(eos)
         self._longest = max(map(len, stops))
-        # By digest of tokens in full blocks without a stop string: of their text, as much as one
-        # that goes on may begin in.
+        # Digest of tokens in full blocks without a stop string -> the tail of their text, in which
+        # a stop string may begin.
         self._tails: dict[bytes, str] = {}
 
     def __call__(self, tokens: np.ndarray) -> int | None:
@@ -44,26 +43,26 @@ class StopFinder:
             last = min(first + _BLOCK, len(ids))
             window = ids[max(0, first - _BLOCK) : last]
             context = len(window) - (last - first)
-            # Half a character at the end of the context is read again with its other half.
-            told = len(self._decode(window[:context]).rstrip(_HALF))
+            # Half a character at the end of the context is decoded again with its other half.
+            known = len(self._decode(window[:context]).rstrip(_INCOMPLETE))
 
-            def behind(count: int, window=window, told=told, tail=tail) -> str:
-                return tail + self._decode(window[:count])[told:]
+            def text_of(count: int, window=window, known=known, tail=tail) -> str:
+                return tail + self._decode(window[:count])[known:]
 
-            text = behind(len(window))
+            text = text_of(len(window))
             if self._holds(text):
                 counts = range(context + 1, len(window) + 1)
-                return first - context + next(n for n in counts if self._holds(behind(n)))
+                return first - context + next(n for n in counts if self._holds(text_of(n)))
             if last - first < _BLOCK:
                 break
-            first, tail = last, text.rstrip(_HALF)[-self._longest :]
+            first, tail = last, text.rstrip(_INCOMPLETE)[-self._longest :]
         self._tails[_digest(tokens[:first])] = tail
         return None
 
     def _known(self, tokens: np.ndarray, count: int) -> tuple[int, str]:
-        """Returns the number of tokens known to hold no stop string, and the tail of their text."""
+        """Returns the number of tokens cached as without a stop string, and their text's tail."""
         last = count - count % _BLOCK
-        recent = range(last, max(0, last - _RECENT * _BLOCK), -_BLOCK)
+        recent = range(last, max(0, last - _RECENT_BLOCKS * _BLOCK), -_BLOCK)
         for full in recent:
             if (tail := self._tails.get(_digest(tokens[:full]))) is not None:
                 return full, tail
@@ -79,7 +78,7 @@ class StopFinder:
 
 
 def cut(text: str, stops: tuple[str, ...]) -> str:
-    """`text` up to the end of the stop string in it that ends first; all of it without one."""
+    """Cuts `text` after the stop string that ends first; without a stop string keeps all."""
     ends = [at + len(stop) for stop in stops if (at := text.find(stop)) >= 0]
     return text[: min(ends, default=len(text))]
 

@@ -1,4 +1,4 @@
-"""The driver requests missing rows, records replies, and resumes."""
+"""The driver asks for missing rows, writes every answer, and resumes."""
 
 import asyncio
 import dataclasses
@@ -20,12 +20,12 @@ SCOPE = Scope("sample", "m")
 
 
 class Scripted:
-    """Answers (key, index) by a function of (key, index, how often it was asked before)."""
+    """Answers (key, index) by a function of (key, index, number of earlier calls for it)."""
 
     identity = "scripted/1"
 
     def __init__(self, answer=lambda key, index, before: "text"):
-        self.answer, self.batches, self.asked, self.limits = answer, [], [], []
+        self.answer, self.batches, self.calls, self.limits = answer, [], [], []
 
     def generate(self, requests):
         self.batches.append([(r.key, r.wanted) for r in requests])
@@ -34,16 +34,16 @@ class Scripted:
                 yield self.reply(request, index)
 
     def reply(self, request, index):
-        before = self.asked.count((request.key, index))
-        self.asked.append((request.key, index))
+        before = self.calls.count((request.key, index))
+        self.calls.append((request.key, index))
         self.limits.append(request.max_tokens)
-        said = self.answer(request.key, index, before)
+        answer = self.answer(request.key, index, before)
         reply = {"key": request.key, "index": index, "text": "", "outcome": Outcome.OK}
-        return Reply(**reply | ({"text": said} if isinstance(said, str) else said))
+        return Reply(**reply | ({"text": answer} if isinstance(answer, str) else answer))
 
 
 class Service(Scripted):
-    """The same, asked over a network."""
+    """Scripted service on the network."""
 
     most_tokens = 8192
 
@@ -110,10 +110,10 @@ def test_all_rows_are_answered_once_and_a_second_run_asks_nothing(ledger, kind):
         (f"c{i}", s): f"c{i}/{s}" for i in range(5) for s in range(3)
     }
     assert run(jobs, generator, ledger) == driver.Summary(total=15, asked=0, settled=0)
-    assert len(generator.asked) == 15
+    assert len(generator.calls) == 15
 
 
-def test_a_service_is_asked_in_a_notebook_too_whose_event_loop_is_running(ledger):
+def test_a_service_can_be_called_while_the_event_loop_of_a_notebook_runs(ledger):
     async def cell():
         return run([job(f"c{i}") for i in range(5)], Service(), ledger)
 
@@ -130,10 +130,10 @@ def test_more_samples_ask_for_the_new_ones_only(ledger):
     run([job(n=2)], Scripted(), ledger)
     generator = Scripted()
     run([job(n=5)], generator, ledger)
-    assert generator.asked == [("c", 2), ("c", 3), ("c", 4)]
+    assert generator.calls == [("c", 2), ("c", 3), ("c", 4)]
 
 
-def test_what_is_held_is_what_a_run_would_not_ask_for(ledger):
+def test_held_counts_the_rows_that_a_run_would_not_ask_for(ledger):
     def held(*jobs):
         work = driver.declare(SCOPE, jobs, generator, ledger)
         assert work.total == work.held + work.asked == sum(job.request.n for job in jobs)
@@ -148,12 +148,12 @@ def test_what_is_held_is_what_a_run_would_not_ask_for(ledger):
     assert held(job("other"), job(n=2)) == 2
 
 
-def test_work_that_is_declared_is_answered_once(ledger):
+def test_declared_work_is_answered_once(ledger):
     generator = Scripted()
     work = driver.declare(SCOPE, [job("a", n=2), job("b")], generator, ledger)
-    assert not generator.asked and not any(attempts(ledger).values())
+    assert not generator.calls and not any(attempts(ledger).values())
     assert driver.answer(work, generator, ledger) == driver.Summary(total=3, asked=3, settled=3)
-    assert generator.asked == [("a", 0), ("a", 1), ("b", 0)]
+    assert generator.calls == [("a", 0), ("a", 1), ("b", 0)]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_another_identity_asks_again(ledger):
     assert run([job()], other, ledger).asked == 1
 
 
-def test_a_reply_is_durable_before_progress_counts_it_though_no_other_comes(ledger):
+def test_a_reply_is_durable_before_progress_counts_it_even_if_no_other_arrives(ledger):
     counted = threading.Event()
 
     def answer(key, index, before):
@@ -228,7 +228,7 @@ def test_replies_that_come_together_are_written_together(ledger, monkeypatch):
     assert len(batches) < 100
 
 
-def test_run_that_broke_off_goes_on_with_the_rest(ledger):
+def test_a_run_after_an_error_resumes_with_the_missing_rows(ledger):
     def breaks(key, index, before):
         if key == "c2":
             raise McrError("no such model")
@@ -240,10 +240,10 @@ def test_run_that_broke_off_goes_on_with_the_rest(ledger):
     assert {c for (c, _), a in attempts(ledger).items() if a} == {"c0", "c1"}
     generator = Scripted()
     run(jobs, generator, ledger)
-    assert [key for key, _ in generator.asked] == ["c2", "c3"]
+    assert [key for key, _ in generator.calls] == ["c2", "c3"]
 
 
-def test_error_that_ends_the_run_stops_calls_that_wait_and_keeps_those_in_flight(ledger):
+def test_an_error_that_ends_the_run_drops_waiting_calls_and_records_those_in_flight(ledger):
     def answer(key, index, before):
         if key == "c1":
             raise McrError("bad key")
@@ -252,8 +252,8 @@ def test_error_that_ends_the_run_stops_calls_that_wait_and_keeps_those_in_flight
     generator = Service(answer, concurrency=3)
     with pytest.raises(McrError, match="bad key"):
         run([job(f"c{i}") for i in range(5000)], generator, ledger)
-    assert len(generator.asked) <= 4 and generator.closed == 1
-    assert ledger.count() == len(generator.asked) - 1
+    assert len(generator.calls) <= 4 and generator.closed == 1
+    assert ledger.count() == len(generator.calls) - 1
 
 
 @BOTH
@@ -261,10 +261,10 @@ def test_failed_infrastructure_is_tried_again(ledger, kind):
     generator = kind(failing(Outcome.INFRA_ERROR, times=2))
     assert run([job()], generator, ledger).settled == 1
     assert attempts(ledger)["c", 0].outcome is Outcome.OK
-    assert len(generator.asked) == 3
+    assert len(generator.calls) == 3
 
 
-def test_row_whose_tries_are_used_up_stays_open_for_the_next_run(ledger):
+def test_a_row_without_tries_left_stays_open_for_the_next_run(ledger):
     summary = run([job()], Scripted(failing(Outcome.INFRA_ERROR)), ledger)
     assert (summary.asked, summary.settled) == (1, 0)
     assert summary.errors == ("INFRA_ERROR of c",)
@@ -272,22 +272,22 @@ def test_row_whose_tries_are_used_up_stays_open_for_the_next_run(ledger):
     assert attempts(ledger)["c", 0].attempt == 4
 
 
-def test_calls_without_an_answer_leave_one_row_once_they_are_given_up(ledger):
+def test_calls_without_an_answer_leave_one_row_after_they_are_given_up(ledger):
     def answer(key, index, before):
         return {"outcome": Outcome.INFRA_ERROR, "error": "500"} if key == "c3" else "text"
 
     generator = Service(answer)
     summary = run([job(f"c{i}") for i in range(9)], generator, ledger)
     assert (summary.settled, summary.errors, ledger.count()) == (8, ("500",), 9)
-    assert generator.asked.count(("c3", 0)) == 10
+    assert generator.calls.count(("c3", 0)) == 10
     assert attempts(ledger)["c3", 0].outcome is Outcome.INFRA_ERROR
 
 
 @pytest.mark.parametrize("fault", [Fault.AWAY, Fault.BUSY])
-def test_a_service_that_is_away_or_busy_uses_up_no_rows_tries(ledger, fault):
-    lost = {"outcome": Outcome.INFRA_ERROR, "error": "away", "fault": fault}
+def test_a_service_that_is_away_or_busy_costs_a_row_no_tries(ledger, fault):
+    failure = {"outcome": Outcome.INFRA_ERROR, "error": "away", "fault": fault}
     generator = Service(concurrency=64)
-    generator.answer = lambda *_: lost if len(generator.asked) < 200 else "text"
+    generator.answer = lambda *_: failure if len(generator.calls) < 200 else "text"
     summary = run([job(f"c{i}") for i in range(64)], generator, ledger)
     assert (summary.settled, ledger.count()) == (64, 64)
     assert {attempt.attempt for attempt in attempts(ledger).values()} == {1}
@@ -297,10 +297,10 @@ def test_a_service_that_is_away_or_busy_uses_up_no_rows_tries(ledger, fault):
     "`mcr judge` waits up to `judge.patience` seconds (600) for an unreachable service, with a "
     "countdown."
 )
-def test_a_service_that_stays_away_ends_the_run_with_one_line_and_what_came_is_kept(ledger):
+def test_a_service_that_stays_away_ends_the_run_with_one_line_and_keeps_the_answers(ledger):
     def answer(key, index, before):
-        gone = {"outcome": Outcome.INFRA_ERROR, "error": "refused", "fault": Fault.AWAY}
-        return "text" if key == "c0" else gone
+        failure = {"outcome": Outcome.INFRA_ERROR, "error": "refused", "fault": Fault.AWAY}
+        return "text" if key == "c0" else failure
 
     with pytest.raises(McrError, match=r"no answer for .*refused.*judge\.patience") as raised:
         run([job(f"c{i}") for i in range(9)], Service(answer, patience=0.2), ledger)
@@ -309,11 +309,11 @@ def test_a_service_that_stays_away_ends_the_run_with_one_line_and_what_came_is_k
 
 
 def test_a_wait_beyond_patience_ends_the_run_at_once(ledger):
-    asks = {"outcome": Outcome.INFRA_ERROR, "error": "429", "fault": Fault.BUSY}
-    generator = Service(lambda *_: {**asks, "retry_after": 7200.0}, concurrency=1)
+    failure = {"outcome": Outcome.INFRA_ERROR, "error": "429", "fault": Fault.BUSY}
+    generator = Service(lambda *_: {**failure, "retry_after": 7200.0}, concurrency=1)
     with pytest.raises(McrError, match=r"asks to wait 7,200 s \(429\)"):
         run([job()], generator, ledger)
-    assert len(generator.asked) == 1
+    assert len(generator.calls) == 1
 
 
 @pytest.mark.promise(
@@ -323,13 +323,13 @@ def test_a_wait_beyond_patience_ends_the_run_at_once(ledger):
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)]
 )
-def test_a_signal_keeps_what_has_arrived_and_sends_nothing_more(ledger, number, error):
+def test_a_signal_keeps_the_answers_so_far_and_starts_no_more_calls(ledger, number, error):
     class Slow(Service):
         async def call(self, request, index):
             reply = await super().call(request, index)
             if request.key == "c9":
                 os.kill(os.getpid(), number)
-            if len(self.asked) > 8:  # in flight as the signal comes
+            if len(self.calls) > 8:  # in flight when the signal comes
                 await asyncio.sleep(0.05)
             return reply
 
@@ -337,8 +337,8 @@ def test_a_signal_keeps_what_has_arrived_and_sends_nothing_more(ledger, number, 
     with pytest.raises(error):
         run([job(f"c{i}") for i in range(500)], generator, ledger)
     assert signal.getsignal(number) is before
-    assert len(generator.asked) < 20
-    lost = len(generator.asked) - ledger.count()
+    assert len(generator.calls) < 20
+    lost = len(generator.calls) - ledger.count()
     assert lost == 0 if number == signal.SIGTERM else lost <= 4
 
 
@@ -347,9 +347,9 @@ def test_a_signal_keeps_what_has_arrived_and_sends_nothing_more(ledger, number, 
 )
 def test_a_signal_ends_the_wait_for_a_service_that_is_away(ledger, number, error):
     def answer(key, index, before):
-        if len(generator.asked) < 9:
+        if len(generator.calls) < 9:
             return "text"
-        if len(generator.asked) == 20:
+        if len(generator.calls) == 20:
             os.kill(os.getpid(), number)
         return {"outcome": Outcome.INFRA_ERROR, "error": "refused", "fault": Fault.AWAY}
 
@@ -357,7 +357,7 @@ def test_a_signal_ends_the_wait_for_a_service_that_is_away(ledger, number, error
     with pytest.raises(error):
         run([job(f"c{i}") for i in range(50)], generator, ledger)
     assert ledger.count() == 8
-    assert len(generator.asked) < 30
+    assert len(generator.calls) < 30
 
 
 @BOTH
@@ -366,7 +366,7 @@ def test_a_sample_that_has_an_outcome_is_not_asked_for_again(ledger, kind, outco
     generator = kind(failing(outcome))
     assert run([job()], generator, ledger).settled == 1
     assert run([job()], generator, ledger).asked == 0
-    assert len(generator.asked) == 1
+    assert len(generator.calls) == 1
 
 
 @BOTH
@@ -374,15 +374,15 @@ def test_a_sample_that_has_an_outcome_is_not_asked_for_again(ledger, kind, outco
 def test_a_verdict_that_is_not_ok_is_asked_for_again_by_every_run(ledger, kind, outcome):
     generator = kind(failing(outcome, times=5))
     settled = [run([job()], generator, ledger, reader=TEXTS).settled for _ in range(2)]
-    assert (settled, len(generator.asked)) == ([0, 1], 6)
+    assert (settled, len(generator.calls)) == ([0, 1], 6)
 
 
 @BOTH
-def test_a_prompt_that_is_too_long_stays_so(ledger, kind):
+def test_a_prompt_that_is_too_long_is_not_asked_again(ledger, kind):
     generator = kind(failing(Outcome.PROMPT_TOO_LONG))
     for _ in range(2):
         run([job()], generator, ledger, reader=VERDICTS)
-    assert len(generator.asked) == 1
+    assert len(generator.calls) == 1
 
 
 @pytest.mark.promise("after a truncated reply with twice the tokens")
@@ -396,7 +396,7 @@ def test_a_truncated_verdict_is_asked_for_with_twice_the_tokens_each_time(ledger
 
 
 @BOTH
-def test_reply_of_another_form_is_malformed_keeps_its_text_and_is_tried_again(ledger, kind):
+def test_a_reply_of_a_wrong_form_is_malformed_keeps_its_text_and_is_retried(ledger, kind):
     generator = kind(lambda key, index, before: "7" if before > 2 else "seven")
     assert run([job()], generator, ledger, reader=VERDICTS).settled == 0
     answer = attempts(ledger)["c", 0]
@@ -418,7 +418,7 @@ def test_a_stored_reply_is_read_again_by_another_parser_without_a_call(ledger):
     generator = Service(lambda key, *_: {"c0": "7", "c1": "seven", "c2": "8"}[key])
     jobs = [job(f"c{i}", prompt=str(i)) for i in range(3)]
     run(jobs, generator, ledger, reader=VERDICTS)
-    before = len(generator.asked)
+    before = len(generator.calls)
 
     def strict(request, text):
         if text == "8":
@@ -427,7 +427,7 @@ def test_a_stored_reply_is_read_again_by_another_parser_without_a_call(ledger):
 
     generator.answer = lambda *_: "9"
     summary = run(jobs, generator, ledger, reader=Reader(parse=strict, name="integer/2"))
-    assert (summary.asked, len(generator.asked) - before) == (1, 1)  # c2 alone
+    assert (summary.asked, len(generator.calls) - before) == (1, 1)  # c2 alone
     assert [a.verdict for a in attempts(ledger).values()] == [{"value": 7}] * 3
     assert {a.reading for a in attempts(ledger).values()} == {"integer/2"}
 
@@ -436,7 +436,7 @@ def test_equal_questions_are_asked_once_and_each_row_keeps_its_record(ledger):
     generator = Service(lambda *_: {"text": "7", "usage": Usage(prompt=5, output=1)})
     jobs = [job(f"c{i}", prompt=f"{i % 2}?") for i in range(6)]
     assert run(jobs, generator, ledger, reader=VERDICTS).settled == 6
-    assert generator.asked == [("c0", 0), ("c1", 0)]
+    assert generator.calls == [("c0", 0), ("c1", 0)]
     rows = {case: a for (case, _), a in attempts(ledger).items()}
     assert all(a.verdict == {"value": 7} and a.text == "7" for a in rows.values())
     assert [rows[f"c{i}"].shared for i in range(6)] == [
@@ -465,48 +465,47 @@ def test_an_equal_question_of_another_model_is_answered_from_the_ledger(ledger):
 def test_questions_that_differ_in_a_setting_share_nothing(ledger, change):
     generator = Service(lambda *_: "7")
     run([job("c0"), job("c1", **change)], generator, ledger, reader=VERDICTS)
-    assert len(generator.asked) == 2
+    assert len(generator.calls) == 2
 
 
 @BOTH
-def test_samples_of_equal_prompts_are_draws_of_their_own(ledger, kind):
+def test_samples_of_equal_prompts_are_separate_draws(ledger, kind):
     generator = kind()
     run([job("c0", n=2), job("c1")], generator, ledger)
     run([job("c0", n=2), job("c1"), job("c2")], generator, ledger)
-    assert len(generator.asked) == 4
+    assert len(generator.calls) == 4
     assert all(a.shared is None for a in attempts(ledger).values())
 
 
-def test_repeats_of_a_verdict_are_draws_of_their_own(ledger):
+def test_repeats_of_a_verdict_are_separate_draws(ledger):
     again = job("c1")
     again = dataclasses.replace(again, row=dataclasses.replace(job("c0").row, repeat=1))
     generator = Service(lambda *_: "7")
     run([job("c0"), again], generator, ledger, reader=VERDICTS)
-    assert len(generator.asked) == 2
+    assert len(generator.calls) == 2
 
 
 def test_verdicts_of_another_version_are_asked_for_once_a_run_and_count_again_later(ledger):
     version = ["a"]
     generator = Service(lambda *_: {"text": "7", "model_version": version[0]})
 
-    def asked(wanted):
-        before = len(generator.asked)
-        reader = dataclasses.replace(VERDICTS, version=wanted)
+    def calls_and_open_rows(counted):
+        before = len(generator.calls)
+        reader = dataclasses.replace(VERDICTS, version=counted)
         summary = run([job("c0"), job("c1", prompt="!")], generator, ledger, reader=reader)
-        return len(generator.asked) - before, summary.asked - summary.settled
+        return len(generator.calls) - before, summary.asked - summary.settled
 
-    assert asked("") == (2, 0)
-    assert asked("b") == (2, 2)
+    assert calls_and_open_rows("") == (2, 0)
+    assert calls_and_open_rows("b") == (2, 2)
     version[0] = "b"
-    assert asked("b") == (2, 0)
-    assert asked("a") == asked("b") == asked("") == (0, 0)
+    assert calls_and_open_rows("b") == (2, 0)
+    assert [calls_and_open_rows(counted) for counted in ("a", "b", "")] == [(0, 0)] * 3
 
 
 def test_a_ledger_that_cannot_be_written_ends_the_run(ledger):
     run([job("c0")], Scripted(), ledger)
     work = driver.declare(SCOPE, [job(f"c{i}") for i in range(9)], Service(), ledger)
-    taken = attempts(ledger)["c0", 0]
-    row = dataclasses.replace(taken.row, case="c3")  # as if another process had written it
+    row = dataclasses.replace(attempts(ledger)["c0", 0].row, case="c3")  # by another process
     digest = job("c3").request.digest("scripted/1")
     ledger.write(Attempt(row=row, digest=digest, attempt=1, outcome=Outcome.OK))
     with pytest.raises(McrError, match="UNIQUE"):
@@ -535,30 +534,30 @@ def test_row_without_a_reply_is_left_open(ledger):
 
 @BOTH
 def test_progress_adds_up_to_the_settled_rows(ledger, kind):
-    told = []
+    counts = []
 
     def answer(key, index, before):
         return {"outcome": Outcome.INFRA_ERROR, "error": "lost"} if key == "c0" else "text"
 
     generator = kind(answer)
-    summary = run([job(f"c{i}", n=2) for i in range(4)], generator, ledger, progress=told.append)
-    assert sum(told) == summary.settled == 6
+    summary = run([job(f"c{i}", n=2) for i in range(4)], generator, ledger, progress=counts.append)
+    assert sum(counts) == summary.settled == 6
 
 
 def test_two_jobs_for_one_row_are_refused_before_anything_is_asked(ledger):
     generator = Scripted()
     with pytest.raises(McrError, match="twice"):
         run([job(), job()], generator, ledger)
-    assert not generator.asked
+    assert not generator.calls
 
 
-def test_no_jobs_are_no_work_and_withdraw_what_was_wanted(ledger):
+def test_no_jobs_are_no_work_and_no_row_is_wanted_then(ledger):
     run([job()], Scripted(), ledger)
     assert run([], Scripted(), ledger) == driver.Summary(total=0, asked=0, settled=0)
     assert attempts(ledger) == {}
 
 
-def test_its_own_wait_is_never_longer_than_its_patience():
+def test_a_backoff_is_never_longer_than_the_patience():
     pacer = Pacer(1, patience=0.1, clock=lambda: 0.0)
     pacer.failed(pacer.begin(), Fault.AWAY, None, "refused")
     assert pacer.left() == 0.1  # 0 is for a service that asks to wait for longer

@@ -1,4 +1,4 @@
-"""The real google-genai client with a Gemini on loopback: every ending maps to an outcome."""
+"""The real google-genai client with a Gemini server on loopback: every ending has its outcome."""
 
 import asyncio
 import datetime
@@ -25,7 +25,7 @@ def ask(messages=({"role": "user", "content": "Which hum?"},), **options):
 
 
 def every(generator, request):
-    """The replies to all wanted answers of a request, one call after another."""
+    """Returns the replies to all wanted answers of a request, by one call after another."""
 
     async def call():
         try:
@@ -42,7 +42,7 @@ def one(generator, request=None):
 
 
 def run(tmp_path, generator):
-    """One row through the driver; returns its summary and last attempt."""
+    """Runs one row through the driver; returns the summary, the attempt and the number of rows."""
     row = RowKey(stage="sample", case="c", model="gemini", sample=0)
     jobs = [driver.Job(row=row, request=ask())]
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
@@ -88,7 +88,7 @@ def test_request_on_the_wire(gemini):
     assert config["thinkingConfig"] == {"thinking_budget": 0}
 
 
-def test_filters_and_stops_are_asked_for_only_where_there_are_some(gemini):
+def test_filters_and_stops_are_sent_only_where_they_are_set(gemini):
     one(Gemini("m"), ask(top_k=5, stop=("</answer>",)))
     one(Gemini("m"))
     config, plain = (call.body["generationConfig"] for call in gemini.calls)
@@ -96,7 +96,7 @@ def test_filters_and_stops_are_asked_for_only_where_there_are_some(gemini):
     assert not {"topK", "stopSequences"} & plain.keys()
 
 
-def test_no_schema_and_no_budget_leave_the_services_defaults(gemini):
+def test_without_schema_and_thinking_the_defaults_of_the_service_hold(gemini):
     one(Gemini("m"))
     config = gemini.calls[0].body["generationConfig"]
     assert not {"responseSchema", "responseMimeType", "thinkingConfig"} & config.keys()
@@ -198,7 +198,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_passing_fault_is_retried_and_costs_the_row_nothing(gemini, tmp_path, name):
+def test_a_transient_failure_is_retried_and_costs_the_row_nothing(gemini, tmp_path, name):
     answer, fault = FAULTS[name]
     gemini.then(answer(gemini), answer(gemini), gemini.says("It is rime."))
     assert one(Gemini("m")).fault is fault
@@ -207,7 +207,7 @@ def test_passing_fault_is_retried_and_costs_the_row_nothing(gemini, tmp_path, na
     assert (attempt.attempt, rows, len(gemini.calls)) == (1, 1, 3)
 
 
-def test_nobody_at_the_address_is_a_service_that_is_away(gemini, monkeypatch):
+def test_a_refused_connection_is_a_service_that_is_away(gemini, monkeypatch):
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://127.0.0.1:1")
     reply = one(Gemini("m"))
     assert (reply.outcome, reply.fault) == (Outcome.INFRA_ERROR, Fault.AWAY)
@@ -263,7 +263,7 @@ def test_server_that_hangs_is_a_timeout(gemini):
     ("code", "says"),
     [(400, "GEMINI_API_KEY"), (401, "key"), (403, "key"), (404, "model m"), (405, "BASE_URL")],
 )
-def test_call_that_can_never_work_stops_the_run_with_one_line(gemini, tmp_path, code, says):
+def test_a_permanent_error_stops_the_run_with_one_line(gemini, tmp_path, code, says):
     gemini.then(*(gemini.error(code, f"no:\n  {gemini.key}") for _ in range(2)))
     with pytest.raises(McrError, match=f"HTTP {code}") as raised:
         run(tmp_path, Gemini("m"))
@@ -273,7 +273,7 @@ def test_call_that_can_never_work_stops_the_run_with_one_line(gemini, tmp_path, 
 
 
 @pytest.mark.parametrize("code", [400, 413])
-def test_prompt_beyond_the_model_costs_its_row_only(gemini, code):
+def test_a_prompt_too_long_for_the_model_fails_its_row_only(gemini, code):
     message = "The input token count (2000000) exceeds the maximum number of tokens allowed."
     gemini.then(gemini.error(code, message))
     assert one(Gemini("m")).outcome is Outcome.PROMPT_TOO_LONG
@@ -303,7 +303,7 @@ def test_second_name_of_the_key_works_alone(gemini, monkeypatch):
 
 
 @pytest.mark.parametrize("key", [None, "", "  ", "sk secret", "clé-secret", "a\nsecret"])
-def test_key_that_cannot_be_used_is_a_usage_error_that_does_not_show_it(monkeypatch, key):
+def test_an_invalid_key_is_a_usage_error_that_does_not_show_it(monkeypatch, key):
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
     if key is not None:
         monkeypatch.setenv("GEMINI_API_KEY", key)
@@ -312,7 +312,7 @@ def test_key_that_cannot_be_used_is_a_usage_error_that_does_not_show_it(monkeypa
     assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_the_line_about_a_missing_key_fits_whatever_gemini_is_for(monkeypatch):
+def test_the_line_about_a_missing_key_names_every_field_that_can_need_it(monkeypatch):
     for name in KEYS:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match="set GEMINI_API_KEY or GOOGLE_API_KEY") as raised:
@@ -333,7 +333,7 @@ def test_bad_argument_is_a_usage_error(gemini, options):
         Gemini(**{"model": "m", **options})
 
 
-def test_key_stands_nowhere_but_in_the_header(gemini, tmp_path):
+def test_the_key_is_in_the_header_only(gemini, tmp_path):
     echo = f"key {gemini.key} is over its quota"
     gemini.then(gemini.error(429, echo, retry_delay="0s"), *(gemini.raw(echo.encode(), 500),) * 10)
     generator = Gemini("m", backoff=0.0)
@@ -396,7 +396,7 @@ def test_thinking_is_a_level_from_gemini_3_on_and_a_budget_before(gemini, model,
         *(("m", "often", "a level"), ("gemini-2.5-flash", "1e3", "a number")),
     ],
 )
-def test_thinking_that_the_model_does_not_take_is_a_usage_error(gemini, model, thinking, takes):
+def test_thinking_that_the_model_does_not_support_is_a_usage_error(gemini, model, thinking, takes):
     with pytest.raises(UsageError, match=f"{model} takes {takes}"):
         Gemini(model, thinking=thinking)
     assert not gemini.calls
@@ -409,13 +409,13 @@ def test_a_conversation_that_ends_with_the_model_is_never_sent(gemini):
     assert not gemini.calls
 
 
-def test_what_the_service_says_of_the_models_retirement_is_passed_on(gemini):
+def test_the_retirement_notice_of_the_service_is_passed_on(gemini):
     status = {"modelStage": "DEPRECATED", "retirementTime": "2026-12-01T00:00:00Z"}
     gemini.then(gemini.says("hm", modelStatus={**status, "message": "Use\n another."}))
     assert one(Gemini("m")).model_status == "DEPRECATED; retires 2026-12-01; Use another."
 
 
-def test_calls_in_flight_are_as_many_as_asked_for_and_keep_their_connections(gemini, tmp_path):
+def test_as_many_calls_as_set_are_in_flight_and_keep_their_connections(gemini, tmp_path):
     jobs = [
         driver.Job(
             row=RowKey(stage="sample", case=f"c{i}", model="gemini", sample=0),
@@ -423,7 +423,7 @@ def test_calls_in_flight_are_as_many_as_asked_for_and_keep_their_connections(gem
         )
         for i in range(120)
     ]
-    gemini.gather(30)  # replies to none before so many calls are there
+    gemini.gather(30)  # the server replies to none before 30 calls are in flight
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         summary = driver.run(SCOPE, jobs, Gemini("m", concurrency=30), ledger)
         assert (summary.settled, ledger.count()) == (120, 120)

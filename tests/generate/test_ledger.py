@@ -1,4 +1,4 @@
-"""The ledger keeps every acknowledged row through kills, and joins rows by key."""
+"""The ledger keeps every acknowledged row, even if the process is killed, and joins by key."""
 
 import contextlib
 import dataclasses
@@ -15,13 +15,14 @@ import pytest
 
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome, Usage
-from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
+from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope, opened
+from mcr_jax.workdir import Workdir
 
 SCOPE = Scope("diagnosis", "sft", "offline")
-# Files that the code of each earlier schema wrote.
+# Files of each earlier schema, written by the code of that time.
 OLD = {n: pathlib.Path(__file__).parent / "golden" / f"ledger_{n}.sqlite" for n in (1, 2)}
 
-# Writes rows for ever, or up to a count, and acknowledges each on stdout once it is written.
+# Writes rows for ever, or up to a count, and acknowledges each on stdout after it is written.
 WRITER = """
 import itertools, sys
 from mcr_jax.generate.api import Outcome
@@ -56,8 +57,8 @@ def writer(path, name, count=0, size=10):
 
 @pytest.fixture
 def ledger(tmp_path):
-    with Ledger(tmp_path / "ledger.sqlite") as opened:
-        yield opened
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        yield ledger
 
 
 def test_attempt_comes_back_as_it_was_written(ledger):
@@ -84,7 +85,7 @@ def test_any_text_comes_back_unchanged(ledger, text):
     assert (answer.text, answer.error) == (text, text)
 
 
-def test_lone_surrogate_costs_its_character_and_not_the_row(ledger):
+def test_a_lone_surrogate_becomes_a_question_mark(ledger):
     ledger.declare(SCOPE, {row(): "d1"})
     ledger.write(
         attempt(text="a\ud800b", error="\udfff", verdict=["\ud800"], model_version="\ud800")
@@ -94,7 +95,7 @@ def test_lone_surrogate_costs_its_character_and_not_the_row(ledger):
     assert answer.verdict == ["\ud800"]
 
 
-def test_newest_attempt_answers_and_older_ones_stay(ledger):
+def test_the_newest_attempt_counts_and_older_ones_stay(ledger):
     ledger.declare(SCOPE, {row(): "d1"})
     ledger.write(attempt(number=1, outcome=Outcome.INFRA_ERROR))
     ledger.write(attempt(number=2, text="later"))
@@ -102,7 +103,7 @@ def test_newest_attempt_answers_and_older_ones_stay(ledger):
     assert ledger.count() == 2
 
 
-def test_answer_under_another_digest_is_no_answer(ledger):
+def test_an_answer_under_another_digest_does_not_count(ledger):
     ledger.write(attempt(digest="old prompt"))
     ledger.declare(SCOPE, {row(): "new prompt"})
     assert ledger.answers(SCOPE) == {row(): None}
@@ -259,20 +260,72 @@ def test_rows_written_together_are_all_there_or_none(ledger):
     ledger.write(attempt(row(1)))
     with pytest.raises(McrError):
         ledger.write_all([[attempt(row(0))], [attempt(row(1))]])
-    assert ledger.count() == 1
+    assert ledger.count() == ledger.written == 1
     ledger.write(attempt(row(0)))
 
 
+def test_rows_whose_commit_fails_are_not_counted_as_written(ledger):
+    def deny_commit(action, argument, *_):
+        denied = action == sqlite3.SQLITE_TRANSACTION and argument == "COMMIT"
+        return sqlite3.SQLITE_DENY if denied else sqlite3.SQLITE_OK
+
+    ledger.declare(SCOPE, {row(): "d1"})
+    ledger.write(attempt(outcome=Outcome.MALFORMED))
+    stored = ledger.answers(SCOPE)[row()]
+    ledger._db.set_authorizer(deny_commit)
+    for write in (lambda: ledger.write(attempt(row(1))), lambda: ledger.reread([stored])):
+        with pytest.raises(McrError, match="not authorized"):
+            write()
+    ledger._db.set_authorizer(None)
+    assert ledger.count() == ledger.written == 1
+
+
+def test_changes_differ_after_every_write_of_this_and_of_another_connection(ledger):
+    seen = [ledger.changes]
+    with Ledger(ledger.path) as other:
+        for write in (ledger.write, other.write, ledger.write):
+            write(attempt(row(len(seen))))
+            seen.append(ledger.changes)
+    assert len(set(seen)) == 4 and ledger.changes == seen[-1]
+
+
+def test_callers_share_a_connection_while_the_workdir_is_locked(tmp_path):
+    workdir = Workdir(tmp_path)
+    with workdir.locked(), opened(workdir) as one, opened(workdir, readonly=True) as two:
+        assert one is two and not one.readonly
+    with opened(workdir) as alone:
+        assert alone is not one
+
+
+def test_a_ledger_that_cannot_be_opened_for_writing_can_still_be_read(tmp_path, monkeypatch):
+    workdir = Workdir(tmp_path)
+    with opened(workdir) as ledger:
+        ledger.write(attempt())
+
+    def fail(ledger):
+        raise McrError("no space left")
+
+    with workdir.locked():
+        with opened(workdir, readonly=True) as ledger:
+            assert ledger.count() == 1
+        with monkeypatch.context() as patch, pytest.raises(McrError, match="no space"):
+            patch.setattr(Ledger, "_enter_wal", fail)
+            with opened(workdir):
+                pass
+        with opened(workdir, readonly=True) as ledger:
+            assert ledger.count() == 1
+
+
 def test_equal_questions_are_answered_by_the_newest_ok_attempt_of_the_version(ledger):
-    made = [
+    attempts = [
         attempt(row(i), question="q", outcome=outcome, model_version=version)
         for i, (outcome, version) in enumerate(
             [(Outcome.OK, "a"), (Outcome.OK, "b"), (Outcome.MALFORMED, "b")]
         )
     ]
-    ledger.write_all([[one] for one in made])
-    assert ledger.equal(["q", "other"]) == {"q": made[1]}
-    assert ledger.equal(["q"], version="a") == {"q": made[0]}
+    ledger.write_all([[one] for one in attempts])
+    assert ledger.equal(["q", "other"]) == {"q": attempts[1]}
+    assert ledger.equal(["q"], version="a") == {"q": attempts[0]}
     assert ledger.equal(["q"], version="c") == {}
 
 
@@ -301,16 +354,7 @@ def test_text_read_again_keeps_its_row_and_changes_its_verdict(ledger):
     assert ledger.count() == 1
 
 
-def test_versions_are_counted_over_the_verdicts_that_answer(ledger):
-    ledger.declare(SCOPE, {row(i): "d1" for i in range(5)})
-    for i, version in enumerate("aabb"):
-        ledger.write(attempt(row(i), model_version=version))
-    ledger.write(attempt(row(3), 2, model_version="a"))
-    ledger.write(attempt(row(4), outcome=Outcome.BLOCKED, model_version="c"))
-    assert ledger.versions(SCOPE) == {"a": 3, "b": 1}
-
-
-def test_an_attempt_of_the_version_asked_for_goes_before_newer_ones(ledger):
+def test_an_attempt_of_the_preferred_version_counts_before_newer_ones(ledger):
     ledger.declare(SCOPE, {row(i): "d1" for i in range(2)})
     for number, version in enumerate("ab", start=1):
         ledger.write(attempt(number=number, model_version=version))
@@ -404,7 +448,7 @@ def test_a_new_file_is_shared_with_a_process_that_is_just_creating_it(tmp_path):
     path = tmp_path / "ledger.sqlite"
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     with contextlib.closing(other):
-        other.execute("BEGIN IMMEDIATE")  # as one creating the tables; the mode is not WAL yet
+        other.execute("BEGIN IMMEDIATE")  # as while creating the tables; the mode is not WAL yet
         timer = threading.Timer(0.3, other.execute, ("ROLLBACK",))
         timer.start()
         with Ledger(path) as ledger:

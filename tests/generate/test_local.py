@@ -1,4 +1,4 @@
-"""The local generator keeps the contract: text in, typed outcomes out, no silent truncation."""
+"""The local model keeps the contract: text in, typed answers out, nothing truncated silently."""
 
 import dataclasses
 import gc
@@ -24,7 +24,7 @@ CASES, SAMPLES = 5, 6
 
 @pytest.fixture(scope="module")
 def make(tiny_shape, clinic_tokenizer):
-    """Makes a local model that writes any token at random and ends at about every tenth."""
+    """Makes a local model of uniformly random tokens that ends after about ten of them."""
     config = dataclasses.replace(tiny_shape, vocab_size=clinic_tokenizer.vocab_size, tied=False)
     only_first = np.eye(1, config.width, dtype=np.float32)[0]
     eos = np.eye(config.vocab_size, dtype=np.float32)[clinic_tokenizer.eos_ids[0]]
@@ -32,8 +32,8 @@ def make(tiny_shape, clinic_tokenizer):
     def made(shape=SHAPE, *, seed=0, weights=0, mesh=None, tokenizer=clinic_tokenizer, heat=1.0):
         mesh = mesh or one_device()
         model = store.untrained(config, weights, mesh)
-        table = model.embedding[...].at[:, 0].set(40.0)  # the first coordinate is 1 …
-        norm = heat * only_first / config.width**0.5  # … and alone reaches the head
+        table = model.embedding[...].at[:, 0].set(40.0)  # the first coordinate is 1 after norms
+        norm = heat * only_first / config.width**0.5  # and the only one that the head reads
         head = np.outer(eos, only_first) * np.log(config.vocab_size / 9)
         for parameter, values in (
             *((model.embedding, table), (model.final_norm, norm)),
@@ -94,26 +94,26 @@ def test_an_answer_that_ends_at_once_is_ok_and_empty(local):
 
 
 def test_the_log_probability_is_the_mean_of_what_the_model_gives_each_token(five, clinic_tokenizer):
-    """The end token has e^log(V/9) parts beside V - 1 others of one part each."""
+    """The end token has weight V / 9, each of the V - 1 others has weight 1."""
     V = clinic_tokenizer.vocab_size
     total = np.log(V - 1 + V / 9)
     for reply in five[1].values():
         ended = reply.outcome is Outcome.OK
         expected = -total + ended * np.log(V / 9) / reply.usage.output
-        # The first coordinate is not quite all that there is of a vector.
+        # Approximate: the other coordinates of the vector are small, not zero.
         assert reply.mean_logprob == pytest.approx(expected, abs=0.01)
 
 
-def test_temperature_changes_what_is_drawn_and_not_how_it_is_weighed(local, clinic_tokenizer):
+def test_temperature_changes_the_draws_and_not_their_log_probabilities(local, clinic_tokenizer):
     V = clinic_tokenizer.vocab_size
     (reply,) = replies(local, request(1, n=1, temperature=0.0)).values()
-    assert (reply.text, reply.usage.output) == ("", 1)  # nothing is likelier than the end
+    assert (reply.text, reply.usage.output) == ("", 1)  # the end token is the most likely
     assert reply.mean_logprob == pytest.approx(np.log(V / 9) - np.log(V - 1 + V / 9), abs=0.01)
     (reply,) = replies(local, request(1, n=1, temperature=9.0, top_k=1)).values()
     assert (reply.text, reply.usage.output) == ("", 1)
 
 
-def test_nothing_behind_the_end_and_nothing_behind_the_limit_is_in_the_text(local, five):
+def test_no_text_follows_the_end_token_or_the_limit(local, five):
     requests, whole = five
     short = replies(local, *(dataclasses.replace(r, max_tokens=5) for r in requests))
     for place, reply in short.items():
@@ -132,13 +132,13 @@ def test_the_samples_of_a_case_differ(five):
         assert len(set(long)) == len(long)
 
 
-def test_an_answer_is_the_same_in_any_order_with_any_mates_and_any_subset(local, five):
+def test_an_answer_does_not_depend_on_order_other_requests_or_wanted_indices(local, five):
     requests, whole = five
     backwards = replies(local, *reversed(requests))
     assert backwards == whole
     some = dataclasses.replace(requests[3], indices=(5, 2))
-    stranger = request(77, "Green noons for nine days.", n=3)
-    found = replies(local, stranger, some)
+    other = request(77, "Green noons for nine days.", n=3)
+    found = replies(local, other, some)
     assert {i for key, i in found if key == some.key} == {2, 5}
     for index in (2, 5):
         assert found[some.key, index] == whole[some.key, index]
@@ -146,7 +146,7 @@ def test_an_answer_is_the_same_in_any_order_with_any_mates_and_any_subset(local,
 
 @pytest.fixture(scope="module")
 def other(make):
-    """Returns a generator like `local` with other sizes."""
+    """Makes `local` with other sizes of the engine."""
     return make(dataclasses.replace(SHAPE, slots=16, share=3, chunk=64))
 
 
@@ -163,7 +163,7 @@ def test_an_answer_is_the_same_on_any_mesh(make, five, data, tensor):
 
 
 def same_answers(found, expected) -> bool:
-    """Returns True if the replies are equal, up to rounding of log-probabilities."""
+    """Returns whether replies are equal up to rounding of log-probabilities."""
     assert found.keys() == expected.keys()
     for place, reply in found.items():
         known = expected[place]
@@ -172,7 +172,7 @@ def same_answers(found, expected) -> bool:
     return True
 
 
-def test_a_prompt_without_room_is_told_so_and_has_no_text(local, five):
+def test_a_prompt_that_is_too_long_has_its_outcome_and_no_text(local, five):
     requests, whole = five
     long = request(88, "Green noons and " * 20, n=3)
     found = replies(local, requests[0], long, requests[1])
@@ -192,14 +192,14 @@ def test_a_prompt_that_just_fits_is_answered(local, clinic_tokenizer):
     assert reply.outcome in (Outcome.OK, Outcome.TRUNCATED)
 
 
-def test_an_answer_longer_than_there_is_room_for_is_refused_in_a_line(local):
-    with pytest.raises(McrError, match=r"up to 13 tokens is asked for, and .* room for 12") as told:
+def test_more_tokens_than_the_engine_has_room_for_are_refused_in_one_line(local):
+    with pytest.raises(McrError, match=r"max_tokens=13, and the engine has room for 12") as raised:
         list(local.generate([request(1, max_tokens=13)]))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def stops_in(five) -> tuple[str, str]:
-    """Two texts that stand in some of the answers: of one letter, and over three of them."""
+    """Returns two texts of some of the answers, of one and of three characters."""
     texts = [reply.text for reply in five[1].values() if len(reply.text) > 8]
     return texts[0][3], texts[-1][4:7]
 
@@ -207,8 +207,8 @@ def stops_in(five) -> tuple[str, str]:
 def test_an_answer_ends_right_behind_the_first_stop_string(local, five):
     requests, whole = five
     stops = stops_in(five)
-    asked = [dataclasses.replace(r, stop=stops) for r in requests]
-    found, stopped = replies(local, *asked), 0
+    found = replies(local, *(dataclasses.replace(r, stop=stops) for r in requests))
+    stopped = 0
     for place, reply in found.items():
         before = whole[place]
         ends = [before.text.find(stop) + len(stop) for stop in stops if stop in before.text]
@@ -221,13 +221,13 @@ def test_an_answer_ends_right_behind_the_first_stop_string(local, five):
     assert 2 < stopped < len(found)
 
 
-def test_stops_are_found_whenever_the_engine_asks(other, local, five):
+def test_stops_do_not_depend_on_the_length_of_chunks(other, local, five):
     requests = [dataclasses.replace(r, stop=stops_in(five)) for r in five[0]]
     assert same_answers(replies(other, *requests), replies(local, *requests))
 
 
-def test_ids_that_the_tokenizer_lacks_are_no_text_and_no_fault(make, clinic_tokenizer):
-    """A model's table is often padded; a text of such ids is that of the others."""
+def test_ids_that_the_tokenizer_lacks_have_no_text_and_are_no_error(make, clinic_tokenizer):
+    """Embeddings are often padded to more ids than the tokenizer has."""
 
     class Fewer:
         vocab_size = 40
@@ -239,13 +239,13 @@ def test_ids_that_the_tokenizer_lacks_are_no_text_and_no_fault(make, clinic_toke
             assert all(i < self.vocab_size for i in ids)
             return clinic_tokenizer.decode(ids)
 
-    asked = [request(n, stop=("never written",)) for n in range(3)]
-    found = replies(make(tokenizer=Fewer()), *asked)
+    requests = [request(n, stop=("never written",)) for n in range(3)]
+    found = replies(make(tokenizer=Fewer()), *requests)
     assert max(reply.usage.output for reply in found.values()) == 12
 
 
-def test_a_model_that_was_used_leaves_nothing_behind(make):
-    """Or the next one would have to fit beside it."""
+def test_a_deleted_model_frees_its_weights(make):
+    """Otherwise the next model would need memory beside it."""
     local = make()
     assert len(replies(local, request(1, stop=("never",)))) == SAMPLES
     weights = [weakref.ref(x) for x in jax.tree.leaves(local._engine._weights)]
@@ -257,26 +257,26 @@ def test_a_model_that_was_used_leaves_nothing_behind(make):
 
 
 def test_a_device_out_of_memory_is_one_line():
-    with pytest.raises(McrError, match=r"^out of memory .* is kept$") as told, memory_errors():
+    with pytest.raises(McrError, match=r"^out of memory .* are kept$") as raised, memory_errors():
         jax.block_until_ready(jnp.zeros(1 << 50))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_model_that_computes_no_numbers_is_refused_in_a_line(make):
-    with pytest.raises(McrError, match="probabilities are not numbers") as told:
+    with pytest.raises(McrError, match="probabilities are not numbers") as raised:
         list(make(heat=np.nan).generate([request(1)]))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_the_status_tells_the_pace_and_how_many_slots_write(local):
-    for _ in range(2):  # of each run anew
-        told = [local.status() for _ in local.generate([request(n) for n in range(CASES)])]
-        shown = [re.search(r"(\d+) of 8 slots$", line) for line in told]
+def test_the_status_shows_tokens_per_second_and_busy_slots(local):
+    for _ in range(2):  # each run begins anew
+        lines = [local.status() for _ in local.generate([request(n) for n in range(CASES)])]
+        shown = [re.search(r"(\d+) of 8 slots$", line) for line in lines]
         assert all(shown) and 4 <= max(int(match[1]) for match in shown) <= 8
-        assert any(" tokens/s, " in line for line in told)
+        assert any(" tokens/s, " in line for line in lines)
 
 
-def test_the_identity_follows_from_what_decides_an_answer_and_from_nothing_else(make, local):
+def test_the_identity_depends_on_all_that_changes_answers_and_on_nothing_else(make, local):
     same = {"slots": 16, "share": 2, "chunk": 64, "max_tokens": 20}
     assert make(dataclasses.replace(SHAPE, **same)).identity == local.identity
     others = [

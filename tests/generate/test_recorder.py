@@ -1,4 +1,4 @@
-"""The recorder writes received rows to the ledger, however the work ends."""
+"""Rows are written to the ledger even if a signal ends the work."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ ROW = RowKey(stage="diagnosis", case="c", model="m", sample=0, judge="gemini:x")
 
 
 class Interrupted(Ledger):
-    """SIGTERM comes while rows are to be written; whoever closes it too early has the time to."""
+    """Ledger that gets SIGTERM while it writes, and waits for a close that comes too early."""
 
     def __init__(self, path):
         super().__init__(path)
@@ -35,7 +35,7 @@ class Interrupted(Ledger):
 
 
 def test_a_signal_while_it_starts_keeps_no_process_from_ending(tmp_path):
-    """Between the start of its thread and the block there is nothing that could end it."""
+    """A signal between the start of the thread and the block leaves the thread without an end."""
     code = (
         "import sys\nfrom mcr_jax.generate.ledger import Ledger\n"
         "from mcr_jax.generate.recorder import Recorder\n"
@@ -48,13 +48,14 @@ def test_a_signal_while_it_starts_keeps_no_process_from_ending(tmp_path):
 
 @pytest.mark.promise("records their replies and exits with 75")
 def test_sigterm_while_the_last_rows_are_written_loses_none(tmp_path):
-    path, made = tmp_path / "l.sqlite", Attempt(row=ROW, digest="d", attempt=1, outcome=Outcome.OK)
+    path = tmp_path / "l.sqlite"
+    attempt = Attempt(row=ROW, digest="d", attempt=1, outcome=Outcome.OK)
     with (
-        pytest.raises(Stopped, match="told"),
-        stoppable("told"),
+        pytest.raises(Stopped, match="stopped"),
+        stoppable("stopped"),
         Interrupted(path) as ledger,
         Recorder(ledger, lambda settled: None) as recorder,
     ):
-        recorder.put([made], 1)
+        recorder.put([attempt], 1)
     with Ledger(path, readonly=True) as ledger:
         assert ledger.count() == 1

@@ -1,4 +1,4 @@
-"""The memory plan matches XLA's allocations and chooses slots and mesh that fit."""
+"""The plan estimates what XLA allocates, and chooses the slots and the mesh that fit."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ from mcr_jax.model.hf import published
 from mcr_jax.model.shape import DecoderConfig, LoraConfig
 from mcr_jax.model.sharding import abstract, make_mesh, shardings
 
-# Large enough that what a step computes outweighs what the compiler adds to any program.
+# Large enough that the memory of a step exceeds what the compiler adds to any program.
 CONFIG = DecoderConfig(
     vocab_size=2048,
     layers=2,
@@ -42,7 +42,7 @@ def machine(count: int, gigabytes: float) -> Machine:
 
 
 def compiled(config: DecoderConfig, shape: Shape, tensor: int):
-    """XLA's memory of a chunk of steps and of a prompt's prefill in a layer, each device's."""
+    """Returns XLA's memory analysis, per device, of a chunk of steps and of a layer's prefill."""
     mesh = make_mesh(1, 1, tensor, jax.devices()[:tensor])
     program = Program(config, shape, mesh, "xla")
     params = abstract_decoder(config)[1]
@@ -80,48 +80,48 @@ def compiled(config: DecoderConfig, shape: Shape, tensor: int):
     quick(1, [(2, {}), (1, {"kv_dtype": "int8", "prompt_tokens": 640, "max_tokens": 1024})]),
     ids=["tensor", "long"],
 )
-def test_what_stays_is_told_to_the_byte_and_what_passes_within_bounds(tensor, change):
+def test_arguments_are_estimated_to_the_byte_and_temporary_memory_within_bounds(tensor, change):
     shape = dataclasses.replace(SHAPE, **change)
-    told = slots.memory(CONFIG, shape, tensor, "xla")
+    memory = slots.memory(CONFIG, shape, tensor, "xla")
     decode, prefill = compiled(CONFIG, shape, tensor)
     output = 2 * 2 * 4 * shape.rows * (shape.max_tokens + 1)  # the copies that the host reads
-    stays = told.weights + told.prompts + told.answers + told.output - output
+    stays = memory.weights + memory.prompts + memory.answers + memory.output - output
     feed = shape.jobs * 11 * 4 + shape.rows + 64
     assert stays <= decode.argument_size_in_bytes <= stays + feed
-    assert decode.alias_size_in_bytes >= told.prompts + told.answers
+    assert decode.alias_size_in_bytes >= memory.prompts + memory.answers
     passes = max(decode.temp_size_in_bytes, prefill.temp_size_in_bytes)
-    assert told.work / 4 < passes < told.work
+    assert memory.work / 4 < passes < memory.work
 
 
-def fits(made: slots.Plan) -> bool:
-    return made.memory.total <= USABLE * made.machine.bytes
+def fits(planned: slots.Plan) -> bool:
+    return planned.memory.total <= USABLE * planned.machine.bytes
 
 
-def test_all_slots_are_taken_where_there_is_room_in_eights_of_them():
-    made = plan(BIG, dataclasses.replace(ROOMY, slots=100), machine(1, 141), "xla")
-    assert (made.shape.slots, made.data, made.tensor) == (96, 1, 1)
+def test_all_wanted_slots_are_taken_where_they_fit_in_multiples_of_8():
+    planned = plan(BIG, dataclasses.replace(ROOMY, slots=100), machine(1, 141), "xla")
+    assert (planned.shape.slots, planned.data, planned.tensor) == (96, 1, 1)
     assert plan(BIG, dataclasses.replace(ROOMY, slots=1), machine(1, 141), "xla").shape.slots == 8
 
 
-def test_no_eight_more_would_fit():
-    made = plan(BIG, dataclasses.replace(ROOMY, slots=512), machine(1, 40), "xla")
-    assert 8 < made.shape.slots < 512 and made.shape.slots % 8 == 0 and fits(made)
-    more = dataclasses.replace(made.shape, slots=made.shape.slots + 8)
-    assert slots.memory(made.config, more, 1, "xla").total > USABLE * made.machine.bytes
+def test_8_more_slots_would_not_fit():
+    planned = plan(BIG, dataclasses.replace(ROOMY, slots=512), machine(1, 40), "xla")
+    assert 8 < planned.shape.slots < 512 and planned.shape.slots % 8 == 0 and fits(planned)
+    more = dataclasses.replace(planned.shape, slots=planned.shape.slots + 8)
+    assert slots.memory(planned.config, more, 1, "xla").total > USABLE * planned.machine.bytes
 
 
-def test_a_copy_lies_on_as_few_devices_as_the_slots_fit_on():
+def test_a_replica_takes_as_few_devices_as_the_slots_fit_on():
     for gigabytes, tensor in ((141, 1), (24, 2), (16, 2), (10, 4)):
-        made = plan(BIG, ROOMY, machine(4, gigabytes), "xla")
-        assert (made.tensor, made.data, made.shape.slots) == (tensor, 4 // tensor, 64)
+        planned = plan(BIG, ROOMY, machine(4, gigabytes), "xla")
+        assert (planned.tensor, planned.data, planned.shape.slots) == (tensor, 4 // tensor, 64)
 
 
-def test_where_all_slots_fit_on_no_mesh_the_most_are_written_at_a_time():
+def test_where_all_slots_fit_on_no_mesh_the_mesh_with_the_most_slots_is_taken():
     wanted = dataclasses.replace(ROOMY, slots=4096)
-    made = plan(BIG, wanted, machine(4, 24), "xla")
+    planned = plan(BIG, wanted, machine(4, 24), "xla")
     others = [plan(BIG, wanted, machine(4, 24), "xla", tensor=n) for n in (1, 2, 4)]
-    assert made.data * made.shape.slots == max(p.data * p.shape.slots for p in others)
-    assert made in others
+    assert planned.data * planned.shape.slots == max(p.data * p.shape.slots for p in others)
+    assert planned in others
 
 
 def test_int8_and_bfloat16_leave_room_for_more_slots():
@@ -140,7 +140,7 @@ def test_adapters_count_as_merged():
     assert plan(lora, ROOMY, machine(1, 40), "xla") == plan(BIG, ROOMY, machine(1, 40), "xla")
 
 
-def test_a_decoder_without_room_is_told_in_a_line_with_what_would_help():
+def test_a_decoder_that_does_not_fit_is_one_line_with_what_would_help():
     long, large = dataclasses.replace(ROOMY, max_tokens=32_768), {"dtype": "float32"}
     for wanted, gigabytes, helps in ((long, 43, True), (ROOMY, 16, False)):
         with pytest.raises(McrError) as refused:
@@ -150,26 +150,26 @@ def test_a_decoder_without_room_is_told_in_a_line_with_what_would_help():
         assert line.startswith("not even 8 slots fit")
         assert "set config.sample.dtype=bfloat16" in line
         for hint in ("config.sample.max_tokens", "config.sample.kv_dtype=int8"):
-            assert (hint in line) is helps  # where the weights alone are too large it is no help
+            assert (hint in line) is helps  # no help if the weights alone are too large
 
 
-def test_a_mesh_that_is_none_is_refused():
+def test_a_tensor_axis_that_does_not_divide_the_devices_is_refused():
     with pytest.raises(UsageError, match=r"config\.sample\.tensor=3 does not divide the 4 devices"):
         plan(BIG, ROOMY, machine(4, 141), "xla", tensor=3)
 
 
 def test_the_plan_names_the_mesh_the_dtypes_and_the_bytes():
-    made = plan(BIG, dataclasses.replace(ROOMY, slots=4096), machine(4, 24), "xla")
-    told = " ".join(made.lines())
+    planned = plan(BIG, dataclasses.replace(ROOMY, slots=4096), machine(4, 24), "xla")
+    text = " ".join(planned.lines())
     for word in (
         "4 x imagined",
-        f"data {made.data}",
-        f"tensor {made.tensor}",
+        f"data {planned.data}",
+        f"tensor {planned.tensor}",
         "bfloat16",
         "weights",
     ):
-        assert word in told
-    assert f"{made.shape.slots} slots of 4096 wanted" in told
+        assert word in text
+    assert f"{planned.shape.slots} slots of 4096 wanted" in text
 
 
 def test_this_machine_has_memory():

@@ -1,4 +1,4 @@
-"""A stop string ends an answer at the first token that completes it, at any check interval."""
+"""A stop string ends an answer at the fewest tokens that hold it, whenever the finder is called."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mcr_jax.generate.stops import StopFinder, cut
 
 EOS = 7
-# By id: ASCII letters and bytes of "é" and "€" apart, some longer pieces, and one without text.
+# By id: ASCII letters, single bytes of "é" and "€", some longer pieces, and one without text.
 PIECES = [b"", b"a", b"b", b"<", b">", b"</an", b"swer>", b"", b"\xc3", b"\xa9", b"\xe2", b"\x82"]
 PIECES += [b"\xac", b" ", b"ab", b"bab", b"\xff"]
 STOPS = st.sampled_from(["a", "ab", "</answer>", "é", "€b", "b€", " ab", "><", "aé€b", "bbbbbbbb"])
@@ -16,20 +16,20 @@ IDS = st.lists(st.integers(0, len(PIECES) - 1).filter(lambda i: i != EOS), max_s
 
 
 def decode(ids):
-    """Decodes tokens like a byte-level tokenizer."""
+    """Decodes as a byte-level tokenizer."""
     return b"".join(PIECES[i] for i in ids).decode("utf-8", "replace")
 
 
 def first(ids, stops):
-    """Returns the expected token count, by trying every prefix."""
+    """Returns the expected number of tokens by trying every prefix."""
     counts = range(1, len(ids) + 1)
     return next((n for n in counts if any(s in decode(ids[:n]) for s in stops)), None)
 
 
-def asked(ids, stops, moments=()):
-    """Returns the first result of a finder at these moments, or at the end.
+def search(ids, stops, moments=()):
+    """Calls a finder at these moments and at the end; returns the first result that is not None.
 
-    Checks another answer with the same beginning in between.
+    In between, the finder is called with another answer that begins alike.
     """
     finder = StopFinder(decode, tuple(stops), (EOS,))
     for moment in sorted({*moments, len(ids)}):
@@ -44,13 +44,13 @@ def asked(ids, stops, moments=()):
 @settings(max_examples=400)
 @given(IDS, st.sets(STOPS, min_size=1, max_size=3), st.sets(st.integers(0, 70), max_size=5))
 def test_the_fewest_tokens_that_hold_a_stop_string_are_found_at_any_moment(ids, stops, moments):
-    assert asked(ids, stops, moments) == asked(ids, stops) == first(ids, stops)
+    assert search(ids, stops, moments) == search(ids, stops) == first(ids, stops)
 
 
 def test_the_end_token_is_no_part_of_the_text():
-    assert asked([1, EOS], ["a"]) == 1
-    assert asked([2, EOS], ["a"]) is None
-    assert asked([EOS], ["a"]) is None
+    assert search([1, EOS], ["a"]) == 1
+    assert search([2, EOS], ["a"]) is None
+    assert search([EOS], ["a"]) is None
 
 
 def test_real_pieces_are_found_where_they_stand(clinic_tokenizer):
@@ -68,7 +68,7 @@ def test_real_pieces_are_found_where_they_stand(clinic_tokenizer):
 
 
 @pytest.mark.parametrize("step", [16, 64])
-def test_looking_now_and_then_decodes_each_token_a_few_times_only(step):
+def test_repeated_calls_decode_each_token_only_a_few_times(step):
     decoded = 0
 
     def counting(ids):

@@ -1,22 +1,19 @@
-"""Decoding attention on an NVIDIA GPU, for `attention`: jax's own kernel, written in Pallas.
-
-Dimensions as there.
-"""
+"""Decoding attention on NVIDIA GPUs by jax's Pallas kernel. Dimensions: see `decode_attention`."""
 
 import jax
 import jax.numpy as jnp
 
 BLOCK = 128
-EVEN = BLOCK  # places are kept in multiples of it
-SMALLER = (32, 16)  # keys that a program reads where shared memory does not hold the usual block
+PLACES_MULTIPLE = BLOCK  # the length of the KV cache is a multiple of it
+SMALLER_BLOCKS = (32, 16)  # keys per program if shared memory does not hold the usual block
 
 
-def refusal(dtype: str, kept: str, window: int | None, head_dim: int) -> str | None:
-    """Why the kernel cannot do this, or None if it can; dtypes by name."""
+def refusal(dtype: str, kv_dtype: str, window: int | None, head_dim: int) -> str | None:
+    """Returns the argument that the kernel does not support, or None; dtypes by name."""
     if dtype != "bfloat16":
         return f"{dtype} arithmetic"
-    if kept != dtype:
-        return f"{kept} keys and values"
+    if kv_dtype != dtype:
+        return f"{kv_dtype} keys and values"
     if window is not None:
         return "a sliding window"
     if head_dim < 16 or head_dim & (head_dim - 1):
@@ -25,7 +22,7 @@ def refusal(dtype: str, kept: str, window: int | None, head_dim: int) -> str | N
 
 
 def usual_block(head_dim: int) -> int:
-    """Keys that a program reads where nothing speaks against it: what fits into most GPUs."""
+    """Returns the keys that a program reads by default, which fits most GPUs."""
     return BLOCK if head_dim <= 64 else BLOCK // 2
 
 
@@ -34,7 +31,7 @@ def attention(
 ) -> tuple[jax.Array, ...]:
     """Computes `_tpu.attention` without windows: queries of row n see its first ends[n] keys.
 
-    A program reads `block` keys at a time, 0 for the usual number.
+    A program reads `block` keys at a time; 0 takes the usual block.
     """
     from jax.experimental.pallas.ops.gpu import decode_attention  # nobody else needs pallas
 
@@ -43,7 +40,7 @@ def attention(
     rows = M * G
     block_h = next(size for size in (16, 32, 64) if size >= min(rows, 64))
     block_k = block or usual_block(D)
-    splits = 1  # of a sequence, each a program of its own, until there are enough to fill a GPU
+    splits = 1  # programs per sequence, as many as it takes to fill a GPU
     while N * K * splits < 512 and S % (2 * splits * block_k) == 0:
         splits *= 2
     out, (total, top) = decode_attention.mqa(

@@ -1,10 +1,10 @@
-"""Decoding attention on a TPU, for `attention`: a kernel of our own, written in Pallas.
+"""Decoding attention on a TPU by a Pallas kernel.
 
-One program reads one block of one sequence's keys and values, all heads of it. The programs are a
-list made in the step itself, of blocks that somebody sees: sequences differ in length by far, and
-what lies behind the end of one, or before its window, is not read.
+Each program reads one block of keys and values of one sequence, all heads of it. The step itself
+lists the programs, one for each visible block: sequences differ much in length, and blocks behind
+their end or before their window are not read.
 
-Dimensions as there; L the lanes of a register.
+Dimensions: see `decode_attention`; L is the number of lanes of a register.
 """
 
 import functools
@@ -15,34 +15,34 @@ import jax.numpy as jnp
 from mcr_jax.model.blockwise_attention import MASKED
 
 LANES = 128
-EVEN = LANES  # places are kept in multiples of it
-BLOCKS = (512, 256, 128)  # keys that a program reads; the largest that fits
-_BYTES = 1 << 20  # of keys in a program, as many of values, both twice
-_ROWS = 16  # queries are padded to a multiple, of bfloat16's tiles
+PLACES_MULTIPLE = LANES  # the length of the KV cache is a multiple of it
+BLOCKS = (512, 256, 128)  # keys per program; the largest that fits
+_KEY_BYTES = 1 << 20  # most bytes of keys in a program; as many of values, both double-buffered
+_ROW_MULTIPLE = 16  # padding of queries, the tile of bfloat16
 
 
-def refusal(dtype: str, kept: str, window: int | None, head_dim: int) -> str | None:
-    """Why the kernel cannot do this, or None if it can; dtypes by name."""
+def refusal(dtype: str, kv_dtype: str, window: int | None, head_dim: int) -> str | None:
+    """Returns the argument that the kernel does not support, or None; dtypes by name."""
     del window
     if dtype not in ("bfloat16", "float32"):
         return f"{dtype} arithmetic"
-    if kept not in ("bfloat16", "float32", "int8"):
-        return f"{kept} keys and values"
+    if kv_dtype not in ("bfloat16", "float32", "int8"):
+        return f"{kv_dtype} keys and values"
     return f"a head size of {head_dim}" if head_dim % LANES else None
 
 
 def attention(
     q, keys, values, begins, ends, scale: float, *, interpret: bool
 ) -> tuple[jax.Array, ...]:
-    """Output, maximum and sum of queries [N, K, M, G, D], as `attention._xla` returns them.
+    """Returns output, maximum and sum of the softmax as `decode_attention._Part` has them.
 
     Args:
-      q: queries.
+      q: queries [N, K, M, G, D].
       keys, values: `Kept`, [N, K, S, D], S a multiple of L.
-      begins: int32 [N, M], first places that are seen, or None.
-      ends: int32 [N], behind the last one; 0 where nothing is.
-      scale: multiplies the scores.
-      interpret: run in Pallas' interpreter, on any device.
+      begins: int32 [N, M], first visible place, or None.
+      ends: int32 [N], place after the last visible one; 0 without a visible place.
+      scale: factor of the scores.
+      interpret: whether to run in Pallas' interpreter, on any device.
     """
     from jax.experimental import pallas as pl  # nobody else needs pallas
     from jax.experimental.pallas import tpu as pltpu
@@ -51,10 +51,10 @@ def attention(
     S, rows = keys.values.shape[2], M * G
     size = keys.values.dtype.itemsize
     block = next(
-        b for b in BLOCKS if S % b == 0 and (b == BLOCKS[-1] or K * b * D * size <= _BYTES)
+        b for b in BLOCKS if S % b == 0 and (b == BLOCKS[-1] or K * b * D * size <= _KEY_BYTES)
     )
     sequence, place, programs = _programs(begins, ends, S // block, block)
-    pad = ((0, 0), (0, 0), (0, -rows % _ROWS), (0, 0))
+    pad = ((0, 0), (0, 0), (0, -rows % _ROW_MULTIPLE), (0, 0))
     padded = jnp.pad(q.reshape(N, K, rows, D), pad)
     R = padded.shape[2]
 
@@ -104,23 +104,23 @@ def attention(
 
 
 def _programs(begins, ends, most: int, block: int):
-    """Sequence and block of each program, int32 [N * most], and how many programs there are.
+    """Returns sequence and block of each program, int32 [N * most], and the number of programs.
 
-    Every sequence has at least one, which writes that it sees nothing.
+    Every sequence has at least one program, which initializes its output.
     """
     N = ends.shape[0]
     first = jnp.zeros(N, jnp.int32) if begins is None else jnp.maximum(begins.min(axis=1), 0)
     first = jnp.minimum(first // block, most - 1)
     counts = jnp.maximum(-(-ends // block) - first, 1)
-    behind = jnp.cumsum(counts)
+    stops = jnp.cumsum(counts)
     sequence = jnp.repeat(jnp.arange(N), counts, total_repeat_length=N * most)
-    place = first[sequence] + jnp.arange(N * most) - (behind - counts)[sequence]
-    place = jnp.minimum(place, most - 1)  # of those that do not run
-    return sequence.astype(jnp.int32), place.astype(jnp.int32), behind[-1]
+    place = first[sequence] + jnp.arange(N * most) - (stops - counts)[sequence]
+    place = jnp.minimum(place, most - 1)  # for the entries beyond the number of programs
+    return sequence.astype(jnp.int32), place.astype(jnp.int32), stops[-1]
 
 
 def _program(sequence, place, ends, q, *refs, scale: float, windowed: bool, scaled: bool):
-    """Adds one block of a sequence to its output; blocks of one sequence follow one another."""
+    """Adds one block of a sequence to its output; the blocks of a sequence are consecutive."""
     from jax.experimental import pallas as pl
 
     *refs, out, top, total = refs
@@ -144,7 +144,7 @@ def _program(sequence, place, ends, q, *refs, scale: float, windowed: bool, scal
     for head in range(heads):
         query = q[0, head]
         key, value = (x[0, head] for x in (keys, values))
-        if scaled:  # by way of float32, as every TPU can
+        if scaled:  # int8 to float32 first, a conversion that every TPU has
             key, value = (x.astype(jnp.float32).astype(query.dtype) for x in (key, value))
         scores = _product(query, key.astype(query.dtype), 1) * scale
         if scaled:
@@ -164,7 +164,7 @@ def _program(sequence, place, ends, q, *refs, scale: float, windowed: bool, scal
 
 
 def _product(a, b, of: int) -> jax.Array:
-    """The product over the second dimension of a and dimension `of` of b, in float32."""
+    """Multiplies over the second dimension of a and dimension `of` of b, in float32."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jax.lax.dot_general(
         a,

@@ -1,11 +1,11 @@
-"""Attention of one decoding step: samples that share their prompt's keys and values.
+"""Attention of one decode step, with the keys and values of a prompt shared by its samples.
 
-The keys of a prompt are read once for all samples of it, those of its own answer by each sample;
-both parts end with their softmax's maximum and sum, by which they are put together in float32. (The
-GPU's kernel rounds its part to the model's dtype before.)
+Keys of a prompt are read once for all its samples, keys of an answer by its sample. Each part has
+the maximum and the sum of its softmax; with these the parts are merged in float32. (The GPU kernel
+rounds its part to the model's dtype first.)
 
 Dimensions: B slots, P prompts, R slots that share a prompt, H query heads, K key heads, G = H / K,
-D head size, T places of a prompt, S of an answer, W of a strip; N and M stand for either.
+D head size, T places of a prompt, S of an answer, W of a strip. N is P or B, M is R or 1.
 """
 
 from typing import NamedTuple
@@ -17,9 +17,9 @@ from mcr_jax.generate.engine import _gpu, _tpu
 from mcr_jax.model.blockwise_attention import MASKED
 
 _F32 = {"preferred_element_type": jnp.float32}
-_LATER = 2**30  # a place that no sequence reaches
+_BEYOND = 2**30  # a place that no sequence reaches
 TILE = 4  # prompts that XLA reads at a time on a CPU
-BLOCK = 512  # keys that XLA reads at a time; blocks beyond the longest sequence are not read
+BLOCK = 512  # keys that XLA reads at a time; blocks beyond the longest sequence are skipped
 STRIP = 64  # keys that XLA multiplies at a time on a CPU
 
 
@@ -27,9 +27,9 @@ class Kept(NamedTuple):
     """Keys or values of many sequences.
 
     Attributes:
-      values: [N, K, S, D], of the model's dtype or int8; keys that XLA reads are in strips of W
-        places, [N, K, S / W, D, W], which a CPU multiplies four to ten times as fast.
-      scale: float32 [N, K, S]; what int8 values are multiplied by, else None.
+      values: [N, K, S, D], in the model's dtype or int8. Keys for XLA are in strips of W places,
+        [N, K, S / W, D, W], which a CPU multiplies four to ten times as fast.
+      scale: float32 [N, K, S], factor of int8 values, else None.
     """
 
     values: jax.Array
@@ -46,14 +46,14 @@ class Layer(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Who reads what in a step, the same for all layers.
+    """Visible places of all slots in a step, the same for all layers.
 
     Attributes:
-      prompt: int32 [B], the prompt of a slot.
-      rank: int32 [B], below R; slots of one prompt have different ones.
-      members: int32 [P, R], the slot of each prompt and rank; B where there is none.
-      prompt_lengths: int32 [P]; 0 where no slot reads the prompt.
-      lengths: int32 [B], places of its answer that a slot sees, at least 1; the newest is its own.
+      prompt: int32 [B], prompt of each slot.
+      rank: int32 [B], below R; slots of one prompt have different ranks.
+      members: int32 [P, R], slot of each prompt and rank; B without a slot.
+      prompt_lengths: int32 [P]; 0 if no slot reads the prompt.
+      lengths: int32 [B], visible places of each answer, at least 1; the last is the newest token.
     """
 
     prompt: jax.Array
@@ -64,15 +64,15 @@ class Places(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Unnormalised output [..., D] of a softmax, its maximum and its sum [...], all float32."""
+    """Unnormalized output [..., D] of a softmax, its maximum and its sum [...], all float32."""
 
     out: jax.Array
     top: jax.Array
     total: jax.Array
 
 
-class _Sight(NamedTuple):
-    """The places that the queries of sequence n see: from begins[n, m], if any, up to ends[n].
+class _Visible(NamedTuple):
+    """Places that the queries of sequence n see: from begins[n, m], or 0, up to ends[n].
 
     Attributes:
       ends: int32 [N].
@@ -84,20 +84,20 @@ class _Sight(NamedTuple):
 
 
 def places(prompt, rank, alive, prompt_lengths, lengths, ranks: int) -> Places:
-    """The `Places` of slots; those that are not `alive`, bool [B], are nobody's members."""
+    """Returns the `Places` of slots. Slots that are not `alive`, bool [B], are not members."""
     slots = prompt.shape[0]
-    nobody = jnp.full((prompt_lengths.shape[0], ranks), slots, jnp.int32)
+    empty = jnp.full((prompt_lengths.shape[0], ranks), slots, jnp.int32)
     row = jnp.where(alive, prompt, prompt_lengths.shape[0])  # beyond the end: dropped
-    members = nobody.at[row, rank].set(jnp.arange(slots, dtype=jnp.int32), mode="drop")
+    members = empty.at[row, rank].set(jnp.arange(slots, dtype=jnp.int32), mode="drop")
     prompt_lengths = jnp.where(members.min(axis=1) < slots, prompt_lengths, 0)
     return Places(prompt, rank, members, prompt_lengths, lengths)
 
 
 def keep(x: jax.Array, like: Kept) -> Kept:
-    """x [..., D] as it is kept in `like`. int8 is symmetric, one scale to a vector of D.
+    """Converts x [..., D] to the form of `like`. int8 is symmetric, with one scale per vector of D.
 
-    What is no number becomes 0: it would reach those that are given the place after it, since
-    even a weight of 0 does not hide it.
+    NaN and infinity become 0: they would reach later sequences at the same place, since a weight of
+    0 does not cancel them.
     """
     x = jnp.where(jnp.isfinite(x), x, 0)
     if like.scale is None:
@@ -108,8 +108,8 @@ def keep(x: jax.Array, like: Kept) -> Kept:
 
 
 def put(layer: Layer, k: jax.Array, v: jax.Array, place: jax.Array, kernel: str) -> Layer:
-    """The layer with k, v [B, K, D] at each slot's place, int32 [B], in its answer."""
-    # By heads, too: else XLA turns the whole store of a TPU round, and back, to write to it.
+    """Writes k, v [B, K, D] at each slot's place, int32 [B], of its answer."""
+    # Indexes heads, too: without, XLA on a TPU transposes the whole cache and back for each write.
     slot, head, place = jnp.arange(k.shape[0])[:, None], jnp.arange(k.shape[1]), place[:, None]
     k, v = keep(k, layer.keys), keep(v, layer.values)
 
@@ -126,11 +126,8 @@ def put(layer: Layer, k: jax.Array, v: jax.Array, place: jax.Array, kernel: str)
 
 
 def put_prompt(layer: Layer, k: jax.Array, v: jax.Array, entry, wanted, kernel: str) -> Layer:
-    """The layer with k, v [1, T, K, D] as the prompt at `entry`, int32 [], if `wanted`, bool []."""
-    k, v = (
-        keep(x.swapaxes(1, 2), store)
-        for x, store in ((k, layer.prompt_keys), (v, layer.prompt_values))
-    )
+    """Writes k, v [1, T, K, D] as the prompt at `entry`, int32 [], if `wanted`, bool []."""
+    k, v = keep(k.swapaxes(1, 2), layer.prompt_keys), keep(v.swapaxes(1, 2), layer.prompt_values)
     if kernel == "xla":
         k = k._replace(values=_in_strips(k.values, layer.prompt_keys.values.shape[-1]))
 
@@ -148,17 +145,17 @@ def put_prompt(layer: Layer, k: jax.Array, v: jax.Array, entry, wanted, kernel: 
 def attention(
     q: jax.Array, layer: Layer, at: Places, *, window: int | None, scale: float, kernel: str
 ) -> jax.Array:
-    """Attention of one query per slot, its own key already among those that are kept.
+    """Computes attention of one query per slot; the key of the query is already in the cache.
 
     Args:
       q: [B, H, D].
-      layer: what is kept.
-      at: who reads what.
-      window: a token sees its `window` newest keys, its own included; None is all. Static.
-      scale: multiplies the scores. Static.
-      kernel: that the layer is kept for: "xla"; "gpu", an NVIDIA one, and "gpu-32", where it reads
-        32 keys at a time; "tpu"; "gpu-interpret" and "tpu-interpret" are those two in Pallas'
-        interpreter, on any device. Static.
+      layer: KV cache of the layer.
+      at: visible places.
+      window: number of newest keys that a token sees, its own included; None is all. Static.
+      scale: factor of the scores. Static.
+      kernel: kernel that the cache is laid out for: "xla"; "gpu" for NVIDIA, or "gpu-32" to read 32
+        keys at a time; "tpu"; "gpu-interpret" and "tpu-interpret" run in Pallas' interpreter, on
+        any device. Static.
 
     Returns:
       [B, H, D] in the dtype of q.
@@ -168,54 +165,54 @@ def attention(
     q_BxKx1xGxD = q.reshape(B, K, 1, H // K, D)
     grouped = jnp.take(q.reshape(B, K, H // K, D), at.members, axis=0, mode="fill", fill_value=0)
     q_PxKxRxGxD = grouped.swapaxes(1, 2)
-    whole = layer.prompt_keys, layer.prompt_values
-    own = layer.keys, layer.values
-    of_prompt, of_answer = _sights(at, window)
+    prompts = layer.prompt_keys, layer.prompt_values
+    answers = layer.keys, layer.values
+    of_prompt, of_answer = _visible(at, window)
     if kernel == "xla":
-        to_prompt = _in_tiles(q_PxKxRxGxD, *whole, of_prompt, scale)
-        to_own = _xla(q_BxKx1xGxD, *own, of_answer, scale)
+        in_prompt = _in_tiles(q_PxKxRxGxD, *prompts, of_prompt, scale)
+        in_answer = _xla(q_BxKx1xGxD, *answers, of_answer, scale)
     else:
-        to_prompt = _by_kernel(kernel, q_PxKxRxGxD, *whole, of_prompt, scale)
-        to_own = _by_kernel(kernel, q_BxKx1xGxD, *own, of_answer, scale)
-    shared = jax.tree.map(lambda x: x[at.prompt, :, at.rank], to_prompt)
-    to_own = jax.tree.map(lambda x: x[:, :, 0], to_own)
-    return _merged(shared, to_own).astype(q.dtype).reshape(B, H, D)
+        in_prompt = _by_kernel(kernel, q_PxKxRxGxD, *prompts, of_prompt, scale)
+        in_answer = _by_kernel(kernel, q_BxKx1xGxD, *answers, of_answer, scale)
+    in_prompt = jax.tree.map(lambda x: x[at.prompt, :, at.rank], in_prompt)
+    in_answer = jax.tree.map(lambda x: x[:, :, 0], in_answer)
+    return _merged(in_prompt, in_answer).astype(q.dtype).reshape(B, H, D)
 
 
-def kernel_of(kernel: str, dtype: str, kept: str, window: int | None, head_dim: int) -> str:
-    """The kernel of a layer where `kernel` is that of the engine: itself, or "xla"."""
-    return "xla" if refusal(kernel, dtype, kept, window, head_dim) else kernel
+def kernel_of(kernel: str, dtype: str, kv_dtype: str, window: int | None, head_dim: int) -> str:
+    """Returns `kernel`, or "xla" if it cannot compute a layer with these arguments."""
+    return "xla" if refusal(kernel, dtype, kv_dtype, window, head_dim) else kernel
 
 
-def refusal(kernel: str, dtype: str, kept: str, window: int | None, head_dim: int) -> str | None:
-    """Why a kernel cannot do this, or None if it can; dtypes by name."""
+def refusal(
+    kernel: str, dtype: str, kv_dtype: str, window: int | None, head_dim: int
+) -> str | None:
+    """Returns the argument that a kernel does not support, or None; dtypes by name."""
     if kernel == "xla":
         return None
-    return _of_device(kernel).refusal(dtype, kept, window, head_dim)
+    return _device_module(kernel).refusal(dtype, kv_dtype, window, head_dim)
 
 
-def _of_device(kernel: str):
+def _device_module(kernel: str):
     return _gpu if kernel.startswith("gpu") else _tpu
 
 
 def room(places: int, kernel: str) -> int:
     """Rounds a number of places up to whole blocks."""
     if kernel != "xla":
-        return _even(places, _of_device(kernel).EVEN)
-    return _even(places, BLOCK if places > BLOCK else strip_of(places))
+        multiple = _device_module(kernel).PLACES_MULTIPLE
+    else:
+        multiple = BLOCK if places > BLOCK else strip_of(places)
+    return -(-places // multiple) * multiple
 
 
 def strip_of(places: int) -> int:
-    """W: how many of so many places XLA multiplies at a time."""
+    """Returns W, the places of a sequence that XLA multiplies at a time."""
     return min(places, STRIP if jax.default_backend() == "cpu" else BLOCK)
 
 
-def _even(places: int, of: int) -> int:
-    return -(-places // of) * of
-
-
 def _in_strips(keys: jax.Array, strip: int) -> jax.Array:
-    """Keys [N, K, S, D] as [N, K, S / W, D, W]; places that a last strip lacks are 0."""
+    """Rearranges keys [N, K, S, D] to [N, K, S / W, D, W], padded with 0 to whole strips."""
     N, K, S, D = keys.shape
     keys = jnp.pad(keys, ((0, 0), (0, 0), (0, -S % strip), (0, 0)))
     return keys.reshape(N, K, -1, strip, D).swapaxes(3, 4)
@@ -228,69 +225,69 @@ def _merged(a: _Part, b: _Part) -> jax.Array:
     return out / (a.total * share_a + b.total * share_b)[..., None]
 
 
-def _sights(at: Places, window: int | None) -> tuple[_Sight, _Sight]:
-    """Returns the keys that slots see, of their prompts and of their answers."""
+def _visible(at: Places, window: int | None) -> tuple[_Visible, _Visible]:
+    """Returns the places that slots see, of their prompts and of their answers."""
     if window is None:
-        return _Sight(at.prompt_lengths, None), _Sight(at.lengths, None)
-    after = at.prompt_lengths[at.prompt] + at.lengths - window
-    of_member = jnp.take(after, at.members, mode="fill", fill_value=_LATER)
-    seen = jnp.any(of_member < at.prompt_lengths[:, None], axis=1)
-    of_prompt = _Sight(jnp.where(seen, at.prompt_lengths, 0), of_member)
-    return of_prompt, _Sight(at.lengths, (at.lengths - window)[:, None])
+        return _Visible(at.prompt_lengths, None), _Visible(at.lengths, None)
+    begins = at.prompt_lengths[at.prompt] + at.lengths - window
+    of_members = jnp.take(begins, at.members, mode="fill", fill_value=_BEYOND)
+    seen = jnp.any(of_members < at.prompt_lengths[:, None], axis=1)
+    of_prompt = _Visible(jnp.where(seen, at.prompt_lengths, 0), of_members)
+    return of_prompt, _Visible(at.lengths, (at.lengths - window)[:, None])
 
 
-def _by_kernel(kernel: str, q, keys: Kept, values: Kept, sight: _Sight, scale: float) -> _Part:
-    """Computes `_xla` in a kernel."""
-    device, *options = kernel.split("-")
-    asked = {"interpret": "interpret" in options}
-    if options and options[0].isdecimal():
-        asked["block"] = int(options[0])
-    attend = _of_device(device).attention
-    return _Part(*attend(q, keys, values, sight.begins, sight.ends, scale, **asked))
+def _by_kernel(kernel: str, q, keys: Kept, values: Kept, visible: _Visible, scale: float) -> _Part:
+    """Computes `_xla` by a kernel."""
+    _, *names = kernel.split("-")
+    options = {"interpret": "interpret" in names}
+    if names and names[0].isdecimal():
+        options["block"] = int(names[0])
+    attend = _device_module(kernel).attention
+    return _Part(*attend(q, keys, values, visible.begins, visible.ends, scale, **options))
 
 
-def _in_tiles(q: jax.Array, keys: Kept, values: Kept, sight: _Sight, scale: float) -> _Part:
-    """Computes `_xla` in tiles; a CPU skips sequences of which no key is seen."""
+def _in_tiles(q: jax.Array, keys: Kept, values: Kept, visible: _Visible, scale: float) -> _Part:
+    """Computes `_xla` in tiles; a CPU skips sequences without a visible key."""
     N = q.shape[0]
     if jax.default_backend() != "cpu" or N <= TILE:
-        return _xla(q, keys, values, sight, scale)
-    seen = sight.ends > 0
+        return _xla(q, keys, values, visible, scale)
+    seen = visible.ends > 0
     order = jnp.argsort(~seen)
 
     def tile(i, parts: _Part) -> _Part:
-        # A start too near to the end is moved back: some are computed twice.
+        # The slice stays within the array, so the last tile may compute some sequences again.
         rows = jax.lax.dynamic_slice_in_dim(order, i * TILE, TILE)
-        cut = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), (q, keys, values, sight))
-        made = _xla(*jax.lax.optimization_barrier(cut), scale)
-        return jax.tree.map(lambda all_, x: all_.at[rows].set(x, mode="clip"), parts, made)
+        inputs = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), (q, keys, values, visible))
+        part = _xla(*jax.lax.optimization_barrier(inputs), scale)
+        return jax.tree.map(lambda all_, x: all_.at[rows].set(x, mode="clip"), parts, part)
 
-    return jax.lax.fori_loop(0, -(-jnp.sum(seen) // TILE), tile, _nothing(q))
+    return jax.lax.fori_loop(0, -(-jnp.sum(seen) // TILE), tile, _empty_part(q))
 
 
-def _nothing(q: jax.Array) -> _Part:
-    """The part of queries [..., D] that have seen no key."""
+def _empty_part(q: jax.Array) -> _Part:
+    """Returns the part of queries [..., D] before their first key."""
     zero = jnp.zeros(q.shape[:-1], jnp.float32)
     return _Part(jnp.zeros(q.shape, jnp.float32), zero + MASKED, zero)
 
 
-def _xla(q: jax.Array, keys: Kept, values: Kept, sight: _Sight, scale: float) -> _Part:
-    """q [N, K, M, G, D] over S keys."""
+def _xla(q: jax.Array, keys: Kept, values: Kept, visible: _Visible, scale: float) -> _Part:
+    """Computes attention of q [N, K, M, G, D] over S keys with a running softmax over blocks."""
     S = values.values.shape[2]
     size = min(S, BLOCK)
     strip = keys.values.shape[-1]
     strips = size // strip
 
     def block(first, part: _Part) -> _Part:
-        k, v = _cut(keys, first, size, strip), _cut(values, first, size, 1)
-        of_strips = jnp.broadcast_to(q[:, :, None], (*q.shape[:2], strips, *q.shape[2:]))
-        scores = jnp.einsum("nkbmgd,nkbdw->nkbmgw", of_strips, k.values.astype(q.dtype), **_F32)
+        k, v = _slice(keys, first, size, strip), _slice(values, first, size, 1)
+        per_strip = jnp.broadcast_to(q[:, :, None], (*q.shape[:2], strips, *q.shape[2:]))
+        scores = jnp.einsum("nkbmgd,nkbdw->nkbmgw", per_strip, k.values.astype(q.dtype), **_F32)
         scores = scores * scale
         if k.scale is not None:
             scores = scores * k.scale.reshape(*q.shape[:2], strips, 1, 1, strip)
         place = first + jnp.arange(size).reshape(strips, 1, strip)
-        seen = place < sight.ends[:, None, None, None]
-        if sight.begins is not None:
-            seen = seen & (place >= sight.begins[:, None, :, None])
+        seen = place < visible.ends[:, None, None, None]
+        if visible.begins is not None:
+            seen = seen & (place >= visible.begins[:, None, :, None])
         scores = jnp.where(seen[:, None, :, :, None], scores, MASKED)
         top = jnp.maximum(part.top, scores.max(axis=(2, 5)))
         p = jnp.exp(scores - top[:, :, None, ..., None])
@@ -303,16 +300,16 @@ def _xla(q: jax.Array, keys: Kept, values: Kept, sight: _Sight, scale: float) ->
         return _Part(part.out * old[..., None] + out, top, total)
 
     if size == S:
-        return block(0, _nothing(q))
-    first, behind = 0, -(-sight.ends.max() // size)
-    if sight.begins is not None:
-        seen = sight.begins < sight.ends[:, None]
-        first = jnp.maximum(jnp.where(seen, sight.begins, _LATER).min(), 0) // size
-    return jax.lax.fori_loop(first, behind, lambda i, part: block(i * size, part), _nothing(q))
+        return block(0, _empty_part(q))
+    first, stop = 0, -(-visible.ends.max() // size)
+    if visible.begins is not None:
+        seen = visible.begins < visible.ends[:, None]
+        first = jnp.maximum(jnp.where(seen, visible.begins, _BEYOND).min(), 0) // size
+    return jax.lax.fori_loop(first, stop, lambda i, part: block(i * size, part), _empty_part(q))
 
 
-def _cut(x: Kept, first, size: int, strip: int) -> Kept:
-    """`size` places from `first`, of which `strip` have one index of the values' third axis."""
+def _slice(x: Kept, first, size: int, strip: int) -> Kept:
+    """Slices `size` places from `first`; the third axis of the values counts strips of `strip`."""
     if size == x.values.shape[2] * strip:
         return x
     values = jax.lax.dynamic_slice_in_dim(x.values, first // strip, size // strip, axis=2)

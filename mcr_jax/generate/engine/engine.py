@@ -1,8 +1,8 @@
-"""Draws many samples of many prompts: feeds the devices, and hands out what is finished.
+"""Engine that draws many samples of many prompts with continuous batching.
 
-The host looks at the devices between chunks of steps only, and while it looks at one chunk the next
-is under way. Prompts are prefilled one by one as places in the store come free; their samples wait
-in a queue on the devices, from which slots help themselves in the middle of a chunk.
+The host talks to the devices once per chunk of decode steps and reads the report of one chunk while
+the next one runs. Prompts are prefilled one by one as entries of the KV cache become free. Their
+samples wait in a queue on the devices, from which free slots take jobs in the middle of a chunk.
 """
 
 import collections
@@ -17,7 +17,7 @@ from mcr_jax.generate.engine import programs
 from mcr_jax.generate.engine.kernels import choose
 from mcr_jax.generate.engine.programs import Program, Report
 from mcr_jax.generate.engine.scheduling import Prompt, Run, Sample
-from mcr_jax.generate.engine.state import Shape, blueprint, empty, layer_kernel
+from mcr_jax.generate.engine.state import SLOT_MULTIPLE, Shape, blueprint, empty, layer_kernel
 from mcr_jax.generate.engine.weights import Weights
 from mcr_jax.model.shape import DecoderConfig
 
@@ -27,9 +27,9 @@ class Pulse:
     """Progress of the engine.
 
     Attributes:
-      tokens: drawn so far in this run.
-      steps: of decoding made so far.
-      slots: there are.
+      tokens: number of tokens drawn in this run.
+      steps: number of decode steps in this run.
+      slots: number of slots of all shards.
     """
 
     tokens: int = 0
@@ -38,18 +38,18 @@ class Pulse:
 
 
 class Engine:
-    """A decoder on the devices of a mesh, ready to draw.
+    """Decoder on the devices of a mesh, ready to sample.
 
     Attributes:
-      pulse: of the run under way or the last one.
+      pulse: progress of the current run or the last one.
 
     Args:
-      config: of the decoder.
-      weights: of the decoder, laid out on `mesh`; replicated over its data axis.
-      shape: the sizes, of each shard of the data axis.
+      config: shape of the decoder.
+      weights: parameters, sharded on `mesh` and replicated over its data axis.
+      shape: sizes of each shard of the data axis.
       eos: ids of the tokens that end a sample.
-      seed: root of all keys.
-      mesh: with axes data and tensor.
+      seed: root of all random keys.
+      mesh: mesh with axes data and tensor.
 
     Raises:
       ValueError: shape.slots is not a multiple of 8.
@@ -64,8 +64,8 @@ class Engine:
         seed: int,
         mesh: Mesh,
     ):
-        if shape.slots < 1 or shape.slots % 8:
-            raise ValueError(f"slots={shape.slots} is not a multiple of 8")
+        if shape.slots < 1 or shape.slots % SLOT_MULTIPLE:
+            raise ValueError(f"slots={shape.slots} is not a multiple of {SLOT_MULTIPLE}")
         self._program = Program(config, shape, mesh, choose(config, shape))
         self._weights, self._shape, self._mesh = weights, shape, mesh
         self._eos, self._seed = np.asarray(eos, np.int32), np.int32(seed)
@@ -74,14 +74,13 @@ class Engine:
         self.pulse = Pulse()
 
     def run(self, prompts: Iterable[Prompt]) -> Iterator[Sample]:
-        """Yields every wanted sample once, as they finish.
+        """Yields every wanted sample once, as it finishes.
 
-        Leaving it early is fine: close the iterator, and the next run starts anew. Prompts are
-        looked at when their turn comes.
+        To end a run early, close the iterator. Prompts are read lazily.
 
         Raises:
-          ValueError: a prompt, a limit or an option is none or beyond the shape, or a sample is
-            asked for twice.
+          ValueError: a prompt, a limit or an option is invalid or exceeds the shape, or a sample is
+            wanted twice.
           RuntimeError: another run is open.
         """
         if self._state is not None:
@@ -106,17 +105,17 @@ class Engine:
             reports.append((chunk, report))
             chunk += 1
             if len(reports) > 1:
-                yield from self._seen(run, *reports.popleft())
+                yield from self._finished(run, *reports.popleft())
 
     def traced(self) -> jax.stages.Traced:
-        """The decoding program: `lower().compile().memory_analysis()` and so on."""
+        """Traces the decode program, for `lower().compile().memory_analysis()` and the like."""
         state = blueprint(*self._program)
         feed = self._put(Run(self._shape, self._shards, ()).feed(0))
         return programs.decode.trace(
             self._program, self._weights, state, feed, self._eos, self._seed
         )
 
-    def _seen(self, run: Run, chunk: int, report: Report) -> Iterator[Sample]:
+    def _finished(self, run: Run, chunk: int, report: Report) -> Iterator[Sample]:
         report = jax.tree.map(np.asarray, report)
         self.pulse = Pulse(
             tokens=int(report.drawn.sum()),
@@ -142,5 +141,4 @@ class Engine:
         self._state = state._replace(layers=tuple(layers), first=first, prompt_lengths=lengths)
 
     def _put(self, tree):
-        placed = NamedSharding(self._mesh, PartitionSpec("data"))
-        return jax.tree.map(lambda x: jax.device_put(x, placed), tree)
+        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec("data")))

@@ -1,4 +1,4 @@
-"""Chooses the kernel of a decoding step; falls back to XLA where no kernel is available."""
+"""Choice of the kernel of decoding attention, with XLA as the fallback."""
 
 import functools
 import logging
@@ -12,59 +12,57 @@ from mcr_jax.generate.engine.state import Shape, blueprint
 from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.model.sharding import one_device
 
-_CAPABILITY = 8.0  # of bfloat16 in tensor cores
+_MIN_CAPABILITY = 8.0  # bfloat16 in tensor cores
 
 
 def choose(c: DecoderConfig, shape: Shape) -> str:
-    """The kernel of the device where it can serve a layer, else XLA; says once where it cannot.
+    """Chooses the device's kernel if it can compute a layer, else XLA; a fallback is logged once.
 
-    Before it is chosen it is compiled at the run's real size. A GPU's kernel that the compiler
-    refuses, such as for want of shared memory, is tried again with smaller blocks.
+    The kernel is compiled at the size of the run first. If the compiler refuses a GPU kernel, for
+    example for lack of shared memory, smaller blocks are tried.
     """
     device = jax.default_backend()
     if c.attention == "xla" or device not in ("gpu", "tpu"):
         return "xla"
-    asked = device, c.dtype, shape.kv_dtype or c.dtype
-    refused = refusal(*asked, None, c.head_dim) or _lacks(device)
+    dtypes = c.dtype, shape.kv_dtype or c.dtype
+    refused = refusal(device, *dtypes, None, c.head_dim) or _missing(device)
     chosen = device
-    if not refused and (refused := _fault(c, shape, device)) and device == "gpu":
-        for block in _gpu.SMALLER:
-            if not _fault(c, shape, f"gpu-{block}"):
+    if not refused and (refused := _compile_error(c, shape, device)) and device == "gpu":
+        for block in _gpu.SMALLER_BLOCKS:
+            if not _compile_error(c, shape, f"gpu-{block}"):
                 _log_once(f"pallas on gpu, {block} keys at a time ({refused})")
                 refused, chosen = None, f"gpu-{block}"
                 break
     if refused:
         _log_once(f"xla (pallas on {device}: {refused})")
         return "xla"
-    if any(c.local_layers) and refusal(*asked, c.window, c.head_dim):
+    if any(c.local_layers) and refusal(device, *dtypes, c.window, c.head_dim):
         _log_once(f"pallas on {device}, and xla in layers with a sliding window")
     return chosen
 
 
-def _lacks(device: str) -> str | None:
-    """Returns the requirement of the kernel that the device does not meet."""
+def _missing(device: str) -> str | None:
+    """Returns the requirement of the kernel that the device does not meet, or None."""
     if device == "tpu":
         return None
     gpu = jax.local_devices()[0]
     if "cuda" not in gpu.client.platform_version:
         return "it needs an NVIDIA GPU"
-    if float(gpu.compute_capability) < _CAPABILITY:
-        return f"it needs compute capability {_CAPABILITY}, not {gpu.compute_capability}"
+    if float(gpu.compute_capability) < _MIN_CAPABILITY:
+        return f"it needs compute capability {_MIN_CAPABILITY}, not {gpu.compute_capability}"
     return None
 
 
 @functools.cache
-def _fault(c: DecoderConfig, shape: Shape, kernel: str) -> str | None:
-    """Returns the error of the compiler for a kernel of this size; it differs by device."""
+def _compile_error(c: DecoderConfig, shape: Shape, kernel: str) -> str | None:
+    """Compiles a kernel at its real size; returns the compiler's error, or None."""
     layer = blueprint(c, shape, one_device(), kernel).layers[0]
     slots, prompts = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (shape.slots, shape.prompts))
-    windowed = any(c.local_layers) and not refusal(
-        kernel, c.dtype, shape.kv_dtype or c.dtype, c.window, c.head_dim
-    )
+    refused = refusal(kernel, c.dtype, shape.kv_dtype or c.dtype, c.window, c.head_dim)
+    window = c.window if any(c.local_layers) and not refused else None
 
     def trial(q, layer, of_slot, of_prompt) -> jax.Array:
         at = places(of_slot, of_slot, of_slot == 0, of_prompt, of_slot, shape.share)
-        window = c.window if windowed else None
         return attention(q, layer, at, window=window, scale=1.0, kernel=kernel)
 
     q = jax.ShapeDtypeStruct((shape.slots, c.heads, c.head_dim), c.dtype)
@@ -72,7 +70,7 @@ def _fault(c: DecoderConfig, shape: Shape, kernel: str) -> str | None:
     try:
         traced = jax.jit(trial).trace(q, layer, slots, prompts)
         traced.lower(lowering_platforms=(platform,)).compile()
-    except Exception as e:  # noqa: BLE001 - the class of what a device's compiler raises is private
+    except Exception as e:  # noqa: BLE001 - the error classes of device compilers are private
         return str(e).partition("\n")[0][:200]
     return None
 

@@ -1,9 +1,9 @@
 """Device programs: prefill of prompts into the KV cache, and decode steps.
 
-Every program runs on all shards of the mesh's data axis at once, each with its own work; what lies
-over the tensor axis, XLA partitions.
+Every program runs on all shards of the mesh's data axis at once, each with its own jobs. XLA
+partitions the computation over the tensor axis.
 
-Dimensions: D shards, T tokens of a prompt as padded, E width; of a shard as in `state`.
+Dimensions: D shards, T tokens of a padded prompt, E width; those of a shard: see `state`.
 """
 
 import functools
@@ -30,18 +30,18 @@ from mcr_jax.model.attention import attention
 from mcr_jax.model.decoder import block, embed, rms_norm, turn
 from mcr_jax.model.shape import DecoderConfig
 
-_OURS = PartitionSpec("data")
+_SHARDED, _REPLICATED = PartitionSpec("data"), PartitionSpec()
 
 
 class Program(NamedTuple):
-    """Static arguments of the compiled programs; hashable.
+    """Static, hashable arguments of the compiled programs.
 
     Attributes:
-      config: of the decoder.
-      shape: of a shard.
-      mesh: with axes data and tensor.
-      kernel: of decoding attention, as `decode_attention.attention` takes it; falls back to XLA in
-        layers that it cannot serve.
+      config: shape of the decoder.
+      shape: sizes of a shard.
+      mesh: mesh with axes data and tensor.
+      kernel: kernel of decoding attention, see `decode_attention.attention`. Layers that it cannot
+        compute fall back to XLA.
     """
 
     config: DecoderConfig
@@ -51,14 +51,14 @@ class Program(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """Input of a chunk from the host: `count` jobs, and rows of output whose samples stop.
+    """Input of a chunk from the host.
 
     Attributes:
-      jobs: [Q] of a shard; their keys are made here and may be anything.
-      cases: uint32 [Q].
-      samples: int32 [Q].
-      count: int32 [1].
-      stopped: bool [O].
+      jobs: [Q] of a shard; their keys are ignored, `decode` derives them.
+      cases: uint32 [Q], numbers of the cases.
+      samples: int32 [Q], indices of the samples.
+      count: int32 [1], number of jobs.
+      stopped: bool [O], output rows whose samples end now.
     """
 
     jobs: Jobs
@@ -72,9 +72,9 @@ class Report(NamedTuple):
     """Output of a chunk for the host.
 
     Attributes:
-      output: the rows.
-      taken: int32 [1], jobs taken from the queue so far.
-      steps, drawn: int32 [1], steps made and tokens drawn so far.
+      output: output buffers.
+      taken: int32 [1], number of jobs taken from the queue so far.
+      steps, drawn: int32 [1], number of decode steps and of tokens drawn so far.
     """
 
     output: Output
@@ -90,30 +90,32 @@ def _sharded(function, mesh: Mesh, in_specs, out_specs):
         in_specs=in_specs,
         out_specs=out_specs,
         axis_names={"data"},
-        check_vma=False,  # loops start from constants and then differ between shards
+        check_vma=False,  # loop carries start as constants and then differ between shards
     )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def prefill_start(program: Program, weights: Weights, tokens: jax.Array) -> jax.Array:
-    """Vectors of tokens, int32 [D, T]: [D, T, E]."""
-    c = program.config
-    return _sharded(
-        lambda table, tokens: embed(c, table, tokens), program.mesh, (PartitionSpec(), _OURS), _OURS
-    )(weights.embedding, tokens)
+    """Embeds tokens, int32 [D, T], to [D, T, E]."""
+    start = functools.partial(embed, program.config)
+    return _sharded(start, program.mesh, (_REPLICATED, _SHARDED), _SHARDED)(
+        weights.embedding, tokens
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
 def prefill_layer(program: Program, local: bool, kernel: str, layer, x, kept, entry, wanted):
-    """One layer of prefill: x [D, T, E] and what the layer keeps, with the prompt's at `entry`.
+    """Computes one layer of prefill; returns x and the KV cache with the prompt at `entry`.
 
     Args:
-      program, local, kernel: what it is, whether it sees its window only, what it is kept for.
-      layer: its weights.
+      program: static arguments.
+      local: whether the layer has a sliding window.
+      kernel: kernel of the layer.
+      layer: weights of the layer.
       x: [D, T, E], donated.
-      kept: its `Layer`, donated.
-      entry: int32 [D], places in the store.
-      wanted: bool [D]; a shard without a prompt keeps what it has.
+      kept: KV cache of the layer, donated.
+      entry: int32 [D], entry of each shard's prompt.
+      wanted: bool [D]; the cache of a shard without a prompt does not change.
     """
     c = program.config
 
@@ -128,14 +130,13 @@ def prefill_layer(program: Program, local: bool, kernel: str, layer, x, kept, en
         x, (k, v) = block(c, layer, x, turn(c, positions, local=local), attend)
         return x, decode_attention.put_prompt(kept, k, v, entry[0], wanted[0], kernel)
 
-    return _sharded(
-        one, program.mesh, (PartitionSpec(), _OURS, _OURS, _OURS, _OURS), (_OURS, _OURS)
-    )(layer, x, kept, entry, wanted)
+    inputs, outputs = (_REPLICATED, *(_SHARDED,) * 4), (_SHARDED, _SHARDED)
+    return _sharded(one, program.mesh, inputs, outputs)(layer, x, kept, entry, wanted)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(3, 4))
 def prefill_end(program: Program, weights: Weights, x, first, lengths, entry, wanted, length):
-    """The logits behind each prompt into `first`, [D * P, V], and its length into `lengths`."""
+    """Writes the logits after each prompt to `first`, [D * P, V], and its length to `lengths`."""
     c = program.config
 
     def one(norm, head, x, first, lengths, entry, wanted, length):
@@ -144,8 +145,8 @@ def prefill_end(program: Program, weights: Weights, x, first, lengths, entry, wa
         row = jnp.where(wanted, entry, first.shape[0])  # beyond the end: dropped
         return first.at[row].set(logits, mode="drop"), lengths.at[row].set(length, mode="drop")
 
-    whole = PartitionSpec()
-    return _sharded(one, program.mesh, (whole, whole, *(_OURS,) * 6), (_OURS, _OURS))(
+    inputs, outputs = (_REPLICATED, _REPLICATED, *(_SHARDED,) * 6), (_SHARDED, _SHARDED)
+    return _sharded(one, program.mesh, inputs, outputs)(
         weights.final_norm, _head(weights), x, first, lengths, entry, wanted, length
     )
 
@@ -154,28 +155,28 @@ def prefill_end(program: Program, weights: Weights, x, first, lengths, entry, wa
 def decode(
     program: Program, weights: Weights, state: State, feed: Feed, eos: jax.Array, seed: jax.Array
 ) -> tuple[State, Report]:
-    """Adds the feed's jobs and makes up to `shape.steps` steps, fewer where nothing is left to do.
+    """Queues the feed's jobs and makes up to `shape.steps` decode steps, fewer without work.
 
-    In a step every slot that writes draws one token. One that has none to write first takes a job
-    and draws its first token from the logits kept with the prompt, so that slots never wait for one
-    another, nor for the host.
+    In a step every busy slot draws one token. An idle slot first takes a job and draws its first
+    token from the logits stored with the prompt: slots wait neither for one another nor for the
+    host.
 
     Args:
-      program: static.
-      weights: of the decoder.
-      state: donated.
-      feed: what is new.
-      eos: int32 [any], the tokens that end a sample.
-      seed: int scalar, of the run.
+      program: static arguments.
+      weights: parameters of the decoder.
+      state: state, donated.
+      feed: input of the chunk.
+      eos: int32 [any], tokens that end a sample.
+      seed: int scalar, seed of the run.
     """
 
     def one(weights, state, feed, eos, seed):
-        state = _fed(state, feed, seed)
+        state = _queued(state, feed, seed)
         until = state.steps + program.shape.steps
 
         def busy(state: State) -> jax.Array:
             here = jnp.any(state.alive) | (state.head < state.tail)[0]
-            # Shards step together, or their programs would meet at different places.
+            # All shards make the same number of steps, as collectives need all of them.
             return jax.lax.pmax(here.astype(jnp.int32), "data") > 0
 
         def goes_on(carry) -> jax.Array:
@@ -189,13 +190,13 @@ def decode(
         state, _ = jax.lax.while_loop(goes_on, step, (state, busy(state)))
         return state, Report(state.output, state.head, state.steps, state.drawn)
 
-    whole = PartitionSpec()
-    return _sharded(one, program.mesh, (whole, _OURS, _OURS, whole, whole), (_OURS, _OURS))(
+    inputs = _REPLICATED, _SHARDED, _SHARDED, _REPLICATED, _REPLICATED
+    return _sharded(one, program.mesh, inputs, (_SHARDED, _SHARDED))(
         weights, state, feed, eos, seed
     )
 
 
-def _fed(state: State, feed: Feed, seed: jax.Array) -> State:
+def _queued(state: State, feed: Feed, seed: jax.Array) -> State:
     size = state.queue.row.shape[0]
     jobs = feed.jobs._replace(key=sample_keys(seed, feed.cases, feed.samples))
     new = jnp.arange(size)
@@ -227,7 +228,12 @@ def _step(program: Program, weights: Weights, state: State, eos: jax.Array) -> S
     )
     logits, layers = _forward(program, weights, state, at)
     logits = _by_slot(program.mesh, _with_first(logits, fresh, state.first, slots.prompt))
-    token, logprob = draw(slots.key, state.lengths, logits, _of_living(slots.options, state.alive))
+    options = Options(  # idle slots are greedy, the cheapest; their tokens are dropped
+        temperature=jnp.where(state.alive, slots.options.temperature, 0),
+        top_k=jnp.where(state.alive, slots.options.top_k, 0),
+        top_p=jnp.where(state.alive, slots.options.top_p, 1),
+    )
+    token, logprob = draw(slots.key, state.lengths, logits, options)
     written = state.output
     row = jnp.where(state.alive, slots.row, written.status.shape[0])  # beyond the end: dropped
     lengths = state.lengths + state.alive
@@ -251,9 +257,9 @@ def _step(program: Program, weights: Weights, state: State, eos: jax.Array) -> S
 
 
 def _with_first(logits, fresh, first, prompt) -> jax.Array:
-    """Logits [B, V] in which slots that are `fresh`, bool [B], have their prompts' row of `first`.
+    """Replaces the logits [B, V] of `fresh` slots, bool [B], by their prompts' rows of `first`.
 
-    One by one, as few are fresh in a step.
+    A loop over the slots, as few are fresh in a step.
     """
     order = jnp.argsort(~fresh)
 
@@ -264,24 +270,15 @@ def _with_first(logits, fresh, first, prompt) -> jax.Array:
     return jax.lax.fori_loop(0, jnp.sum(fresh), replaced, logits)
 
 
-def _of_living(options: Options, alive: jax.Array) -> Options:
-    """Slots that write nothing take the likeliest token: the cheapest, and nobody reads it."""
-    return Options(
-        temperature=jnp.where(alive, options.temperature, 0),
-        top_k=jnp.where(alive, options.top_k, 0),
-        top_p=jnp.where(alive, options.top_p, 1),
-    )
-
-
 def _by_slot(mesh: Mesh, logits: jax.Array) -> jax.Array:
-    """Logits [B, V] with each device of the tensor axis drawing for its share of the slots."""
+    """Shards logits [B, V] by slots over the tensor axis, so that each device samples its share."""
     if mesh.shape["tensor"] == 1 or logits.shape[0] % mesh.shape["tensor"]:
         return logits
     return jax.lax.with_sharding_constraint(logits, PartitionSpec("tensor"))
 
 
 def _refilled(state: State) -> tuple[State, jax.Array]:
-    """Gives the oldest waiting jobs to the slots that have none; also tells which slots, [B]."""
+    """Gives the oldest waiting jobs to idle slots; also returns which slots got one, [B]."""
     free = ~state.alive
     order = jnp.cumsum(free, dtype=jnp.int32) - 1
     takes = free & (order < state.tail - state.head)
@@ -301,9 +298,9 @@ def _refilled(state: State) -> tuple[State, jax.Array]:
 
 
 def _forward(program: Program, weights: Weights, state: State, at: decode_attention.Places):
-    """Logits [B, V] behind each slot's newest token, and the layers with its keys and values.
+    """Returns the logits [B, V] after each slot's newest token, and the KV cache with that token.
 
-    A slot without one writes to a place that its first token's will take.
+    A slot without a token writes to the place that its first token will overwrite.
     """
     c = program.config
     positions = state.prompt_lengths[state.slots.prompt] + at.lengths - 1
@@ -323,9 +320,9 @@ def _forward(program: Program, weights: Weights, state: State, at: decode_attent
 
 
 def _attended(program: Program, q, k, v, kept, at: decode_attention.Places, window, kernel: str):
-    """Attention of the step, and what is kept with k, v [B, K, D] of its tokens.
+    """Writes k, v [B, K, D] to the KV cache; returns the attention of the step, and the cache.
 
-    A device of the tensor axis has its heads, if they come out even.
+    Heads are sharded over the tensor axis if it divides the key heads.
     """
     c, mesh = program.config, program.mesh
     scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
@@ -338,11 +335,10 @@ def _attended(program: Program, q, k, v, kept, at: decode_attention.Places, wind
 
     if kernel == "xla" and mesh.shape["tensor"] == 1:
         return attend(q, k, v, kept, at)
-    whole = PartitionSpec()
-    heads = whole if c.kv_heads % mesh.shape["tensor"] else PartitionSpec(None, "tensor")
+    heads = _REPLICATED if c.kv_heads % mesh.shape["tensor"] else PartitionSpec(None, "tensor")
     return jax.shard_map(
         attend,
-        in_specs=(heads, heads, heads, heads, whole),
+        in_specs=(heads, heads, heads, heads, _REPLICATED),
         out_specs=(heads, heads),
         axis_names=set(mesh.axis_names) - {"data"},  # all: XLA cannot partition a kernel
         check_vma=False,

@@ -1,4 +1,4 @@
-"""Schedule of a run: the prompts, and the slot and row of each sample."""
+"""Schedule of a run: the prompts to prefill, and the jobs and output rows of samples."""
 
 import collections
 import dataclasses
@@ -12,22 +12,22 @@ from mcr_jax.generate.engine.programs import Feed, Report
 from mcr_jax.generate.engine.sampling import Options
 from mcr_jax.generate.engine.state import ENDED, WAITING, Jobs, Shape
 
-Stop = Callable[[np.ndarray], int | None]  # tokens so far -> how many of them are kept, or None
+Stop = Callable[[np.ndarray], int | None]  # all tokens so far -> number of tokens to keep, or None
 
-_SHORTEST = 48  # tokens; prompts are padded to at least as many
+_SHORTEST_TOKENS = 48  # shortest padded prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A prompt and the samples that are wanted of it.
+    """Prompt with its wanted samples.
 
     Attributes:
       tokens: int32 [1 … shape.prompt_tokens].
-      case: in 32 bits; with the sample's index and the seed it fixes what is drawn.
-      samples: their indices, each once.
-      limits: most tokens of each of these samples, at most shape.max_tokens.
-      temperature, top_k, top_p: as in `sampling.Options`.
-      stop: ends a sample early; asked now and then with all its tokens so far. None never does.
+      case: 32-bit number; with the index of the sample and the seed it determines the draws.
+      samples: indices of the samples, each once.
+      limits: most tokens of each sample, at most shape.max_tokens.
+      temperature, top_k, top_p: see `sampling.Options`.
+      stop: called after a chunk with all tokens of a sample to end it early; None never does.
     """
 
     tokens: np.ndarray
@@ -42,14 +42,14 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A finished sample.
+    """Finished sample.
 
     Attributes:
-      prompt: its place among the prompts of the run.
-      index: of the sample.
-      tokens: int32 [count], the end token included.
-      logprobs: float32 [count], of each token under the model, in nats.
-      ended: with an end token or by `stop`; else at its limit.
+      prompt: index of the prompt in the run.
+      index: index of the sample.
+      tokens: int32 [count], end token included.
+      logprobs: float32 [count], log-probability of each token under the model, in nats.
+      ended: True if an end token or `stop` ended it, False at its limit.
     """
 
     prompt: int
@@ -61,22 +61,22 @@ class Sample:
 
 @dataclasses.dataclass
 class _Job:
-    """A sample on the devices: its prompt's place in the run and in the store, and since when."""
+    """Sample that waits or has a slot on the devices."""
 
-    prompt: int
+    prompt: int  # index in the run
     index: int
     limit: int
     spec: Prompt
-    entry: int
-    fed: int
-    looked: int = 0  # tokens that `stop` has seen
+    entry: int  # of the prompt in the KV cache
+    chunk: int = 0  # that fed it to the devices
+    checked: int = 0  # tokens that `stop` has read
 
 
 class Run:
-    """The bookkeeping of one run: which prompt, sample and row is where.
+    """Schedule of one run over all shards.
 
     Attributes:
-      open: whether anything is wanted that has not been handed out.
+      open: whether a wanted sample is not finished yet.
     """
 
     def __init__(self, shape: Shape, shards: int, prompts: Iterable[Prompt]):
@@ -90,90 +90,84 @@ class Run:
         return self._next is not None or any(shard.open for shard in self._shards)
 
     def prefills(self) -> Iterator[tuple[np.ndarray, ...]]:
-        """Tokens [D, T], lengths, entries and whether wanted [D] of the prompts to prefill now.
+        """Yields tokens [D, T], lengths [D], entries [D] and wanted [D] of prompts to prefill now.
 
-        Every shard takes prompts until the samples that wait would keep its slots busy.
+        Every shard takes prompts until its waiting samples suffice for its slots.
         """
         while self._next is not None:
-            taken: list[tuple[int, np.ndarray] | None] = []
-            for shard in self._shards:
-                if self._next is None or not shard.wants(len(self._next[2])):
-                    taken.append(None)
-                    continue
-                number, prompt, samples = self._next
-                taken.append((shard.take(number, prompt, samples), prompt.tokens))
-                self._next = next(self._groups, None)
-            sizes = {self._padded_size(len(t[1])) for t in taken if t}
-            if not sizes:
+            taken: dict[int, tuple[int, np.ndarray]] = {}  # by shard: entry and tokens
+            for i, shard in enumerate(self._shards):
+                if self._next is not None and shard.wants(len(self._next[2])):
+                    number, prompt, samples = self._next
+                    taken[i] = shard.take(number, prompt, samples), prompt.tokens
+                    self._next = next(self._groups, None)
+            if not taken:
                 return
-            # A prompt's padding must not follow from what other shards are given.
-            for size in sorted(sizes):
+            # One batch per size: the padding of a prompt must not depend on the other shards.
+            for size in sorted({self._padded_size(len(tokens)) for _, tokens in taken.values()}):
                 yield self._batch(taken, size)
 
     def _padded_size(self, length: int) -> int:
-        """The least size that holds a prompt: powers of two, and half-way between, up to T."""
-        power = 1 << (max(length, _SHORTEST) - 1).bit_length()
+        """Returns the padded length of a prompt: 2^n or 3 * 2^n, at most T."""
+        power = 1 << (max(length, _SHORTEST_TOKENS) - 1).bit_length()
         between = power * 3 // 4
         return min(between if length <= between else power, self._shape.prompt_tokens)
 
     def _batch(self, taken, size: int) -> tuple[np.ndarray, ...]:
-        tokens = np.zeros((len(taken), size), np.int32)
-        lengths, entries = np.ones(len(taken), np.int32), np.zeros(len(taken), np.int32)
-        wanted = np.zeros(len(taken), bool)
-        for i, t in enumerate(taken):
-            if t and self._padded_size(len(t[1])) == size:
-                tokens[i, : len(t[1])], lengths[i], entries[i] = t[1], len(t[1]), t[0]
-                wanted[i] = True
+        shards = len(self._shards)
+        tokens = np.zeros((shards, size), np.int32)
+        lengths, entries = np.ones(shards, np.int32), np.zeros(shards, np.int32)
+        wanted = np.zeros(shards, bool)
+        for i, (entry, prompt) in taken.items():
+            if self._padded_size(len(prompt)) == size:
+                tokens[i, : len(prompt)], lengths[i] = prompt, len(prompt)
+                entries[i], wanted[i] = entry, True
         return tokens, lengths, entries, wanted
 
     def feed(self, chunk: int) -> Feed:
         """Collects the input of every shard for a chunk."""
         feeds = [shard.feed(chunk) for shard in self._shards]
-        return jax.tree.map(lambda *of_shard: np.concatenate(of_shard), *feeds)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *feeds)
 
     def finished(self, chunk: int, report: Report) -> Iterator[Sample]:
-        """The samples that a chunk's report shows finished."""
-        for number, shard in enumerate(self._shards):
-
-            def part(x, number=number):
-                size = x.shape[0] // len(self._shards)
-                return x[number * size : (number + 1) * size]
-
-            yield from shard.finished(chunk, jax.tree.map(part, report))
+        """Yields the samples that are finished by the report of a chunk."""
+        for i, shard in enumerate(self._shards):
+            part = jax.tree.map(lambda x, i=i: np.split(x, len(self._shards))[i], report)
+            yield from shard.finished(chunk, part)
 
 
 class _Shard:
-    """Queue and slots of one shard of the data axis."""
+    """Schedule of one shard of the data axis."""
 
     def __init__(self, shape: Shape):
         self._shape = shape
-        self._entries = list(range(shape.prompts))  # of the store, free; a heap: low ones first
-        self._rows = list(range(shape.rows))[::-1]  # of output, free
-        self._left = collections.Counter()  # samples of each entry that are not finished
-        self._new: collections.deque[tuple[_Job, int]] = collections.deque()  # with their ranks
-        self._jobs: dict[int, _Job] = {}  # by row
-        self._fed = self._taken = 0  # jobs given to the queue, and known to be taken from it
-        self._stopped: list[int] = []  # rows
+        self._free_entries = list(range(shape.prompts))  # a heap: low ones first
+        self._free_rows = list(range(shape.rows))[::-1]
+        self._unfinished = collections.Counter()  # samples of each prompt entry
+        self._new: collections.deque[tuple[_Job, int]] = collections.deque()  # jobs with ranks
+        self._jobs: dict[int, _Job] = {}  # on the devices, by row
+        self._fed = self._taken = 0  # jobs put into the device queue, and reported as taken
+        self._stopped: list[int] = []  # rows that `stop` ended
 
     @property
     def open(self) -> bool:
         return bool(self._new or self._jobs)
 
     def wants(self, samples: int) -> bool:
-        """Whether a prompt with so many samples should be prefilled now."""
+        """Returns whether to prefill a prompt with this number of samples now."""
         waiting = self._fed - self._taken + len(self._new)
-        return bool(self._entries) and waiting + samples <= self._shape.jobs
+        return bool(self._free_entries) and waiting + samples <= self._shape.jobs
 
     def take(self, number: int, prompt: Prompt, samples: Sequence[tuple[int, int]]) -> int:
-        """Makes jobs of samples and their limits; returns the entry that their prompt is put at."""
-        entry = heapq.heappop(self._entries)
-        self._left[entry] = len(samples)
+        """Creates jobs for samples with limits; returns the KV cache entry of their prompt."""
+        entry = heapq.heappop(self._free_entries)
+        self._unfinished[entry] = len(samples)
         for rank, (index, limit) in enumerate(samples):
-            self._new.append((_Job(number, index, limit, prompt, entry, 0), rank))
+            self._new.append((_Job(number, index, limit, prompt, entry), rank))
         return entry
 
     def feed(self, chunk: int) -> Feed:
-        """The jobs that there is room for."""
+        """Moves as many jobs to the devices as fit into the queue."""
         size, rows = self._shape.jobs, self._shape.rows
         ints = {name: np.zeros(size, np.int32) for name in ("prompt", "rank", "row", "limit")}
         options = Options(
@@ -186,9 +180,9 @@ class _Shard:
         stopped[self._stopped] = True
         self._stopped.clear()
         count = 0
-        while self._new and self._rows and self._fed - self._taken < size:
+        while self._new and self._free_rows and self._fed - self._taken < size:
             job, rank = self._new.popleft()
-            job.fed, row = chunk, self._rows.pop()
+            job.chunk, row = chunk, self._free_rows.pop()
             self._jobs[row] = job
             spec = job.spec
             ints["prompt"][count], ints["rank"][count] = job.entry, rank
@@ -205,12 +199,12 @@ class _Shard:
         self._taken = int(report.taken[0])
         output = report.output
         for row, job in list(self._jobs.items()):
-            if job.fed > chunk:
-                continue  # the row is another job's since that report
+            if job.chunk > chunk:
+                continue  # at the time of the report the row belonged to another job
             count, status = int(output.counts[row]), int(output.status[row])
             tokens, stop = output.tokens[row, :count], None
-            if job.spec.stop is not None and count > job.looked:
-                job.looked, stop = count, job.spec.stop(tokens)
+            if job.spec.stop is not None and count > job.checked:
+                job.checked, stop = count, job.spec.stop(tokens)
             if stop is None and status == WAITING:
                 continue
             if status == WAITING:
@@ -227,14 +221,14 @@ class _Shard:
 
     def _release(self, row: int, job: _Job) -> None:
         del self._jobs[row]
-        self._rows.append(row)
-        self._left[job.entry] -= 1
-        if not self._left[job.entry]:
-            heapq.heappush(self._entries, job.entry)
+        self._free_rows.append(row)
+        self._unfinished[job.entry] -= 1
+        if not self._unfinished[job.entry]:
+            heapq.heappush(self._free_entries, job.entry)
 
 
 def _groups(shape: Shape, prompts: Iterable[Prompt]) -> Iterator[tuple[int, Prompt, tuple]]:
-    """The number of each prompt, the prompt, and its samples with limits, `share` at a time."""
+    """Yields index, prompt and up to `share` (sample, limit) pairs, until all samples are in."""
     for number, prompt in enumerate(prompts):
         length, samples = len(prompt.tokens), prompt.samples
         if not 1 <= length <= shape.prompt_tokens:
@@ -243,15 +237,13 @@ def _groups(shape: Shape, prompts: Iterable[Prompt]) -> Iterator[tuple[int, Prom
             raise ValueError(f"limits of {prompt.limits} tokens, room for {shape.max_tokens}")
         if not (prompt.temperature >= 0 and prompt.top_k >= 0 and 0 < prompt.top_p <= 1):
             raise ValueError(
-                f"temperature {prompt.temperature}, top_k {prompt.top_k}, top_p {prompt.top_p}: at "
-                "least 0, at least 0, and above 0 up to 1"
+                f"temperature {prompt.temperature} and top_k {prompt.top_k} must be at least 0, "
+                f"top_p {prompt.top_p} above 0 and at most 1"
             )
         if not 0 <= prompt.case < 2**32 or any(index < 0 for index in samples):
-            raise ValueError(
-                f"case {prompt.case}, samples {samples}: not counted from 0 in 32 bits"
-            )
+            raise ValueError(f"case {prompt.case} must fit in 32 bits, samples {samples} from 0 on")
         if len(set(samples)) != len(samples):
-            raise ValueError(f"samples {samples} are not each wanted once")
+            raise ValueError(f"samples {samples} must be different")
         wanted = list(zip(samples, prompt.limits, strict=True))
         for first in range(0, len(wanted), shape.share):
             yield number, prompt, wanted[first : first + shape.share]

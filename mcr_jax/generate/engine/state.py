@@ -1,10 +1,10 @@
-"""State of the engine on the devices: its shapes and their sharding.
+"""State of the engine on the devices: shapes and sharding.
 
-Everything has the shards of the mesh's data axis one after the other on its first axis. A shard is
-an engine of its own: its jobs, slots and prompts name one another by places within it.
+The first axis of every array concatenates the shards of the mesh's data axis. A shard is an
+independent engine: indices of its jobs, slots and prompts are local to it.
 
-Dimensions of a shard: B slots, P prompts, R slots that share one, Q jobs waiting, O rows of output,
-S places of an answer, T of a prompt, K key heads, D head size, V vocabulary.
+Dimensions of a shard: B slots, P prompts, R slots that share a prompt, Q waiting jobs, O output
+rows, S places of an answer, T places of a prompt, K key heads, D head size, V vocabulary.
 """
 
 import dataclasses
@@ -20,23 +20,24 @@ from mcr_jax.generate.engine.decode_attention import Kept, Layer, kernel_of, roo
 from mcr_jax.generate.engine.sampling import Options
 from mcr_jax.model.shape import DecoderConfig
 
-WAITING, ENDED, AT_LIMIT = 0, 1, 2  # of a row of output
+WAITING, ENDED, AT_LIMIT = 0, 1, 2  # status of an output row
+SLOT_MULTIPLE = 8  # the slot count is a multiple of the smallest efficient matmul tile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The fixed sizes of a run, of one shard: everything compiles once for them.
+    """Fixed sizes of one shard; programs compile once for them.
 
     Attributes:
-      slots: B, samples decoded together; a multiple of 8. Products of matrices come out the same,
-        bit for bit, for every row of a whole tile, but not always for those of a tile cut short.
-      share: R, most samples that read one prompt's keys together; those of a case that has more are
-        given its prompt more than once. Prompts with fewer samples leave slots without work.
-      prompt_tokens: T, room for a prompt.
-      max_tokens: S, room for an answer, its end token included.
-      kv_dtype: of keys and values: "float32", "bfloat16", "int8", or "" for the model's.
-      chunk: most steps between two looks of the host; 0 is a quarter of the longest answer, 64 at
-        most, so that few slots run dry before the host sees it.
+      slots: B, samples decoded together; a multiple of 8. A matmul gives bitwise the same result
+        for every row of a full tile, but not always for a row of a partial tile.
+      share: R, most samples that share one copy of a prompt. A case with more samples has its
+        prompt prefilled more than once; prompts with fewer samples leave slots idle.
+      prompt_tokens: T, most tokens of a prompt.
+      max_tokens: S, most tokens of an answer, end token included.
+      kv_dtype: dtype of the KV cache: "float32", "bfloat16", "int8", or "" for the model's.
+      chunk: most decode steps per program call; 0 takes a quarter of `max_tokens`, at most 64, so
+        that few slots run out of work before the host refills the queue.
     """
 
     slots: int = 64
@@ -48,29 +49,29 @@ class Shape:
 
     @property
     def steps(self) -> int:
-        """Most steps between two looks of the host."""
+        """Most decode steps per program call."""
         return self.chunk or min(64, max(8, self.max_tokens // 4))
 
     @property
     def prompts(self) -> int:
-        """P: what fills the slots three times, as a prompt stays until its last sample ends.
+        """P: enough to fill the slots three times, as a prompt stays until its last sample ends.
 
-        Half as many more are for samples that wait.
+        Half a filling more is for waiting samples.
         """
         filling = -(-self.slots // self.share)
         return filling * min(self.share, 3) + -(-filling // 2)
 
     @property
     def jobs(self) -> int:
-        """Q: so many that every slot can be given another one in each of two chunks.
+        """Q: a new job for every slot in each of two chunks.
 
-        The host learns of what one took while the next is under way.
+        The host reads the report of one chunk while the next one runs.
         """
         return 2 * self.slots + self.share
 
     @property
     def rows(self) -> int:
-        """O: of the jobs that wait, those in slots, and those whose end the host has yet to see."""
+        """O: rows for waiting jobs, for jobs in slots, and for ended jobs not yet reported."""
         return 2 * self.slots + self.jobs
 
 
@@ -78,12 +79,12 @@ class Jobs(NamedTuple):
     """Samples to draw.
 
     Attributes:
-      prompt: int32, place of its prompt.
-      rank: int32, of those that share the prompt now.
-      row: int32, of the output.
-      key: uint32 [..., 2], what it is drawn with.
+      prompt: int32, entry of the prompt in the KV cache.
+      rank: int32, index among the samples that share the prompt entry.
+      row: int32, output row.
+      key: uint32 [..., 2], random key.
       limit: int32, most tokens.
-      options: how to draw.
+      options: sampling options.
     """
 
     prompt: jax.Array
@@ -95,13 +96,13 @@ class Jobs(NamedTuple):
 
 
 class Output(NamedTuple):
-    """Output buffers, by row.
+    """Output buffers.
 
     Attributes:
       tokens: int32 [O, S].
       logprobs: float32 [O, S], nats.
-      counts: int32 [O], tokens written.
-      status: int32 [O]: WAITING, also while it is written, ENDED with an end token, or AT_LIMIT.
+      counts: int32 [O], number of tokens.
+      status: int32 [O]: WAITING until the sample is complete, then ENDED (end token) or AT_LIMIT.
     """
 
     tokens: jax.Array
@@ -111,20 +112,20 @@ class Output(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that changes on the devices; donated to every program that takes it.
+    """Mutable arrays on the devices; donated to every program that takes them.
 
     Attributes:
-      layers: a `Layer` each.
+      layers: KV cache, a `Layer` each.
       first: float32 [P, V], logits of the first token after each prompt.
       prompt_lengths: int32 [P].
-      queue: `Jobs` [Q], a ring.
-      head, tail: int32 [1], how many jobs were taken from it and put into it so far.
-      slots: `Jobs` [B], what each slot is at.
-      alive: bool [B].
-      lengths: int32 [B], tokens drawn.
-      last: int32 [B], the newest of them.
-      output: by row.
-      steps, drawn: int32 [1], steps made and tokens drawn so far.
+      queue: `Jobs` [Q], a ring buffer.
+      head, tail: int32 [1], number of jobs taken from the queue and put into it so far.
+      slots: `Jobs` [B], job of each slot.
+      alive: bool [B], whether the slot has an unfinished job.
+      lengths: int32 [B], number of tokens drawn.
+      last: int32 [B], newest token.
+      output: output buffers.
+      steps, drawn: int32 [1], number of decode steps and of tokens drawn so far.
     """
 
     layers: tuple[Layer, ...]
@@ -143,12 +144,12 @@ class State(NamedTuple):
 
 
 def empty(c: DecoderConfig, shape: Shape, mesh: Mesh, kernel: str) -> State:
-    """A state without work, laid out on `mesh`."""
-    return _empty(c, shape, mesh, kernel)()
+    """Returns a state without jobs, sharded on `mesh`."""
+    return _zeros(c, shape, mesh, kernel)()
 
 
 @functools.cache
-def _empty(*sizes) -> Callable[[], State]:
+def _zeros(*sizes) -> Callable[[], State]:
     like = blueprint(*sizes)
 
     def zeros() -> State:
@@ -158,7 +159,7 @@ def _empty(*sizes) -> Callable[[], State]:
 
 
 def blueprint(c: DecoderConfig, shape: Shape, mesh: Mesh, kernel: str) -> State:
-    """The shapes, dtypes and shardings of a state, allocating nothing."""
+    """Returns the abstract shapes of a state, with their shardings."""
     shards = mesh.shape["data"]
     B, P, Q, rows = shape.slots, shape.prompts, shape.jobs, shape.rows
     by_head = "tensor" if c.kv_heads % mesh.shape["tensor"] == 0 else None
@@ -171,23 +172,21 @@ def blueprint(c: DecoderConfig, shape: Shape, mesh: Mesh, kernel: str) -> State:
         dtype, S = shape.kv_dtype or c.dtype, room(length, kernel)
         scale = array("float32", n, c.kv_heads, S, spec=(by_head,)) if dtype == "int8" else None
 
-        def of(*size: int) -> Kept:
+        def sized(*size: int) -> Kept:
             return Kept(array(dtype, n, c.kv_heads, *size, spec=(by_head,)), scale)
 
         if kernel != "xla":
-            return of(S, c.head_dim), of(S, c.head_dim)
+            return sized(S, c.head_dim), sized(S, c.head_dim)
         strip = strip_of(S)
-        return of(S // strip, c.head_dim, strip), of(S, c.head_dim)
+        return sized(S // strip, c.head_dim, strip), sized(S, c.head_dim)
 
     def layer(index: int) -> Layer:
-        of_layer = layer_kernel(c, shape, kernel, index)
-        prompt, own = kept(P, shape.prompt_tokens, of_layer), kept(B, shape.max_tokens, of_layer)
-        return Layer(*prompt, *own)
+        used = layer_kernel(c, shape, kernel, index)
+        return Layer(*kept(P, shape.prompt_tokens, used), *kept(B, shape.max_tokens, used))
 
     def jobs(n: int) -> Jobs:
-        number, real = array("int32", n), array("float32", n)
-        key = array("uint32", n, 2)
-        return Jobs(number, number, number, key, number, Options(real, number, real))
+        int_, float_, key = array("int32", n), array("float32", n), array("uint32", n, 2)
+        return Jobs(int_, int_, int_, key, int_, Options(float_, int_, float_))
 
     of_slot, one = array("int32", B), array("int32", 1)
     return State(
@@ -213,6 +212,6 @@ def blueprint(c: DecoderConfig, shape: Shape, mesh: Mesh, kernel: str) -> State:
 
 
 def layer_kernel(c: DecoderConfig, shape: Shape, kernel: str, index: int) -> str:
-    """The kernel that layer `index` is kept for, where the engine's is `kernel`."""
+    """Returns the kernel of layer `index` if the engine has `kernel`: itself or "xla"."""
     window = c.window if c.is_local(index) else None
     return kernel_of(kernel, c.dtype, shape.kv_dtype or c.dtype, window, c.head_dim)

@@ -1,8 +1,8 @@
-"""A decoder's parameters as decoding reads them: each layer's in arrays of their own.
+"""Parameters of a decoder for decoding: separate arrays for each layer.
 
-Training keeps the layers stacked. A step of decoding that took its layer out of the stack would
-copy it, which takes as long as to read it; so the stack is taken apart once, one kind of parameter
-after the other, and given up as that goes: never are there two copies of all.
+Training stacks the layers. Slicing a layer out of the stack in every decode step would copy it, as
+slow as reading it. So the stacks are split once, one parameter after the other, and each stack is
+deleted at once: there are never two copies of all parameters.
 """
 
 import functools
@@ -14,9 +14,13 @@ from mcr_jax.model.decoder import Decoder, Layer
 
 
 class Weights(NamedTuple):
-    """Attributes: embedding [V, E]; layers, by name each; final_norm [E]; head [V, E].
+    """Parameters of a decoder.
 
-    head is None where the embedding makes the logits.
+    Attributes:
+      embedding: [V, E].
+      layers: arrays of each layer by name.
+      final_norm: [E].
+      head: [V, E]; None for tied embeddings.
     """
 
     embedding: jax.Array
@@ -26,27 +30,23 @@ class Weights(NamedTuple):
 
 
 def take(model: Decoder, *, keep: bool = False) -> Weights:
-    """The weights of `model`, which is of no use after it unless `keep`.
+    """Takes the weights of `model`, which must not be used again unless `keep`.
 
-    Adapters are not applied: merge them before.
+    Adapters are not applied: merge them first.
     """
-    stacked, of_layers = model.stacked(), [{} for _ in range(model.config.layers)]
-    for name, stack in stacked.items():
-        for layer, part in zip(of_layers, _apart(stack), strict=True):
+    layers = [{} for _ in range(model.config.layers)]
+    for name, stack in model.stacked().items():
+        sharding = stack.sharding
+        if isinstance(sharding, jax.sharding.NamedSharding):
+            spec = jax.sharding.PartitionSpec(*sharding.spec[1:])
+            sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
+        for layer, part in zip(layers, _split(sharding)(stack), strict=True):
             layer[name] = part
         if not keep:
-            jax.block_until_ready(of_layers[-1][name])
+            jax.block_until_ready(layers[-1][name])
             stack.delete()
     head = None if model.config.tied else model.head[...]
-    return Weights(model.embedding[...], tuple(of_layers), model.final_norm[...], head)
-
-
-def _apart(stack: jax.Array) -> tuple[jax.Array, ...]:
-    sharding = stack.sharding
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        spec = jax.sharding.PartitionSpec(*sharding.spec[1:])
-        return _split(jax.sharding.NamedSharding(sharding.mesh, spec))(stack)
-    return _split(sharding)(stack)
+    return Weights(model.embedding[...], tuple(layers), model.final_norm[...], head)
 
 
 @functools.cache

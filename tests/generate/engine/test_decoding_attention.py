@@ -1,4 +1,4 @@
-"""Attention over a shared and an own part of the KV cache equals attention over both."""
+"""Attention over a shared prompt and over an answer, merged, equals attention over both."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ RANKS, H, K = 3, 4, 2
 
 
 def kept_of(rng, count: int, places: int, size: int, lengths, dtype="float32"):
-    """Random keys or values, with what no sequence has got to poisoned but finite."""
+    """Returns random keys or values, with large finite values beyond the end of each sequence."""
     x = rng.normal(size=(count, K, places, size))
     for row, length in zip(x, lengths, strict=True):
         row[:, length:] = 1e3
@@ -24,7 +24,7 @@ def kept_of(rng, count: int, places: int, size: int, lengths, dtype="float32"):
 
 
 def reference(q, prompt, own, window, scale, lengths=LENGTHS):
-    """float64, one slot and one head at a time, over all keys in a row."""
+    """Computes attention in float64, one slot and one head at a time, over all keys at once."""
     out = np.zeros(q.shape)
     for b, h in np.ndindex(q.shape[:2]):
         p, k = PROMPT[b], h // (H // K)
@@ -40,7 +40,7 @@ def reference(q, prompt, own, window, scale, lengths=LENGTHS):
     return out
 
 
-def made(size=16, places=(8, 8), dtype="float32", lengths=LENGTHS):
+def inputs(size=16, places=(8, 8), dtype="float32", lengths=LENGTHS):
     rng = np.random.default_rng(0)
     prompt = [kept_of(rng, 4, places[0], size, lengths[0], dtype) for _ in range(2)]
     own = [kept_of(rng, 5, places[1], size, lengths[1], dtype) for _ in range(2)]
@@ -70,15 +70,15 @@ def attended(q, prompt, own, *, window=None, kernel="xla", kv="same", lengths=LE
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 6, 100])
-@pytest.mark.parametrize(  # blocks that are read one by one, and one block; of strips, and of one
+@pytest.mark.parametrize(  # several blocks and one block, of several strips and of one strip
     ("block", "strip"), [(4, 2), (4, 64), (512, 2), (512, 64)]
 )
-@pytest.mark.parametrize("tile", [3, 4])  # prompts read by threes, with some read twice, at once
-def test_it_equals_attention_over_all_keys_in_a_row(monkeypatch, tile, block, strip, window):
+@pytest.mark.parametrize("tile", [3, 4])  # two overlapping tiles of prompts, or one tile
+def test_it_equals_attention_over_all_keys_at_once(monkeypatch, tile, block, strip, window):
     monkeypatch.setattr(decode_attention, "BLOCK", block)
     monkeypatch.setattr(decode_attention, "STRIP", strip)
     monkeypatch.setattr(decode_attention, "TILE", tile)
-    q, prompt, own = made()
+    q, prompt, own = inputs()
     expected = reference(q, prompt, own, window, 0.3)
     got = attended(q, prompt, own, window=window)
     np.testing.assert_allclose(got[ALIVE], expected[ALIVE], atol=3e-6)
@@ -87,18 +87,18 @@ def test_it_equals_attention_over_all_keys_in_a_row(monkeypatch, tile, block, st
 
 def test_blocks_beyond_the_longest_sequence_change_no_bit(monkeypatch):
     monkeypatch.setattr(decode_attention, "BLOCK", 4)
-    q, prompt, own = made()
+    q, prompt, own = inputs()
     wider = [np.concatenate([x, np.full_like(x, 7.0)], axis=2) for x in (*prompt, *own)]
     one, two = attended(q, prompt, own), attended(q, wider[:2], wider[2:])
     np.testing.assert_array_equal(one, two)
 
 
 def test_blocks_before_every_window_are_not_read(monkeypatch):
-    """Nor prompts that lie before them: what is no number there would reach the outcome."""
+    """Prompts before every window are not read either: a NaN there would reach the output."""
     monkeypatch.setattr(decode_attention, "BLOCK", 4)
     monkeypatch.setattr(decode_attention, "TILE", 3)
     lengths = LENGTHS[0], np.array([7, 8, 8, 7, 8])
-    q, prompt, own = made(lengths=lengths)
+    q, prompt, own = inputs(lengths=lengths)
     expected = reference(q, prompt, own, 3, 0.3, lengths)
     for x in (*prompt, *own):
         x[:, :, :4] = np.nan
@@ -107,7 +107,7 @@ def test_blocks_before_every_window_are_not_read(monkeypatch):
 
 
 def test_keys_and_values_of_eight_bits_are_close():
-    q, prompt, own = made()
+    q, prompt, own = inputs()
     got = attended(q, prompt, own, kv="int8")
     expected = reference(q, prompt, own, None, 0.3)
     difference = np.abs(got - expected)[ALIVE]
@@ -116,8 +116,8 @@ def test_keys_and_values_of_eight_bits_are_close():
 
 @pytest.mark.parametrize("kernel", ["gpu-interpret", "gpu-32-interpret"])
 def test_the_gpu_kernel_computes_the_same(kernel):
-    """In pallas' interpreter; bfloat16 as on a GPU, two blocks to a sequence, or eight."""
-    q, prompt, own = made(size=16, places=(256, 256), dtype=jnp.bfloat16)
+    """Runs in Pallas' interpreter, in bfloat16 as on a GPU, with two or eight blocks a sequence."""
+    q, prompt, own = inputs(size=16, places=(256, 256), dtype=jnp.bfloat16)
     got = attended(q, prompt, own, kernel=kernel)
     same = attended(q, prompt, own)
     expected = reference(
@@ -130,20 +130,20 @@ def test_the_gpu_kernel_computes_the_same(kernel):
 @pytest.mark.parametrize("window", [None, 3, 200])
 @pytest.mark.parametrize("kv", ["same", "int8"])
 def test_the_tpu_kernel_computes_the_same(monkeypatch, kv, window):
-    """In pallas' interpreter; two blocks to a sequence, of which one may have nothing to see."""
+    """Runs in Pallas' interpreter, with two blocks a sequence; one block may be invisible."""
     monkeypatch.setattr(_tpu, "BLOCKS", (128,))
     lengths = np.array([5, 3, 200, 0]), np.array([1, 140, 6, 129, 1])
-    q, prompt, own = made(size=128, places=(256, 256), lengths=lengths)
-    asked = {"window": window, "kv": kv, "lengths": lengths}
-    got = attended(q, prompt, own, kernel="tpu-interpret", **asked)
+    q, prompt, own = inputs(size=128, places=(256, 256), lengths=lengths)
+    arguments = {"window": window, "kv": kv, "lengths": lengths}
+    got = attended(q, prompt, own, kernel="tpu-interpret", **arguments)
     assert np.isfinite(got).all()
-    same = attended(q, prompt, own, **asked)
+    same = attended(q, prompt, own, **arguments)
     np.testing.assert_allclose(got[ALIVE], same[ALIVE], atol=1e-5)
     expected = reference(q, prompt, own, window, 0.3, lengths)
     np.testing.assert_allclose(got[ALIVE], expected[ALIVE], atol=1e-5 if kv == "same" else 0.1)
 
 
-def test_the_tpu_kernel_reads_the_blocks_that_are_seen():
+def test_the_tpu_kernel_reads_visible_blocks_only():
     ends, begins = np.array([0, 300, 128, 512]), np.array([[2**30], [200], [-5], [500]])
     sequence, place, count = _tpu._programs(jnp.asarray(begins), jnp.asarray(ends), 4, 128)
     assert sequence[:count].tolist() == [0, 1, 1, 2, 3]
@@ -172,7 +172,7 @@ def test_the_tpu_kernel_lowers_for_a_tpu(window, kept):
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("arguments", "says"),
     [
         (("gpu", "float32", "bfloat16", None, 64), "float32 arithmetic"),
         (("gpu", "float16", "float16", None, 64), "float16 arithmetic"),
@@ -188,6 +188,6 @@ def test_the_tpu_kernel_lowers_for_a_tpu(window, kept):
         (("xla", "float16", "float16", 8, 80), None),
     ],
 )
-def test_what_a_kernel_cannot_do_it_says(asked, says):
-    reason = decode_attention.refusal(*asked)
+def test_a_kernel_names_the_argument_that_it_does_not_support(arguments, says):
+    reason = decode_attention.refusal(*arguments)
     assert reason is None if says is None else says in reason

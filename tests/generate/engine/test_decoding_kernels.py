@@ -1,4 +1,4 @@
-"""Falls back to XLA where no kernel is available, and reports it in one line."""
+"""Decoding attention falls back to XLA where no kernel is available, and logs one line."""
 
 import dataclasses
 
@@ -12,13 +12,13 @@ SHAPE = Shape(slots=8, prompt_tokens=64, max_tokens=64)
 
 
 @pytest.fixture
-def told(monkeypatch, caplog):
-    """Chooses as on a device of the kind; what was said."""
+def choose(monkeypatch, caplog):
+    """Chooses the kernel as on a device of another kind; also returns the log."""
 
     def choose(config, device: str, shape: Shape = SHAPE) -> tuple[str, list[str]]:
         monkeypatch.setattr(jax, "default_backend", lambda: device)
         kernels._log_once.cache_clear()
-        kernels._fault.cache_clear()
+        kernels._compile_error.cache_clear()
         caplog.clear()
         with caplog.at_level("INFO", "mcr_jax"):
             kernels.choose(config, shape)
@@ -28,8 +28,8 @@ def told(monkeypatch, caplog):
     return choose
 
 
-def test_a_cpu_has_xla_without_a_word(told, tiny_shape):
-    assert told(tiny_shape, "cpu") == ("xla", [])
+def test_a_cpu_uses_xla_and_logs_nothing(choose, tiny_shape):
+    assert choose(tiny_shape, "cpu") == ("xla", [])
 
 
 @pytest.mark.promise("one line reports each fallback to XLA")
@@ -42,18 +42,18 @@ def test_a_cpu_has_xla_without_a_word(told, tiny_shape):
         ("tpu", {"dtype": "float16", "head_dim": 128}, "float16 arithmetic"),
     ],
 )
-def test_what_a_kernel_cannot_do_is_said_once(told, tiny_shape, device, changes, says):
+def test_a_fallback_is_logged_once_with_its_reason(choose, tiny_shape, device, changes, says):
     config = dataclasses.replace(tiny_shape, **changes)
-    assert told(config, device) == (
+    assert choose(config, device) == (
         "xla",
         [f"decoding attention: xla (pallas on {device}: {says})"],
     )
 
 
-def test_a_kernel_that_the_compiler_refuses_is_not_used(told, tiny_shape):
-    """The compiler here is a CPU's, which takes no kernel of a TPU."""
+def test_a_kernel_that_the_compiler_refuses_is_not_used(choose, tiny_shape):
+    """The compiler of this CPU refuses kernels of a TPU."""
     config = dataclasses.replace(tiny_shape, dtype="bfloat16", head_dim=128)
-    chosen, (line,) = told(config, "tpu")
+    chosen, (line,) = choose(config, "tpu")
     assert chosen == "xla"
     assert line.startswith("decoding attention: xla (pallas on tpu: ")
     assert "tpu_custom_call" in line
@@ -69,9 +69,9 @@ def test_a_kernel_that_the_compiler_refuses_is_not_used(told, tiny_shape):
     ],
 )
 def test_a_gpu_without_the_shared_memory_reads_smaller_blocks(
-    told, tiny_shape, monkeypatch, refused, chosen, says
+    choose, tiny_shape, monkeypatch, refused, chosen, says
 ):
-    """The kernel is lowered for an NVIDIA GPU; what its compiler would say is put in its place."""
+    """The kernel is lowered for an NVIDIA GPU; the errors of its compiler are simulated."""
     tried = []
 
     def compile(lowered):
@@ -80,12 +80,12 @@ def test_a_gpu_without_the_shared_memory_reads_smaller_blocks(
             raise jax.errors.JaxRuntimeError("Shared memory size limit exceeded\nrequested 131072")
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
-    monkeypatch.setattr(kernels, "_lacks", lambda device: None)
+    monkeypatch.setattr(kernels, "_missing", lambda device: None)
     config = dataclasses.replace(tiny_shape, dtype="bfloat16", head_dim=256)
-    assert told(config, "gpu") == (chosen, [f"decoding attention: {line}" for line in says])
+    assert choose(config, "gpu") == (chosen, [f"decoding attention: {line}" for line in says])
     assert len(tried) == len(set(tried)) == min(refused + 1, 3)  # another kernel each time
 
 
-def test_xla_is_used_where_the_config_names_it(told, tiny_shape):
+def test_xla_is_used_where_the_config_names_it(choose, tiny_shape):
     config = dataclasses.replace(tiny_shape, dtype="bfloat16", head_dim=128, attention="xla")
-    assert told(config, "tpu") == ("xla", [])
+    assert choose(config, "tpu") == ("xla", [])

@@ -1,4 +1,4 @@
-"""The engine samples like the plain model, and samples do not depend on their neighbours."""
+"""The engine draws the tokens of the plain model, and a sample never depends on other samples."""
 
 import dataclasses
 import logging
@@ -50,15 +50,15 @@ FAMILIES = {
 
 
 def sharp(shape: DecoderConfig, seed: int = 5):
-    """Untrained, but attending sharply: what it writes turns on every token and position."""
-    made = store.untrained(shape, seed)
-    for weights, factor in ((made.layers.q, 4), (made.layers.o, 8)):
+    """Returns an untrained model with sharp attention: every token and position matters."""
+    model = store.untrained(shape, seed)
+    for weights, factor in ((model.layers.q, 4), (model.layers.o, 8)):
         weights[...] = factor * weights[...]
     for name in ("q_bias", "k_bias", "v_bias"):
         if shape.qkv_bias:
-            bias = getattr(made.layers, name)
+            bias = getattr(model.layers, name)
             bias[...] = jax.random.normal(jax.random.key(1), bias.shape)
-    return made
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def prompt(case: int, samples=(0, 1, 2, 3), limits=8, **options) -> Prompt:
 
 
 def drawn(engine, *prompts) -> dict:
-    """(case, sample) -> the sample; every wanted one must come once, and no other."""
+    """Returns the samples by (case, index); exactly the wanted ones must come, each once."""
     found = [((prompts[s.prompt].case, s.index), s) for s in engine.run(prompts)]
     wanted = [(p.case, index) for p in prompts for index in p.samples]
     assert sorted(key for key, _ in found) == sorted(wanted)
@@ -94,7 +94,7 @@ def texts(samples: dict) -> dict:
 
 
 def logits_after(model, ids: list[list[int]]) -> np.ndarray:
-    """The plain model's logits at every place of padded rows."""
+    """Computes the plain model's logits at every place of padded rows."""
     graph, params = nnx.split(model)
     rows = np.zeros((len(ids), SHAPE.prompt_tokens + SHAPE.max_tokens), np.int32)
     for row, tokens in zip(rows, ids, strict=True):
@@ -103,7 +103,7 @@ def logits_after(model, ids: list[list[int]]) -> np.ndarray:
 
 
 def assert_greedy(model, samples: dict):
-    """Every token is the likeliest behind all before it, recomputed without a cache."""
+    """Checks that every token is the most likely one, recomputed without a KV cache."""
     keys = list(samples)
     logits = logits_after(model, [TOKENS[c] + samples[c, i].tokens.tolist() for c, i in keys])
     for key, of_row in zip(keys, logits, strict=True):
@@ -127,15 +127,15 @@ def test_greedy_tokens_equal_recomputation_without_a_cache(tiny_shape, family):
 
 
 def test_a_sample_ends_with_an_end_token_even_if_that_is_its_first(model, engine):
-    asked = [prompt(case, temperature=0.0) for case in TOKENS]
-    whole = drawn(engine, *asked)
+    prompts = [prompt(case, temperature=0.0) for case in TOKENS]
+    whole = drawn(engine, *prompts)
     eos = (whole[11, 0].tokens[0], whole[22, 0].tokens[2])
-    for key, sample in drawn(engine_of(model, eos=eos), *asked).items():
+    for key, sample in drawn(engine_of(model, eos=eos), *prompts).items():
         expected = whole[key].tokens.tolist()
         ends = [i for i, token in enumerate(expected) if token in eos]
         assert sample.tokens.tolist() == expected[: ends[0] + 1 if ends else 8]
         assert sample.ended == bool(ends)
-    assert len(texts(drawn(engine_of(model, eos=eos), asked[0]))[11, 0]) == 1
+    assert len(texts(drawn(engine_of(model, eos=eos), prompts[0]))[11, 0]) == 1
 
 
 def test_a_sample_is_cut_at_its_own_limit_only(engine):
@@ -150,26 +150,26 @@ def test_two_tokens_follow_the_exact_joint_distribution(model):
     draws = 4000
     shape = dataclasses.replace(SHAPE, slots=64, share=64, max_tokens=2, chunk=32)
     how = {"temperature": 0.8, "top_k": 6}
-    asked = prompt(11, samples=range(draws), limits=2, **how)
-    pairs = [tuple(s.tokens) for s in engine_of(model, shape).run([asked])]
+    one = prompt(11, samples=range(draws), limits=2, **how)
+    pairs = [tuple(s.tokens) for s in engine_of(model, shape).run([one])]
     assert len(pairs) == draws
 
-    def of(logits):
+    def probabilities(logits):
         scaled = np.where(logits >= np.sort(logits)[-6], logits, -np.inf).astype(float) / 0.8
         p = np.exp(scaled - scaled.max())
         return p / p.sum()
 
-    first = of(logits_after(model, [TOKENS[11]])[0, len(TOKENS[11]) - 1])
+    first = probabilities(logits_after(model, [TOKENS[11]])[0, len(TOKENS[11]) - 1])
     firsts = np.flatnonzero(first)
-    behind = logits_after(model, [[*TOKENS[11], int(t)] for t in firsts])[:, len(TOKENS[11])]
+    after = logits_after(model, [[*TOKENS[11], int(t)] for t in firsts])[:, len(TOKENS[11])]
     expected = {
         (t, u): draws * first[t] * second[u]
-        for t, second in zip(firsts, map(of, behind), strict=True)
+        for t, second in zip(firsts, map(probabilities, after), strict=True)
         for u in np.flatnonzero(second)
     }
     counts = dict.fromkeys(expected, 0)
     for pair in pairs:
-        counts[pair] += 1  # KeyError: a pair that cannot be
+        counts[pair] += 1  # KeyError: a pair of probability 0
     often = [pair for pair, n in expected.items() if n >= 5]
     seen, due = ([table[p] for p in often] for table in (counts, expected))
     if len(often) < len(expected):
@@ -191,21 +191,23 @@ def test_samples_of_a_case_differ_and_so_do_cases_with_one_prompt(model, engine)
 
 
 OTHER_WAYS = {
-    "other order of cases": lambda asked: asked[::-1],
-    "a subset of cases": lambda asked: asked[1:3],
-    "other batch mates": lambda asked: [
-        dataclasses.replace(asked[0], case=77, temperature=0.0),
-        *asked[2:],
+    "other order of cases": lambda prompts: prompts[::-1],
+    "a subset of cases": lambda prompts: prompts[1:3],
+    "other batch mates": lambda prompts: [
+        dataclasses.replace(prompts[0], case=77, temperature=0.0),
+        *prompts[2:],
     ],
-    "samples one by one": lambda asked: [
-        dataclasses.replace(p, samples=(i,), limits=(p.limits[i],)) for i in range(4) for p in asked
+    "samples one by one": lambda prompts: [
+        dataclasses.replace(p, samples=(i,), limits=(p.limits[i],))
+        for i in range(4)
+        for p in prompts
     ],
-    "samples in another order": lambda asked: [
-        dataclasses.replace(p, samples=p.samples[::-1], limits=p.limits[::-1]) for p in asked
+    "samples in another order": lambda prompts: [
+        dataclasses.replace(p, samples=p.samples[::-1], limits=p.limits[::-1]) for p in prompts
     ],
-    "what a kill left": lambda asked: [
+    "samples left after a kill": lambda prompts: [
         dataclasses.replace(p, samples=p.samples[k:], limits=p.limits[k:])
-        for k, p in enumerate(asked[:4])
+        for k, p in enumerate(prompts[:4])
     ],
 }
 
@@ -216,12 +218,12 @@ OTHER_WAYS = {
 @pytest.mark.parametrize("way", OTHER_WAYS)
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"temperature": 0.6, "top_k": 9}], ids=str)
 def test_a_sample_is_the_same_whatever_is_drawn_beside_it(engine, options, way):
-    asked = [
+    prompts = [
         prompt(case, limits=tuple(1 + (case + i) % 8 for i in range(4)), **options)
         for case in TOKENS
     ]
-    expected = texts(drawn(engine, *asked))
-    changed = OTHER_WAYS[way](asked)
+    expected = texts(drawn(engine, *prompts))
+    changed = OTHER_WAYS[way](prompts)
     found = {(changed[s.prompt].case, s.index): s.tokens.tolist() for s in engine.run(changed)}
     assert {k: v for k, v in found.items() if k[0] != 77} == {
         key: tokens for key, tokens in expected.items() if key in found
@@ -232,23 +234,23 @@ def test_a_sample_is_the_same_whatever_is_drawn_beside_it(engine, options, way):
 @pytest.mark.parametrize(
     "change", [{"chunk": 1}, {"chunk": 50}, {"share": 1}, {"slots": 16}], ids=str
 )
-def test_how_the_work_is_cut_changes_no_token(model, engine, change):
-    asked = [prompt(case, limits=(3, 8, 1, 6)) for case in TOKENS]
+def test_slots_share_and_chunk_change_no_token(model, engine, change):
+    prompts = [prompt(case, limits=(3, 8, 1, 6)) for case in TOKENS]
     other = engine_of(model, dataclasses.replace(SHAPE, **change))
-    assert texts(drawn(other, *asked)) == texts(drawn(engine, *asked))
+    assert texts(drawn(other, *prompts)) == texts(drawn(engine, *prompts))
 
 
 def test_slots_never_wait_for_one_another(model):
-    """Steps are those of the work over the slots, plus at most one longest sample."""
+    """The steps are at most all tokens over the slots, plus the longest sample."""
     limits = [1 + (7 * i) % 8 for i in range(40)]
-    asked = [
+    prompts = [
         dataclasses.replace(
             prompt(11), case=n, samples=(0, 1), limits=tuple(limits[2 * n : 2 * n + 2])
         )
         for n in range(20)
     ]
     engine = engine_of(model, dataclasses.replace(SHAPE, chunk=4))
-    assert len(list(engine.run(asked))) == 40
+    assert len(list(engine.run(prompts))) == 40
     assert engine.pulse.tokens == sum(limits)
     assert engine.pulse.steps <= -(-sum(limits) // SHAPE.slots) + 8
 
@@ -262,15 +264,15 @@ def test_one_program_serves_all_runs_of_all_models_of_a_kind(model, caplog):
         caplog.clear()
         ways = {"temperature": 0.0}, {"top_p": 0.5}, {"top_k": 3}
         for n, way in enumerate(ways):
-            asked = [prompt(c, samples=range(n + 1), limits=n + 2, **way) for c in [*TOKENS][n:]]
-            drawn(engine_of(twin, shape, eos=(7,), seed=n), *asked)
+            prompts = [prompt(c, samples=range(n + 1), limits=n + 2, **way) for c in [*TOKENS][n:]]
+            drawn(engine_of(twin, shape, eos=(7,), seed=n), *prompts)
         later = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
     assert sum("jit(decode)" in message or " decode " in message for message in first) == 1
     assert later == []
 
 
-def test_the_store_is_never_copied(model):
-    """A chunk allocates less than one layer's keys and values besides its arguments."""
+def test_the_kv_cache_is_never_copied(model):
+    """The temporary memory of a chunk is less than the KV cache of one layer."""
     shape, mesh = Shape(slots=16, share=4, prompt_tokens=512, max_tokens=512, chunk=4), one_device()
     state = blueprint(model.config, shape, mesh, "xla")
     engine = engine_of(model, shape)
@@ -280,7 +282,7 @@ def test_the_store_is_never_copied(model):
     assert memory.temp_size_in_bytes < stores / model.config.layers
 
 
-def test_taking_the_weights_gives_them_up(tiny_shape):
+def test_taking_the_weights_deletes_them_in_the_model(tiny_shape):
     model = store.untrained(tiny_shape, 0)
     stacked = model.stacked()
     before = {name: np.asarray(stack) for name, stack in stacked.items()}
@@ -314,22 +316,22 @@ def test_any_mesh_draws_the_same_tokens(model, engine, sizes):
     graph, params = nnx.split(model)
     pure = nnx.to_pure_dict(params)
     spread = nnx.merge(graph, jax.device_put(pure, shardings(mesh, pure)))
-    asked = [prompt(case, limits=(3, 8, 1, 6), top_p=0.9) for case in TOKENS]
-    got = drawn(engine_of(spread, mesh=mesh), *asked)
-    assert texts(got) == texts(drawn(engine, *asked))
+    prompts = [prompt(case, limits=(3, 8, 1, 6), top_p=0.9) for case in TOKENS]
+    got = drawn(engine_of(spread, mesh=mesh), *prompts)
+    assert texts(got) == texts(drawn(engine, *prompts))
 
 
 @pytest.mark.parametrize(
     ("kernel", "head_dim"), quick(0, [("gpu-interpret", 16), ("tpu-interpret", 128)])
 )
-def test_a_kernel_writes_what_xla_does(tiny_shape, monkeypatch, kernel, head_dim):
-    """In pallas' interpreter; that of GPUs leaves the local layers to XLA."""
+def test_a_kernel_draws_the_same_tokens_as_xla(tiny_shape, monkeypatch, kernel, head_dim):
+    """Runs in Pallas' interpreter; the GPU kernel leaves the local layers to XLA."""
     gemma = dataclasses.replace(tiny_shape, **GEMMA, head_dim=head_dim, dtype="bfloat16")
     model = store.untrained(gemma, 5)
-    asked = [prompt(case, limits=4, temperature=0.0) for case in TOKENS]
-    expected = drawn(engine_of(model), *asked)
+    prompts = [prompt(case, limits=4, temperature=0.0) for case in TOKENS]
+    expected = drawn(engine_of(model), *prompts)
     monkeypatch.setattr(engine_module, "choose", lambda config, shape: kernel)
-    found = drawn(engine_of(model), *asked)
+    found = drawn(engine_of(model), *prompts)
     for key, sample in expected.items():
         np.testing.assert_array_equal(found[key].tokens, sample.tokens)
         np.testing.assert_allclose(found[key].logprobs, sample.logprobs, atol=0.02)
@@ -337,7 +339,7 @@ def test_a_kernel_writes_what_xla_does(tiny_shape, monkeypatch, kernel, head_dim
 
 @pytest.mark.parametrize("sizes", quick(1, [((1, 2, 4),), ((2, 1, 2),), ((1, 1, 1),)]))
 def test_the_tpu_kernel_is_lowered_whole_on_any_mesh(tiny_shape, monkeypatch, sizes):
-    """On 4 devices of the tensor axis two key heads lie on each."""
+    """With 4 devices on the tensor axis, each has both key heads."""
     gemma = dataclasses.replace(tiny_shape, **GEMMA, head_dim=128, dtype="bfloat16")
     monkeypatch.setattr(engine_module, "choose", lambda config, shape: "tpu")
     mesh = make_mesh(*sizes, jax.devices()[: np.prod(sizes)])
@@ -346,7 +348,7 @@ def test_the_tpu_kernel_is_lowered_whole_on_any_mesh(tiny_shape, monkeypatch, si
     assert text.count("stablehlo.custom_call @tpu_custom_call") == 2 * gemma.layers
 
 
-def test_keys_and_values_of_eight_bits_write_nearly_the_same(model):
+def test_an_int8_kv_cache_draws_nearly_the_same(model):
     shape = dataclasses.replace(SHAPE, kv_dtype="int8")
     one, other = (
         drawn(engine_of(model, s), *(prompt(c, temperature=0.0) for c in TOKENS))
@@ -380,34 +382,34 @@ def test_a_sample_that_is_stopped_ends_there_and_its_slot_goes_on(model, engine)
             assert len(cut[key].logprobs) == len(cut[key].tokens)
 
 
-def test_a_run_that_is_left_early_leaves_nothing_behind(engine):
-    asked = [prompt(case) for case in TOKENS]
-    expected = texts(drawn(engine, *asked))
-    run = engine.run(asked)
+def test_a_run_that_is_closed_early_frees_its_memory(engine):
+    prompts = [prompt(case) for case in TOKENS]
+    expected = texts(drawn(engine, *prompts))
+    run = engine.run(prompts)
     next(run)
     with pytest.raises(RuntimeError, match="close that run first"):
-        next(engine.run(asked))
+        next(engine.run(prompts))
     held = len(jax.live_arrays())
     run.close()
-    assert len(jax.live_arrays()) < held - 20  # the stores are gone with it
-    assert texts(drawn(engine, *asked)) == expected
+    assert len(jax.live_arrays()) < held - 20  # without the KV cache
+    assert texts(drawn(engine, *prompts)) == expected
 
 
-def test_a_prompt_that_makes_no_numbers_spoils_no_other(model):
+def test_a_prompt_with_nan_logits_changes_no_other(model):
     graph, params = nnx.split(model)
     pure = nnx.to_pure_dict(params)
     pure["embedding"] = pure["embedding"].at[40].set(np.nan)
     broken = engine_of(nnx.merge(graph, pure))
-    asked = [dataclasses.replace(prompt(c), temperature=0.7, top_p=0.9) for c in TOKENS]
-    bad = dataclasses.replace(asked[0], tokens=np.full(12, 40, np.int32), case=99)
-    expected = drawn(broken, *asked)
+    prompts = [dataclasses.replace(prompt(c), temperature=0.7, top_p=0.9) for c in TOKENS]
+    bad = dataclasses.replace(prompts[0], tokens=np.full(12, 40, np.int32), case=99)
+    expected = drawn(broken, *prompts)
     found = drawn(
         broken,
         *[
             bad,
-            *asked,
+            *prompts,
             dataclasses.replace(bad, case=98),
-            *(dataclasses.replace(p, case=p.case + 1000) for p in asked),
+            *(dataclasses.replace(p, case=p.case + 1000) for p in prompts),
         ],
     )
     assert all(np.isnan(found[99, i].logprobs[0]) for i in range(4))
@@ -431,19 +433,19 @@ def test_nothing_wanted_is_nothing_done(engine):
         ({"tokens": np.zeros(0, np.int32)}, "0 tokens"),
         ({"limits": (9,)}, "room for 8"),
         ({"limits": (0,)}, "room for 8"),
-        ({"samples": (1, 1), "limits": (2, 2)}, "each wanted once"),
+        ({"samples": (1, 1), "limits": (2, 2)}, "must be different"),
         ({"top_p": 0.0}, "top_p 0.0"),
         ({"top_p": float("nan")}, "top_p nan"),
         ({"temperature": -1.0}, "temperature -1.0"),
         ({"case": 2**32}, "in 32 bits"),
     ],
 )
-def test_what_cannot_be_is_refused(engine, bad, says):
-    asked = dataclasses.replace(prompt(11, samples=(0,)), **bad)
+def test_invalid_prompts_are_refused(engine, bad, says):
+    invalid = dataclasses.replace(prompt(11, samples=(0,)), **bad)
     with pytest.raises(ValueError, match=says):
-        list(engine.run([asked]))
+        list(engine.run([invalid]))
 
 
-def test_slots_come_in_whole_tiles(model):
+def test_slots_must_be_a_multiple_of_the_tile(model):
     with pytest.raises(ValueError, match="slots=12 is not a multiple of 8"):
         engine_of(model, dataclasses.replace(SHAPE, slots=12))

@@ -1,4 +1,4 @@
-"""Tokens follow exactly the requested distribution, with one random key per sample."""
+"""Tokens are drawn from exactly the filtered distribution, by a key of each sample."""
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,11 @@ def options(rows, temperature=1.0, top_k=0, top_p=1.0):
 
 
 def tokens_of(logits, *, position=0, case=7, seed=0, draws=DRAWS, **how):
-    """One token, and its log-probability, of each of many samples of a case."""
+    """Draws one token, with its log-probability, of each of many samples of a case."""
     keys = keyed(seed, jnp.full(draws, case, jnp.uint32), jnp.arange(draws))
     wide = jnp.broadcast_to(logits, (draws, len(logits)))
-    made = drawn(keys, jnp.full(draws, position), wide, options(draws, **how))
-    return tuple(map(np.asarray, made))
+    tokens, logprobs = drawn(keys, jnp.full(draws, position), wide, options(draws, **how))
+    return np.asarray(tokens), np.asarray(logprobs)
 
 
 def softmax(x):
@@ -37,9 +37,9 @@ def softmax(x):
 
 
 def left(logits, top_k: int, top_p: float) -> np.ndarray:
-    """By sorting: the k likeliest, then of these the shortest head whose share reaches top_p.
+    """Returns by sorting which tokens are kept: the k most likely, then the nucleus of these.
 
-    What is as likely as the last one kept is kept, too.
+    Ties of the last kept token are kept, too.
     """
     p = softmax(logits)
     if top_k:
@@ -60,8 +60,8 @@ def left(logits, top_k: int, top_p: float) -> np.ndarray:
         (0.7, 0, 0.3),
     ],
 )
-@pytest.mark.parametrize("vocabulary", [6, 300])  # within one block of it, and over several
-def test_frequencies_are_those_of_what_is_left_renormalised(vocabulary, temperature, top_k, top_p):
+@pytest.mark.parametrize("vocabulary", [6, 300])  # in one block, and in several
+def test_frequencies_are_the_filtered_renormalized_ones(vocabulary, temperature, top_k, top_p):
     logits = LOGITS if vocabulary == 6 else np.random.default_rng(0).normal(0, 2, vocabulary)
     logits = np.asarray(logits, np.float32)
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -71,7 +71,7 @@ def test_frequencies_are_those_of_what_is_left_renormalised(vocabulary, temperat
     assert not counts[~inside].any()
     expected = np.where(inside, softmax(logits / temperature), 0)
     expected *= DRAWS / expected.sum()
-    rare = expected < 5  # put together, as the test wants it
+    rare = expected < 5  # pooled, as the test of chi-squared needs
     groups = [counts[~rare], expected[~rare]]
     if expected[rare].sum() > 0:
         groups = [
@@ -151,7 +151,7 @@ def test_a_token_of_no_weight_is_never_drawn():
     np.testing.assert_allclose(logprobs, -np.log(3), atol=1e-6)
 
 
-def test_rows_of_one_batch_are_drawn_each_in_its_own_way():
+def test_each_row_of_a_batch_is_drawn_by_its_own_options():
     rows = 800
     part = jnp.arange(rows) % 4
     how = Options(
@@ -169,7 +169,7 @@ def test_rows_of_one_batch_are_drawn_each_in_its_own_way():
         np.testing.assert_array_equal(tokens[part == i], np.asarray(same)[part == i])
 
 
-def test_what_other_rows_ask_for_changes_no_bit_of_a_row():
+def test_the_options_of_other_rows_change_no_bit_of_a_row():
     rows, vocabulary = 64, 9000
     logits = np.random.default_rng(0).normal(0, 3, (rows, vocabulary)).astype(np.float32)
     logits[5] = np.nan
@@ -188,7 +188,7 @@ def test_what_other_rows_ask_for_changes_no_bit_of_a_row():
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_logits_that_are_no_numbers_are_told_and_end(broken):
+def test_nan_and_infinite_logits_give_a_token_with_a_nan_logprob(broken):
     logits = np.zeros(300, np.float32)
     logits[7] = broken
     for how in ({}, {"top_p": 0.9}, {"top_k": 3}, {"temperature": 0.0}):
