@@ -1,7 +1,7 @@
-"""Benchmarks against a peer in the same run: `python -m bench.NAME` prints one JSON line each.
+"""Benchmarks against a peer in the same run: `python -m bench.NAME` prints JSON lines.
 
-Installed from a wheel they are `python -m mcr_jax.bench.NAME`. They need the peer, which the extra
-`bench` installs: `pip install -e '.[bench]'`. The rest of the package never imports them.
+In an installed wheel the command is `python -m mcr_jax.bench.NAME`. The extra `bench` installs the
+peers: `pip install -e '.[bench]'`. The rest of the package never imports this folder.
 """
 
 import json
@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 
 
 def line(*, bench: str, ours: float, peer: float, unit: str, shape: str, device: str, **more):
-    """Prints the result; `ratio` above one says that ours is better, for rates."""
-    figures = {"ours": round(ours, 1), "peer": round(peer, 1), "ratio": round(ours / peer, 3)}
-    told = {"bench": bench, **figures, "unit": unit, "shape": shape, "device": device}
-    print(json.dumps(told | more), flush=True)
+    """Prints the result. For rates, a `ratio` above one means that ours is faster."""
+    rates = {"ours": round(ours, 1), "peer": round(peer, 1), "ratio": round(ours / peer, 3)}
+    result = {"bench": bench, **rates, "unit": unit, "shape": shape, "device": device}
+    print(json.dumps(result | more), flush=True)
 
 
 def alternate(ours: Callable, theirs: Callable, runs: int) -> tuple[float, float]:
-    """Median seconds of each, run in turns."""
+    """Runs both in turns; returns the median seconds of each."""
     times: tuple[list[float], list[float]] = [], []
     for _ in range(runs):
         for call, into in zip((ours, theirs), times, strict=True):
@@ -29,7 +29,7 @@ def alternate(ours: Callable, theirs: Callable, runs: int) -> tuple[float, float
 
 
 def fastest(sizes: Sequence[int], make: Callable[[int], Callable[[], int]]) -> int:
-    """The size with the most tokens/s; `make(size)` gives a call that returns its tokens."""
+    """Returns the size with the most tokens/s; `make(size)` returns a call that counts tokens."""
 
     def rate(size: int) -> float:
         call, start = make(size), time.perf_counter()
@@ -39,7 +39,7 @@ def fastest(sizes: Sequence[int], make: Callable[[int], Callable[[], int]]) -> i
 
 
 def timed(call: Callable[[], object], runs: int) -> list[float]:
-    """Seconds of each call, after two that warm up."""
+    """Returns the seconds of each call, after two warm-up calls."""
     times = []
     for _ in range(2 + runs):
         start = time.perf_counter()
@@ -49,5 +49,5 @@ def timed(call: Callable[[], object], runs: int) -> list[float]:
 
 
 def matmul_size(platform: str) -> int:
-    """The side of square matrices whose product fills a device."""
+    """Returns the side of square matrices whose product fills a device."""
     return 512 if platform == "cpu" else 8192

@@ -4,13 +4,13 @@
     python -m bench.decode --what=ragged --runs=3
 
 Equal: 4 prompts of 256 tokens, 4 samples each, 64 tokens each. Ragged: 96 prompts, 10 samples each,
-each of which ends at a length of its own between 32 and 256; transformers is told these lengths and
-forces its end token there, in batches of as many prompts as are fastest. A run is all samples from
-nothing, prompts and all; runs alternate, and the median of each counts.
+with random lengths between 32 and 256. transformers forces its end token at the same lengths, in
+batches of the number of prompts that is fastest. A run includes the prefill of all prompts; runs
+alternate, and the median of each counts.
 
-The last samples of our run leave slots without work (`busy` is the share with work): hence the many
-prompts, of which an evaluation has 897. transformers takes one batch after the other, so that its
-rate is measured on the first 16 prompts; `--peer-part=96` gives it all.
+At the end of our run slots are idle (`busy` is the share of busy slots), so there are many prompts;
+an evaluation has 897. transformers takes one batch after the other, so 16 prompts suffice for its
+rate; `--peer-part=96` takes all.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=0, help="0: 16 of equal, 160 of ragged")
     parser.add_argument("--peer-prompts", default="4,8,16", help="batch sizes to choose from")
     parser.add_argument(
-        "--peer-part", type=int, default=16, help="prompts of ragged it is timed on"
+        "--peer-part", type=int, default=16, help="prompts of ragged for the peer's rate"
     )
     flags = parser.parse_args()
     config = transformers.Qwen2Config(**SHAPES["reference"], max_position_embeddings=8192)
@@ -110,7 +110,7 @@ def _compare(what, config, weights, peer, lengths, slots, batches, part, runs) -
 
 
 class Transformers:
-    """All samples, `size` prompts at a time, longest prompts' samples first."""
+    """Call of transformers for all samples, `size` prompts at a time, longest samples first."""
 
     def __init__(self, peer, tokens, lengths, size: int):
         self._peer, self.size = peer, size
@@ -140,7 +140,7 @@ class Transformers:
 
 
 class _Ends(transformers.LogitsProcessor):
-    """Ends each sequence at its own length."""
+    """Logits processor that ends each sequence at its given length."""
 
     def __init__(self, prompt: int, lengths, device):
         self._prompt, self._lengths = prompt, torch.from_numpy(lengths).to(device)

@@ -1,10 +1,10 @@
-"""Requests 2,400 verdicts from a failing server: share resolved per call, and its correctness.
+"""Judging of 2,400 verdicts by a server with failures: missing after each call, and wrong ones.
 
-    python -m bench.faults --share=0.2        # nothing unresolved after a second call
-    python -m bench.faults --share=0.6        # nothing unresolved after a fourth
+    python -m bench.faults --share=0.2        # nothing is missing after the second call
+    python -m bench.faults --share=0.6        # nothing is missing after the fourth call
 
-Faults are those of `bench.loopback`. Every verdict is compared with that of a server without any.
-Waits are scaled down: 5 ms for a second.
+`bench.loopback` injects the failures. Every verdict is compared with that of a server without
+failures. Waits are scaled down: 5 ms for a second.
 """
 
 import argparse
@@ -34,7 +34,7 @@ STAGES = ("diagnosis", "reasons")
 
 
 def config_of() -> Any:
-    """The config of the judge."""
+    """Returns the config of the judge."""
     config = configs.default()
     config.sample.models, config.judge.recall_samples = MODELS, RECALL
     config.judge.name = "gemini"
@@ -42,7 +42,7 @@ def config_of() -> Any:
 
 
 def complete(workdir: Workdir, cases: list) -> None:
-    """Writes completions of both models, `SAMPLES` per case, a third of them right."""
+    """Writes completions of both models, `SAMPLES` per case, a third of them correct."""
     with Ledger(workdir.ledger) as ledger:
         for m, model in enumerate(MODELS):
             rows = {}
@@ -61,7 +61,7 @@ def complete(workdir: Workdir, cases: list) -> None:
 
 
 def verdicts(workdir: Workdir, config: Any) -> dict[RowKey, Any]:
-    """Every verdict that is wanted, None where there is none."""
+    """Returns every wanted verdict, None where it is missing."""
     judge_name = configs.judge_name(config)
     found: dict[RowKey, Any] = {}
     with Ledger(workdir.ledger, readonly=True) as ledger:
@@ -75,17 +75,17 @@ def verdicts(workdir: Workdir, config: Any) -> dict[RowKey, Any]:
 def resolve(
     folder: Path, cases: list, share: float, *, calls: int, late: float = 0.8
 ) -> tuple[dict[RowKey, Any], list[int]]:
-    """Judges with faults, up to `calls` times.
+    """Judges with failures, up to `calls` times.
 
     Args:
-      folder: of the workdir.
-      cases: 24 verdicts each.
-      share: of calls that fail.
-      calls: of the judging stage.
-      late: seconds of a late reply; three quarters of them are the timeout.
+      folder: the workdir.
+      cases: cases to judge, with 24 verdicts each.
+      share: share of failing calls.
+      calls: largest number of calls of the judging stage.
+      late: seconds of a late reply; the timeout is three quarters of it.
 
     Returns:
-      The verdicts, and how many were missing after each call, up to the first without any.
+      The verdicts, and the number of missing ones after each call until none is missing.
     """
     workdir, config, missing = Workdir(folder), config_of(), []
     complete(workdir, cases)
@@ -110,20 +110,20 @@ def main() -> None:
     flags = parser.parse_args()
     cases = synthetic.cases(0, {"test": flags.cases})
     with tempfile.TemporaryDirectory() as folder:
-        right, _ = resolve(Path(folder) / "whole", cases, 0.0, calls=1)
+        expected, _ = resolve(Path(folder) / "whole", cases, 0.0, calls=1)
         start = time.monotonic()
         found, missing = resolve(Path(folder) / "faults", cases, flags.share, calls=flags.calls)
         seconds = time.monotonic() - start
     resolved = {row: verdict for row, verdict in found.items() if verdict is not None}
-    told = {
+    result = {
         "bench": "faults",
         "verdicts": len(found),
         "share": flags.share,
         "missing_after_each_call": missing,
-        "wrong": sum(verdict != right[row] for row, verdict in resolved.items()),
+        "wrong": sum(verdict != expected[row] for row, verdict in resolved.items()),
         "seconds": round(seconds, 1),
     }
-    print(json.dumps(told), flush=True)
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
     python -m bench.forward                      # the CPU reference shape, float32
     python -m bench.forward --shape=7b --rows=1  # on an accelerator: bfloat16, 4,096 tokens
 
-Both compute the logits of every token. Runs alternate, so that a noisy machine is noisy to both;
-the median run of each counts. Before timing, the logits are compared. `of_matmul_peak` is the
-share of the device's measured matmul rate, causal attention counted as half of full.
+Both compute the logits of every token. Runs alternate, so that other load slows down both; the
+median of each counts. Before timing, the logits are compared. `of_matmul_peak` is the share of the
+device's measured matmul rate, with causal attention counted as half of full attention.
 """
 
 import argparse
 import tempfile
-import time
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from flax import nnx
 
 from mcr_jax.model import hf
 
-from . import alternate, line
+from . import alternate, line, timed
 
 SHAPES = {
     "reference": {
@@ -92,7 +91,7 @@ def main() -> None:
 
 
 def _flops(config: transformers.Qwen2Config, rows: int, length: int) -> float:
-    """Returns FLOPs of a forward pass: 2 per weight and token, 4 per query, key and size."""
+    """Counts a forward pass: 2 per weight and token, 4 per query, visible key and head size."""
     c, head_dim = config, config.hidden_size // config.num_attention_heads
     attended = (2 * c.num_attention_heads + 2 * c.num_key_value_heads) * head_dim * c.hidden_size
     layer = attended + 3 * c.hidden_size * c.intermediate_size
@@ -102,17 +101,10 @@ def _flops(config: transformers.Qwen2Config, rows: int, length: int) -> float:
 
 
 def _matmul_flops_per_second(dtype: str) -> float:
-    """The best of several square matrix products of a size that fills the device."""
+    """Measures the best of ten square matmuls of a size that fills the device."""
     size = 1536 if jax.default_backend() == "cpu" else 8192
-    x = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda x: x @ x)
-    jax.block_until_ready(product(x))
-    best = float("inf")
-    for _ in range(10):
-        start = time.perf_counter()
-        jax.block_until_ready(product(x))
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    product, x = jax.jit(lambda x: x @ x), jnp.ones((size, size), dtype)
+    return 2 * size**3 / min(timed(lambda: product(x).block_until_ready(), 10))
 
 
 if __name__ == "__main__":

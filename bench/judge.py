@@ -1,8 +1,8 @@
 """Judged calls per second against a bare asynchronous google-genai loop with the same client.
 
-Ours builds the requests, follows the rate limit, parses the verdicts and writes them to a ledger;
-the bare loop drops the replies. Both call a local server that replies after 50 ms, with 64 calls in
-flight. `ratio` is our rate as a share of the bare loop's.
+Ours makes the requests, limits the rate, parses the verdicts and writes them into a ledger; the
+bare loop drops the replies. Both call a local server that replies after 50 ms, with 64 calls in
+flight. `ratio` is our share of the bare loop's rate.
 """
 
 import argparse
@@ -33,40 +33,40 @@ SCOPE = Scope("diagnosis", "sft", f"gemini:{MODEL}")
 
 
 def jobs(count: int) -> list[driver.Job]:
-    """Returns `count` distinct diagnosis requests."""
+    """Returns `count` different diagnosis questions."""
     prompt, cases = prompts.load(diagnosis.PROMPT), synthetic.cases(0, {"test": 50})
-    made = []
+    found = []
     for i in range(count):
         case = cases[i % len(cases)]
         row = RowKey(
             stage="diagnosis", case=case.fingerprint, model="sft", sample=i, judge=SCOPE.judge
         )
         request = diagnosis.request(f"{i}", case, f"Predicted disease {i}", prompt)
-        made.append(driver.Job(row=row, request=request))
-    return made
+        found.append(driver.Job(row=row, request=request))
+    return found
 
 
-def ours(made: list[driver.Job], in_flight: int) -> float:
-    """Seconds of the driver, the parser and the ledger."""
+def ours(work: list[driver.Job], in_flight: int) -> float:
+    """Returns the seconds of the driver, the parser and the ledger."""
     reader = Reader(parse=diagnosis.parse, name=diagnosis.READING)
     with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "l.sqlite") as ledger:
         generator, start = Gemini(MODEL, concurrency=in_flight), time.perf_counter()
-        summary = driver.run(SCOPE, made, generator, ledger, reader=reader)
+        summary = driver.run(SCOPE, work, generator, ledger, reader=reader)
         seconds = time.perf_counter() - start
-        assert summary.settled == len(made) == ledger.count()
+        assert summary.settled == len(work) == ledger.count()
     return seconds
 
 
-def bare(made: list[driver.Job], in_flight: int) -> float:
-    """Seconds of the same calls by the same client with nothing around them."""
-    request = made[0].request
+def bare(work: list[driver.Job], in_flight: int) -> float:
+    """Returns the seconds of the same calls by the same client alone."""
+    request = work[0].request
     config = types.GenerateContentConfig(
         response_mime_type="application/json",
         response_schema=request.schema,
         max_output_tokens=request.max_tokens,
         seed=0,
     )
-    texts = iter([job.request.messages[0]["content"] for job in made])
+    texts = iter([job.request.messages[0]["content"] for job in work])
 
     async def every() -> None:
         limits = httpx2.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
@@ -97,13 +97,13 @@ def main() -> None:
     parser.add_argument("--in_flight", type=int, default=64)
     parser.add_argument("--runs", type=int, default=5)
     flags = parser.parse_args()
-    made, times = jobs(flags.calls), ([], [])
+    work, times = jobs(flags.calls), ([], [])
     with Loopback(delay=0.05) as url:
         os.environ.update(GOOGLE_GEMINI_BASE_URL=url, GEMINI_API_KEY="loopback")
         for run in range(flags.runs + 1):
             for call, into in zip((ours, bare), times, strict=True):
-                seconds = call(made, flags.in_flight)
-                if run:  # the first warms up
+                seconds = call(work, flags.in_flight)
+                if run:  # the first run warms up
                     into.append(seconds)
     rates = [flags.calls / statistics.median(seconds) for seconds in times]
     line(

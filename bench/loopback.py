@@ -1,11 +1,11 @@
-"""Gemini on loopback in its own process: fast for benchmarks, or with scripted faults.
+"""Gemini server on loopback in a separate process: fast for benchmarks, or with failures.
 
     with Loopback(delay=0.05) as url: ...
     with Loopback(faults=0.2, late=1.0) as url: ...
 
-It answers judge prompts by a plain rule: a diagnosis is the same if both names are equal, a
-statement is found if the trace holds it. Which call fails, and how, follows from the seed, the
-prompt and how often that prompt was asked: the order of the calls changes nothing.
+It judges by a simple rule: a diagnosis is the same if both names are equal, a statement is found if
+the trace contains it. The failure of a call depends on the seed, the prompt and the number of
+earlier calls for that prompt, not on the order of calls.
 """
 
 import argparse
@@ -30,14 +30,14 @@ _REASONS = {429: "Too Many Requests", 500: "Internal Server Error", 503: "Servic
 def Loopback(
     *, delay: float = 0.0, faults: float = 0.0, late: float = 1.0, seed: int = 0, port: int = 0
 ) -> Iterator[str]:
-    """Runs the server; gives its URL.
+    """Runs the server; yields its URL.
 
     Args:
       delay: seconds before each reply.
-      faults: share of calls that fail.
-      late: seconds that a late reply takes.
-      seed: of the faults.
-      port: to listen on; 0 takes a free one.
+      faults: share of failing calls.
+      late: seconds of a late reply.
+      seed: random seed of the failures.
+      port: port of the server; 0 takes a free one.
     """
     flags = {"delay": delay, "faults": faults, "late": late, "seed": seed, "port": port}
     command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in flags.items())]
@@ -52,7 +52,7 @@ def Loopback(
 
 class _Server:
     def __init__(self, flags: argparse.Namespace):
-        self._flags, self._asked = flags, collections.Counter()
+        self._flags, self._calls = flags, collections.Counter()
 
     async def serve(self) -> None:
         server = await asyncio.start_server(
@@ -75,7 +75,7 @@ class _Server:
         writer.close()
 
     async def _reply(self, writer: asyncio.StreamWriter, body: bytes) -> bool:
-        """Writes the reply to one call; False if the connection is to end."""
+        """Writes the reply to one call; returns False if the connection must end."""
         call = json.loads(body)
         prompt = call["contents"][0]["parts"][0]["text"]
         fault = self._fault(prompt)
@@ -101,8 +101,8 @@ class _Server:
         return True
 
     def _fault(self, prompt: str) -> str:
-        self._asked[prompt] += 1
-        drawn = hashlib.sha256(f"{self._flags.seed}/{self._asked[prompt]}/{prompt}".encode())
+        self._calls[prompt] += 1
+        drawn = hashlib.sha256(f"{self._flags.seed}/{self._calls[prompt]}/{prompt}".encode())
         number = int.from_bytes(drawn.digest()[:8], "big") / 2**64
         if number >= self._flags.faults:
             return ""
@@ -128,7 +128,7 @@ def _write(
 
 
 def judgement(call: dict, prompt: str) -> str:
-    """The verdict on a judge's prompt, as JSON."""
+    """Returns the verdict on a judge's prompt, as JSON."""
     if call["generationConfig"]["responseSchema"]["type"] == "OBJECT":
         same = _inside("reference", prompt) == _inside("predicted", prompt)
         return json.dumps({"same": same})

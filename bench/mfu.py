@@ -1,16 +1,16 @@
 """Model FLOPs utilization of whole training steps on one GPU, against transformers' best attention.
 
     python -m bench.mfu                  # Qwen2.5-7B's shape, rows of 4,096, bfloat16
-    python -m bench.mfu --shape=tiny     # proves on any CPU that it works
+    python -m bench.mfu --shape=tiny     # a quick check that it works, on any CPU
 
-Full fine-tuning of random weights on packed rows of segments as long as real cases, of which the
-answers are trained. Each side runs in a process of its own, and so has the whole memory.
-transformers takes the same segments in one row, told apart by their positions, with gradient
-checkpointing, fused AdamW in bfloat16 and whichever of its attentions is fastest.
+Full fine-tuning of random weights on packed rows of segments as long as real cases, with loss on
+the answers. Each side runs in a separate process and has the whole memory. transformers takes the
+same segments in one row, separated by their positions, with gradient checkpointing, fused AdamW in
+bfloat16 and the fastest of its attentions.
 
-`mfu` counts what `mcr_jax.model.flops` counts, the same for both sides, over the best matrix
-product measured in the same process. Bytes are what XLA planned for the step and the most that the
-allocator held. Needs jax, flax, optax, numpy, torch and transformers only.
+`mfu` is the count of `mcr_jax.model.flops`, the same for both sides, over the best matmul rate of
+the same process. Bytes are XLA's plan for the step and the peak of the allocator. Needs only jax,
+flax, optax, numpy, torch and transformers.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mcr_jax.errors import one_line
 from mcr_jax.model import flops
 from mcr_jax.model.shape import DecoderConfig, Rope
 
@@ -55,11 +56,11 @@ ATTENTIONS = ("flash_attention_3", "flash_attention_2", "sdpa")
 
 
 class Measured(NamedTuple):
-    """Seconds of a step, operations per second of a matrix product, and what else is told."""
+    """Seconds of a step, FLOPs per second of a matmul, and further figures to print."""
 
     seconds: float
     matmul: float
-    told: dict[str, Any]
+    more: dict[str, Any]
 
 
 def main() -> None:
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--side", choices=("both", "ours", "peer"), default="both")
     parser.add_argument("--rows", type=int, default=2, help="packed rows of a step")
-    parser.add_argument("--runs", type=int, default=10, help="steps; the median counts")
+    parser.add_argument("--runs", type=int, default=10, help="number of steps; the median counts")
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="full")
     parser.add_argument("--mu-dtype", choices=("float32", "bfloat16"), default="bfloat16")
     flags = parser.parse_args()
@@ -80,7 +81,7 @@ def main() -> None:
     batch, lengths = _batch(config.vocab_size, flags.rows, ROW_TOKENS[flags.shape])
     trained = int(batch["weights"].sum())
     measure = _ours if flags.side == "ours" else _transformers
-    seconds, matmul, told = measure(config, batch, flags)
+    seconds, matmul, more = measure(config, batch, flags)
     counted = flops.step_flops(config, lengths, trained)
     figures = {
         "bench": "mfu",
@@ -90,16 +91,16 @@ def main() -> None:
         "tokens_per_second": round(sum(lengths) / seconds, 1),
         "step_seconds": round(seconds, 4),
         "matmul_flops_per_second": round(matmul),
-        "promised_flops_per_second": flops.peak(told["device"]),
+        "promised_flops_per_second": flops.peak(more["device"]),
         "convention": flops.CONVENTION,
     }
-    print(json.dumps(figures | told), flush=True)
+    print(json.dumps(figures | more), flush=True)
 
 
 def _batch(vocab: int, rows: int, row_tokens: int) -> tuple[dict[str, np.ndarray], list[int]]:
-    """Full rows of segments: a prompt and an answer, which is trained.
+    """Returns full rows of segments, each a prompt and a trained answer, and segment lengths.
 
-    Returns what `train.step` takes, each [rows, row_tokens], and the tokens of every segment.
+    The arrays are those of `train.step`, each [rows, row_tokens].
     """
     rng, lengths = np.random.default_rng(0), []
     names = ("tokens", "targets", "positions", "segment_ids")
@@ -151,14 +152,14 @@ def _ours(config: DecoderConfig, batch: dict[str, np.ndarray], flags) -> Measure
 
     seconds = float(np.median(timed(run, flags.runs)))
     plan = compiled.memory_analysis()
-    told = {
+    more = {
         "device": device.device_kind,
         "first_loss": round(losses[0], 4),
         "remat": flags.remat,
         "planned_bytes": plan.argument_size_in_bytes + plan.temp_size_in_bytes,
         "peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
     }
-    return Measured(seconds, matmul, told)
+    return Measured(seconds, matmul, more)
 
 
 def _transformers(config: DecoderConfig, batch: dict[str, np.ndarray], flags) -> Measured:
@@ -175,7 +176,7 @@ def _transformers(config: DecoderConfig, batch: dict[str, np.ndarray], flags) ->
             torch.cuda.synchronize()
 
     matmul = 2 * size**3 / min(timed(product, 10))
-    # One row of all segments: where positions begin again, transformers begins a new one.
+    # One row of all segments: transformers begins a segment where positions begin again.
     labels = np.where(batch["weights"] > 0, batch["targets"], -100).reshape(1, -1)
     inputs = {
         "input_ids": batch["tokens"].reshape(1, -1),
@@ -187,22 +188,22 @@ def _transformers(config: DecoderConfig, batch: dict[str, np.ndarray], flags) ->
     for attention in ATTENTIONS:
         try:
             measured[attention] = _transformers_step(config, inputs, attention, flags)
-        except (ImportError, ValueError) as error:  # how it says that it lacks a kernel
-            refused[attention] = str(error).splitlines()[0]
+        except (ImportError, ValueError) as error:  # its errors about a missing kernel
+            refused[attention] = one_line(str(error).splitlines()[0], 200)
     best = min(measured, key=lambda name: measured[name][0])
     seconds, loss = measured[best]
-    told = {
+    more = {
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "first_loss": round(loss, 4),
         "attention": best,
         "refused": refused,
         "peak_bytes": torch.cuda.max_memory_allocated() if cuda else None,
     }
-    return Measured(seconds, matmul, told)
+    return Measured(seconds, matmul, more)
 
 
 def _transformers_step(config: DecoderConfig, inputs, attention: str, flags) -> tuple[float, float]:
-    """Median seconds of a step and the first loss."""
+    """Returns the median seconds of a step and the first loss."""
     import torch
     import transformers
 

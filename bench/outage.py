@@ -1,8 +1,8 @@
-"""Makes a service unreachable in the middle of a run, which must resume by itself.
+"""Outage of a service in the middle of a run, which must resume by itself.
 
     python -m bench.outage --away=30   # seconds, at 64 calls in flight, with the waits of real runs
 
-Prints what the progress line said each second, then one JSON line.
+Prints the progress line of each second, then one JSON line.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--in_flight", type=int, default=64)
     flags = parser.parse_args()
-    made, reader = jobs(flags.calls), Reader(parse=diagnosis.parse, name=diagnosis.READING)
+    work, reader = jobs(flags.calls), Reader(parse=diagnosis.parse, name=diagnosis.READING)
     with ExitStack() as first, ExitStack() as second, tempfile.TemporaryDirectory() as folder:
         url = first.enter_context(Loopback(delay=0.05))
         os.environ.update(GOOGLE_GEMINI_BASE_URL=url, GEMINI_API_KEY="loopback")
@@ -51,13 +51,13 @@ def main() -> None:
         with Ledger(Path(folder) / "ledger.sqlite") as ledger:
             start = time.monotonic()
             thread.start()
-            summary = driver.run(SCOPE, made, generator, ledger, reader=reader)
+            summary = driver.run(SCOPE, work, generator, ledger, reader=reader)
             seconds, rows = time.monotonic() - start, ledger.count()
         over.set()
         thread.join()
-    told = {"bench": "outage", "away": flags.away, "in_flight": flags.in_flight}
-    told |= {"settled": summary.settled, "rows": rows, "seconds": round(seconds, 1)}
-    print(json.dumps(told), flush=True)
+    result = {"bench": "outage", "away": flags.away, "in_flight": flags.in_flight}
+    result |= {"settled": summary.settled, "rows": rows, "seconds": round(seconds, 1)}
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

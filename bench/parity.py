@@ -1,11 +1,12 @@
-"""Logits of downloaded weights, here and in transformers: the largest difference.
+"""Largest difference between our logits and those of transformers, for downloaded weights.
 
     python -m bench.parity path/to/Qwen2.5-7B-Instruct
     python -m bench.parity path/to/medgemma-4b-it --dtype=bfloat16 --length=2000
 
-The input is `--text`, a file, or random ids: at least 500 tokens, or a wrong stretch of the rotary
-positions would not show. Float32 is exact to about 1e-4 of the largest logit; in bfloat16 look at
-how often both would choose the same token. One model is in memory at a time.
+The input is the file `--text`, or random ids. Take at least 500 tokens: a wrong scaling of rotary
+positions shows only in long inputs. Float32 agrees to about 1e-4 of the largest logit; in bfloat16
+see `same_choice`, the share of places with the same most likely token. One model is in memory at a
+time.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--length", type=int, default=600)
-    parser.add_argument("--text", help="file to read the input from, with the folder's tokenizer")
+    parser.add_argument("--text", help="file with the input, for the tokenizer of the folder")
     flags = parser.parse_args()
 
     model = hf.load(flags.folder, mesh=make_mesh(1, -1, 1), dtype=flags.dtype)

@@ -2,12 +2,12 @@
 
     python -m bench.real_model --model=SmolLM2-135M-Instruct --cases=cases.jsonl
 
-Both sides draw `--samples` completions of the first `--prompts` cases, each up to `--max-tokens`
-tokens, with config.default()'s temperature, in float32, until the model ends them. Ours is what
-`mcr sample` runs: text in, text out, with `--slots`. transformers gets the same ids, as many
-prompts at a time as are fastest of `--peer-prompts`, of similar lengths, padded on the left. What
-it draws behind an end token does not count. It takes one batch after the other, so its rate is
-measured on the first `--peer-part` prompts; 16 gives it all. Runs alternate, the median counts.
+Both sides draw `--samples` completions of the first `--prompts` cases, up to `--max-tokens` tokens
+each, in float32, with the temperature of config.default(). Ours is the code of `mcr sample`: text
+in, text out, with `--slots`. transformers gets the same ids, padded on the left, in batches of
+similar lengths; the batch size is the fastest of `--peer-prompts`. Tokens after its end token do
+not count. It takes one batch after the other, so its rate is measured on the first `--peer-part`
+prompts; 16 takes all. Runs alternate, the median counts.
 """
 
 import argparse
@@ -98,10 +98,11 @@ def main() -> None:
 
 
 class Transformers:
-    """All samples of all prompts, `size` prompts at a time.
+    """Call of transformers for all samples of all prompts, `size` prompts at a time.
 
     Attributes:
-      drawn: tokens up to each end token, of every call.
+      size: number of prompts in a batch.
+      drawn: number of tokens up to the end tokens, of every call.
     """
 
     def __init__(self, flags, peer, ids, eos: tuple[int, ...], temperature: float, size: int):
@@ -134,8 +135,8 @@ class Transformers:
             )
         new = out[:, longest:].cpu()
         ended = torch.isin(new, torch.tensor(self._eos)).int().cumsum(dim=1)
-        behind = (ended.roll(1, dims=1) > 0) & (torch.arange(new.shape[1]) > 0)
-        return int((~behind).sum())
+        after_end = (ended.roll(1, dims=1) > 0) & (torch.arange(new.shape[1]) > 0)
+        return int((~after_end).sum())
 
 
 if __name__ == "__main__":

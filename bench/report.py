@@ -1,12 +1,12 @@
 """Seconds and memory of `mcr score`, `mcr verify` and `mcr report` at the benchmark's size.
 
     python -m bench.report                     # 897 cases x 10 samples x 2 models, 3 kB traces
-    python -m bench.report --cases=20          # proves that it works
+    python -m bench.report --cases=20          # a quick check that it works
     python -m bench.report --workdir=DIR       # keeps the ledger for the next call
 
-Every sample is judged for recall, and the judge gives several quotes per statement, some of which
-are not in the trace: the most that these commands may have to read. Each command runs in a process
-of its own, whose whole time and peak memory count, imports included. All texts are fictional.
+Every sample is judged for recall, with several quotes per statement, some of them not in the trace:
+the largest input of these commands. Each command runs in a separate process, and its whole time and
+peak memory count, imports included. All texts are fictional.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from mcr_jax.judges import diagnosis, reasons
 from mcr_jax.workdir import Workdir
 
 MODELS, SAMPLES, TRACE_CHARACTERS = ("base", "sft"), 10, 3000
-COMMANDS = {"score": 6.0, "verify": 6.0, "report": 15.0}  # seconds each may take on two cores
+LIMITS_S = {"score": 6.0, "verify": 6.0, "report": 15.0}  # by command, on two cores
 MEMORY_MB = 600.0
 JUDGE = "offline"
 PARSE = {"diagnosis": diagnosis.parse, "reasons": reasons.parse}
@@ -41,15 +41,16 @@ PARSE = {"diagnosis": diagnosis.parse, "reasons": reasons.parse}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=897)
-    parser.add_argument("--workdir", help="where the ledger is, or is made; default: a new folder")
+    parser.add_argument("--workdir", help="folder of the ledger; default: a temporary folder")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(flags.workdir or folder) / f"{flags.cases}"
-        if not (workdir / "made").exists():
+        complete = workdir / "complete"
+        if not complete.exists():
             make(workdir, flags.cases)
-            (workdir / "made").touch()
+            complete.touch()
         shape = f"{flags.cases} cases x {SAMPLES} samples x {len(MODELS)} models"
-        for command, limit in COMMANDS.items():
+        for command, limit in LIMITS_S.items():
             seconds, busy, peak = measured(command, workdir)
             figures = {"bench": f"report/{command}", "seconds": round(seconds, 2), "limit": limit}
             figures |= {
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def measured(command: str, workdir: Path) -> tuple[float, float, float]:
-    """Seconds, CPU seconds and peak megabytes of one `mcr` command in a process of its own."""
+    """Runs one `mcr` command; returns its seconds, CPU seconds and peak megabytes."""
     argv = [sys.executable, "-m", "mcr_jax", command, f"--workdir={workdir}"]
     began = time.perf_counter()
     child = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
@@ -75,29 +76,29 @@ def measured(command: str, workdir: Path) -> tuple[float, float, float]:
 
 
 def make(workdir: Path, cases: int) -> None:
-    """A workdir with a dataset of fictional cases, completions of both models and all verdicts."""
+    """Fills a workdir with a dataset of fictional cases, completions and all verdicts."""
     sizes = {"train": 1, "val": 0, "test": cases}
     fields = {f"synthetic.{split}": size for split, size in sizes.items()}
     fields |= {"sample.n": SAMPLES, "judge.recall_samples": SAMPLES, "data.data_dir": "workdir"}
     build = [sys.executable, "-m", "mcr_jax", "build", "--config=demo"]
     build += [f"--config.{field}={value}" for field, value in fields.items()]
     subprocess.run([*build, f"--workdir={workdir}"], check=True, stdout=subprocess.DEVNULL)
-    made = [c for c in synthetic.cases(0, sizes) if c.split == "test"]
-    sentences = [s for case in made[:100] for s in case.case_prompt.split(". ")]
+    tests = [c for c in synthetic.cases(0, sizes) if c.split == "test"]
+    sentences = [s for case in tests[:100] for s in case.case_prompt.split(". ")]
     with Ledger(workdir / "ledger.sqlite") as ledger:
         for model in MODELS:
-            rows = [row for case in made for row in _rows(case, model, sentences)]
+            rows = [row for case in tests for row in _rows(case, model, sentences)]
             for stage in ("sample", *PARSE):
                 scope = Scope(stage, model, JUDGE if stage in PARSE else "")
                 wanted = {a.row: a.digest for a in rows if a.row.stage == stage}
                 ledger.declare(scope, wanted)
             ledger.write_all([row] for row in rows)
     config = configs.load(workdir / "config.json")
-    Experiment(config, Workdir(workdir)).eval_cases()  # notes which they are
+    Experiment(config, Workdir(workdir)).eval_cases()  # records them in the manifest
 
 
 def _rows(case: Case, model: str, sentences: Sequence[str]) -> Iterator[Attempt]:
-    """The completions of one model on one case, each followed by its two verdicts."""
+    """Yields the completions of one model on one case, each followed by its two verdicts."""
     texts = {stage: prompts.load(f"judge_{stage}") for stage in PARSE}
     for sample in range(SAMPLES):
         rng = random.Random(f"{case.fingerprint}/{model}/{sample}")
@@ -105,14 +106,14 @@ def _rows(case: Case, model: str, sentences: Sequence[str]) -> Iterator[Attempt]
         right = rng.random() < (0.2 if model == MODELS[0] else 0.6)
         answer = case.final_diagnosis if right else "Another fictional fever"
         row = RowKey(stage="sample", case=case.fingerprint, model=model, sample=sample)
-        yield _attempt(row, "made", completion.render(trace, answer), None)
-        asked = {
+        yield _attempt(row, "bench", completion.render(trace, answer), None)
+        requests = {
             "diagnosis": diagnosis.request(str(sample), case, answer, texts["diagnosis"]),
             "reasons": reasons.request(str(sample), case, trace, texts["reasons"]),
         }
-        said = {"diagnosis": {"same": right}, "reasons": _quoted(case, trace, rng)}
-        for stage, request in asked.items():
-            text = json.dumps(said[stage], ensure_ascii=False)
+        replies = {"diagnosis": {"same": right}, "reasons": _quoted(case, trace, rng)}
+        for stage, request in requests.items():
+            text = json.dumps(replies[stage], ensure_ascii=False)
             yield _judged(row.judged(stage, JUDGE), request, text)
 
 
@@ -127,7 +128,7 @@ def _attempt(row: RowKey, digest: str, text: str, verdict: object) -> Attempt:
 
 
 def _trace(case: Case, sentences: Sequence[str], rng: random.Random) -> str:
-    """The case's statements, most of them, among sentences of other cases, 3 kB in all."""
+    """Returns most statements of the case among sentences of other cases, 3 kB in all."""
     parts = [s for s in case.statements if rng.random() < 0.8]
     length = sum(map(len, parts))
     while length < TRACE_CHARACTERS:
@@ -138,12 +139,12 @@ def _trace(case: Case, sentences: Sequence[str], rng: random.Random) -> str:
 
 
 def _quoted(case: Case, trace: str, rng: random.Random) -> list[dict[str, object]]:
-    """A reasons judge's reply: up to three quotes per statement, one in five not in the trace."""
-    there = trace.split(". ")
+    """Returns a reply with up to three quotes per statement, one in five not in the trace."""
+    sentences = trace.split(". ")
     reply = []
     for number, statement in enumerate(case.statements, start=1):
         found = [statement] if statement in trace else []
-        found += rng.sample(there, rng.randrange(3))
+        found += rng.sample(sentences, rng.randrange(3))
         if rng.random() < 0.2:
             found.append(f"nowhere does it say “{statement[:40]}”")
         reply.append({"number": number, "quotes": list(itertools.islice(found, 3))})

@@ -1,19 +1,18 @@
-"""Sampled tokens per second of a 7B or 8B decoder on one GPU, as a share of what its memory allows.
+"""Sampled tokens per second of a 7B or 8B decoder on one GPU, as a share of the memory roofline.
 
     python -m bench.roofline                      # Qwen2.5-7B and Llama-3.1-8B, bfloat16
-    python -m bench.roofline --shapes=tiny        # proves on any CPU that it works
+    python -m bench.roofline --shapes=tiny        # a quick check that it works, on any CPU
 
-Random weights; 10 samples of each prompt of about 1,000 tokens, which end at lengths of their own,
-500 on average with a long tail. Ours is everything from nothing, prefill included. The bound is
-that of steps alone with every slot busy:
+Random weights; 10 samples of each prompt of about 1,000 tokens, of random lengths with a mean of
+500 and a long tail. Ours includes prefill. The bound is that of decode steps with every slot busy:
 
     t = max(2P / BW, 2PB / F) + B c κ / BW        tokens/s = B / t
 
-P matmul parameters, B slots, κ bytes of keys and values per token, c tokens of them that a sample
-reads: its own so far, and its share of a prompt that half of its samples still read. BW and F are
-measured in the same process. transformers' `generate` has as many of the same prompts as a
-batch takes, for several sizes of it, after a short call; each side is in a process of its own.
-Needs no more than jax, flax, optax, numpy, torch and transformers.
+P matmul parameters, B slots, κ bytes of the KV cache per token, c tokens of the KV cache that a
+sample reads: its own so far, and its share of a prompt that half of its samples still read. BW and
+F are measured in the same process. transformers' `generate` takes the same prompts in batches of
+several sizes, after a warm-up call. Each side runs in a separate process. Needs only jax, flax,
+optax, numpy, torch and transformers.
 """
 
 import argparse
@@ -42,7 +41,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="qwen2_5_7b,llama3_1_8b")
     parser.add_argument("--side", choices=("both", "ours", "peer"), default="both")
     parser.add_argument("--prompts", type=int, default=40)
-    parser.add_argument("--slots", default="128", help="of each run of ours, such as 128,256")
+    parser.add_argument("--slots", default="128", help="slots of each of our runs, as in 128,256")
     parser.add_argument("--peer-prompts", default="4,12", help="batch sizes to choose from")
     flags = parser.parse_args()
     if flags.side == "both":
@@ -54,13 +53,13 @@ def main() -> None:
         config = TINY if name == "tiny" else published.shape(name)
         scale = 16 if name == "tiny" else 1
         tokens, lengths = _work(config.vocab_size, flags.prompts, scale)
-        told = {"bench": "roofline", "side": flags.side, "shape": name}
+        run = {"bench": "roofline", "side": flags.side, "shape": name}
         for figures in (_ours if flags.side == "ours" else _peer)(config, tokens, lengths, flags):
-            print(json.dumps(told | figures), flush=True)
+            print(json.dumps(run | figures), flush=True)
 
 
 def _work(vocab: int, prompts: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts, int [prompts, 1000], and how long their samples are, int [prompts, 10]."""
+    """Draws prompts, int [prompts, 1000], and the lengths of their samples, int [prompts, 10]."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, vocab, (prompts, 1000 // scale))
     lengths = np.exp(rng.normal(6, 0.7, (prompts, SAMPLES)))
@@ -131,15 +130,15 @@ def _bound(c: DecoderConfig, slots, prompt, lengths, bandwidth, flops) -> float:
     size = 2 if c.dtype == "bfloat16" else 4
     attended = (2 * c.heads + 2 * c.kv_heads) * c.head_dim * c.width
     parameters = c.layers * (attended + 3 * c.width * c.mlp_width) + c.vocab_size * c.width
-    kept = 2 * c.layers * c.kv_heads * c.head_dim * size
-    own = (lengths.astype(float) ** 2).sum() / lengths.sum() / 2  # behind the mean token drawn
+    token_bytes = 2 * c.layers * c.kv_heads * c.head_dim * size
+    own = (lengths.astype(float) ** 2).sum() / lengths.sum() / 2  # mean number of earlier tokens
     read = own + prompt / (SAMPLES / 2)
     seconds = max(size * parameters / bandwidth, 2 * parameters * slots / flops)
-    return slots / (seconds + slots * read * kept / bandwidth)
+    return slots / (seconds + slots * read * token_bytes / bandwidth)
 
 
 def _bytes_per_second() -> float:
-    """Measures memory bandwidth: reads and writes an array larger than any cache."""
+    """Measures reading and writing an array that is larger than all caches."""
     import jax
     import jax.numpy as jnp
 

@@ -3,14 +3,13 @@
     python -m bench.train_step                 # the CPU reference shape, float32: dense and ragged
     python -m bench.train_step --what=ragged --runs=3
 
-Dense: 4 rows of 512, every token trained, one step. Ragged: 16 examples as long as real cases, a
-prompt and a shorter answer of which only the answer is trained. A run is one pass: every example
-once, in whole steps of loss, gradients, clipping and AdamW. Here they are packed, a row a step; in
-transformers they are sorted by length and padded to the longest of each batch, in batches of the
-size that is fastest. Rows of 3,840 hold these examples with hardly a gap, as rows of any length do
-that have many examples to choose from; with them and batches of 4 both make 4 steps. Passes
-alternate, and the median of each counts; the losses of the first are compared. GLIBC_TUNABLES,
-where set, is set for both.
+Dense: 4 rows of 512, every token trained, one step. Ragged: 16 examples as long as real cases, with
+loss on the answer only. A run is one pass: every example once, in steps of loss, gradients,
+clipping and AdamW. Ours packs the examples, one row per step; transformers sorts them by length and
+pads each batch to its longest, with the fastest batch size. Rows of 3,840 are filled almost
+completely, as rows are that choose from many examples; with batches of 4 both make 4 steps. Passes
+alternate, and the median of each counts; the losses of the first pass are compared. GLIBC_TUNABLES
+applies to both.
 """
 
 import argparse
@@ -41,8 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", choices=("dense", "ragged", "both"), default="both")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--row-tokens", type=int, default=3840, help="of a packed row")
-    parser.add_argument("--examples", type=int, default=16, help="of the ragged pass")
+    parser.add_argument("--row-tokens", type=int, default=3840, help="length of a packed row")
+    parser.add_argument("--examples", type=int, default=16, help="number in the ragged pass")
     parser.add_argument("--peer-rows", default="1,2,4", help="batch sizes to choose from")
     flags = parser.parse_args()
     config = transformers.Qwen2Config(**SHAPES["reference"], max_position_embeddings=8192)
@@ -96,7 +95,7 @@ def _compare(name, config, examples, row_tokens, peer_rows, runs) -> None:
 
 
 def _fastest(passes: list["_Transformers"]) -> tuple["_Transformers", float]:
-    """Returns the fastest of passes with different batch sizes, and the loss of the first pass."""
+    """Runs passes of several batch sizes; returns the fastest, and the loss of the very first."""
     first, seconds = passes[-1](), []
     for call in passes:
         start = time.perf_counter()
@@ -106,7 +105,7 @@ def _fastest(passes: list["_Transformers"]) -> tuple["_Transformers", float]:
 
 
 def _stack(rows: list[list[_Example]], row_tokens: int) -> dict[str, np.ndarray]:
-    """Builds the batch of `train.step`; targets and weights are one token ahead in a segment."""
+    """Returns a batch for `train.step`; targets and weights are one token ahead in a segment."""
     names = ("tokens", "targets", "positions", "segment_ids")
     batch = {name: np.zeros((len(rows), row_tokens), np.int32) for name in names}
     batch["weights"] = np.zeros((len(rows), row_tokens), np.float32)
@@ -124,9 +123,9 @@ def _stack(rows: list[list[_Example]], row_tokens: int) -> dict[str, np.ndarray]
 
 
 class _Ours:
-    """One pass over the examples, a step per packed row, or one for all if they fill their rows.
+    """Pass over the examples: a step per packed row, or one step if all fill their rows.
 
-    Returns the mean of the losses.
+    A call returns the mean loss.
     """
 
     def __init__(self, graph, params, examples, row_tokens):
@@ -149,7 +148,7 @@ class _Ours:
 
 
 class _Transformers:
-    """One pass over the examples, longest batches first."""
+    """Pass of transformers over the examples, longest batches first."""
 
     def __init__(self, model, examples, rows):
         self._model = model

@@ -155,10 +155,12 @@ def want(
     Raises:
       McrError: the ledger fails, or two jobs share a row or a key.
     """
-    rows = [(job.row_of(i), job) for job in jobs for i in job.request.wanted]
-    by_job = {id(job): job.request.digest(generator.identity) for job in jobs}
-    digests = {row: by_job[id(job)] for row, job in rows}
-    if len(digests) != len(rows) or len({job.request.key for job in jobs}) != len(jobs):
+    digests: dict[RowKey, str] = {}
+    for job in jobs:
+        rows = [job.row_of(index) for index in job.request.wanted]
+        digests |= dict.fromkeys(rows, job.request.digest(generator.identity))
+    count = sum(len(job.request.wanted) for job in jobs)
+    if len(digests) != count or len({job.request.key for job in jobs}) != len(jobs):
         raise McrError("two jobs share a ledger row or a key: is a case in the data twice?")
     ledger.declare(scope, digests)
     return digests

@@ -43,7 +43,7 @@ class Gemini:
 
     Attributes:
       identity: "gemini/MODEL" with the settings of sampling and thinking, or their defaults.
-      samples: whether temperature, top_p and top_k are sent.
+      samples: True if temperature, top_p and top_k are sent.
       pacer: rate limit and backoff of all calls.
       most_tokens: largest token limit of one reply, thoughts included.
     """

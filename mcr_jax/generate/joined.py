@@ -52,7 +52,7 @@ class Joined(NamedTuple):
     Attributes:
       models: completions of each model by name, in the order of case and sample.
       versions: number of all verdicts by stage of judging and model_version.
-      mixed: whether the judge reported several versions and config.judge.version names none. Then
+      mixed: True if the judge reported several versions and config.judge.version is empty. Then
         no verdict counts, and no metric has a value.
       note: one sentence for people if some verdicts do not count, else "".
     """
@@ -90,7 +90,7 @@ def join(ledger: Ledger, config: ConfigDict) -> Joined:
 
     Args:
       ledger: holds the completions and the verdicts.
-      config: its `sample.models`, `score.answer` and `judge` are read.
+      config: provides `sample.models`, `score.answer` and `judge`.
 
     Raises:
       McrError: a model has no completions, or the ledger cannot be read.

@@ -30,7 +30,7 @@ class Ledger:
 
     Attributes:
       path: the file.
-      readonly: whether it was opened for reading only.
+      readonly: True if the file was opened for reading only.
       written: number of attempts that this object added or parsed again.
       memo: cache for readers, such as `generate.joined`: a text is parsed once.
     """
@@ -62,7 +62,7 @@ class Ledger:
     def _mode(self) -> str:
         if not self.readonly:
             return "rwc"
-        # After a clean close there is no log: immutable, SQLite creates none for reading.
+        # After a clean close there is no log; as immutable, SQLite creates none for reading.
         log = self.path.with_name(f"{self.path.name}-wal")
         return "ro" if log.exists() else "ro&immutable=1"
 
@@ -219,7 +219,7 @@ class Ledger:
         Args:
           scope: stage, model and judge.
           version: preferred model_version of attempts; "" prefers none.
-          newest: whether to return the newest attempt even if an older one is OK.
+          newest: True returns the newest attempt even if an older one is OK.
 
         Raises:
           McrError: the file or a row is damaged.

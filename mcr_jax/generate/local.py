@@ -42,8 +42,8 @@ class LocalModel:
     """Samples from a decoder.
 
     Attributes:
-      identity: all that determines the tokens: weights, tokenizer, seed, prompt length of the
-        engine and dtype of the KV cache. The number of slots does not.
+      identity: name of all that determines the tokens: weights, tokenizer, seed, prompt length and
+        KV cache dtype of the engine. The number of slots is not part of it.
       tokens: number of tokens in the answers so far.
 
     Args:
@@ -183,7 +183,7 @@ def prepare(
 
     Args:
       decoder: shape of the decoder, adapters included.
-      config: its `sample.dtype` is read.
+      config: provides `sample.dtype`.
       wanted: sizes of the engine of each replica; the plan may have fewer slots.
       tensor: number of devices per replica; 0 chooses.
       section: section of the config with the sizes, for errors.
@@ -215,7 +215,7 @@ def load(
       mesh: plan.mesh(); models on the same mesh share compiled programs.
       decoder: shape of the decoder, trained adapters included.
       workdir: holds the checkpoints unless `config.train.checkpoints` names another folder.
-      config: its `train.checkpoints`, `sample.checkpoint` and `seed` are read.
+      config: provides `train.checkpoints`, `sample.checkpoint` and `seed`.
       tokenizer: tokenizer of the model.
 
     Raises:

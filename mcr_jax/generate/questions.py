@@ -147,9 +147,11 @@ class Settler:
             return None
         question.rows = still_open
         if self._reader is not None:
-            latest = ((row.request, self._latest[row.key]) for row in still_open)
-            limit = max(token_limit(*one, self._most_tokens) for one in latest)
-            question.request = dataclasses.replace(question.request, max_tokens=limit)
+            limits = (
+                token_limit(row.request, self._latest[row.key], self._most_tokens)
+                for row in still_open
+            )
+            question.request = dataclasses.replace(question.request, max_tokens=max(limits))
         return question
 
     def give_up(self, question: Question, error: str) -> None:

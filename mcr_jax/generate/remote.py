@@ -31,8 +31,8 @@ def ask(questions: Iterable[Question], remote: Remote, settler: Settler) -> None
 
     Raises:
       McrError: the service refuses or does not come back, or rows cannot be written.
-      Stopped: on SIGTERM, or if the service names a later time.
-      KeyboardInterrupt: on Ctrl-C.
+      Stopped: SIGTERM arrived, or the service names a later time.
+      KeyboardInterrupt: Ctrl-C was pressed.
     """
     run = _Run(questions, remote, settler)
     gc.freeze()  # otherwise the garbage collector traverses all rows again and again

@@ -15,7 +15,7 @@ def require_room(
     """Raises McrError if the disk of the ledger is too small for the missing answers.
 
     Args:
-      workdir: its ledger need not exist.
+      workdir: folder of the ledger, which may not exist yet.
       scopes: scopes of the answers; answers in the ledger are not missing.
       wanted: number of answers, with those in the ledger.
       tokens: token limit of an answer.

@@ -187,7 +187,7 @@ def plan(
             f"config.sample.tensor={tensor} does not divide the {machine.count} devices; 0 chooses"
         )
     config = dataclasses.replace(config, lora=None)
-    most = max(1, wanted.slots // SLOT_MULTIPLE)
+    most = max(1, wanted.slots // SLOT_MULTIPLE)  # multiples of 8 slots
     sizes = [n for n in range(1, machine.count + 1) if not machine.count % n]
     sizes.sort(key=lambda n: config.kv_heads % n > 0)  # last: each device has all KV heads then
     sizes = [tensor] if tensor else sizes
@@ -206,7 +206,7 @@ def plan(
             memory=memory(config, shape, tensor, kernel),
         )
 
-    def largest(tensor: int) -> int:
+    def largest_multiple(tensor: int) -> int:
         def is_too_large(multiple: int) -> bool:
             return planned(tensor, multiple).memory.total > USABLE * machine.bytes
 
@@ -214,7 +214,7 @@ def plan(
 
     fitting: list[Plan] = []
     for size in sizes:
-        multiple = largest(size)
+        multiple = largest_multiple(size)
         if multiple == most:
             return planned(size, most)
         if multiple:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 BLOCK = 128
 PLACES_MULTIPLE = BLOCK  # the length of the KV cache is a multiple of it
-SMALLER_BLOCKS = (32, 16)  # keys per program if shared memory does not hold the usual block
+SMALLER_BLOCKS = (32, 16)  # keys per program if shared memory does not hold the default block
 
 
 def refusal(dtype: str, kv_dtype: str, window: int | None, head_dim: int) -> str | None:
@@ -21,17 +21,12 @@ def refusal(dtype: str, kv_dtype: str, window: int | None, head_dim: int) -> str
     return None
 
 
-def usual_block(head_dim: int) -> int:
-    """Returns the keys that a program reads by default, which fits most GPUs."""
-    return BLOCK if head_dim <= 64 else BLOCK // 2
-
-
 def attention(
     q, keys, values, begins: None, ends, scale: float, *, interpret: bool, block: int = 0
 ) -> tuple[jax.Array, ...]:
     """Computes `_tpu.attention` without windows: queries of row n see its first ends[n] keys.
 
-    A program reads `block` keys at a time; 0 takes the usual block.
+    A program reads `block` keys at a time; 0 takes a block that fits most GPUs.
     """
     from jax.experimental.pallas.ops.gpu import decode_attention  # nobody else needs pallas
 
@@ -39,7 +34,7 @@ def attention(
     S = keys.values.shape[2]
     rows = M * G
     block_h = next(size for size in (16, 32, 64) if size >= min(rows, 64))
-    block_k = block or usual_block(D)
+    block_k = block or (BLOCK if D <= 64 else BLOCK // 2)
     splits = 1  # programs per sequence, as many as it takes to fill a GPU
     while N * K * splits < 512 and S % (2 * splits * block_k) == 0:
         splits *= 2

@@ -42,7 +42,7 @@ def attention(
       begins: int32 [N, M], first visible place, or None.
       ends: int32 [N], place after the last visible one; 0 without a visible place.
       scale: factor of the scores.
-      interpret: whether to run in Pallas' interpreter, on any device.
+      interpret: True runs in Pallas' interpreter, on any device.
     """
     from jax.experimental import pallas as pl  # nobody else needs pallas
     from jax.experimental.pallas import tpu as pltpu

@@ -179,11 +179,6 @@ def attention(
     return _merged(in_prompt, in_answer).astype(q.dtype).reshape(B, H, D)
 
 
-def kernel_of(kernel: str, dtype: str, kv_dtype: str, window: int | None, head_dim: int) -> str:
-    """Returns `kernel`, or "xla" if it cannot compute a layer with these arguments."""
-    return "xla" if refusal(kernel, dtype, kv_dtype, window, head_dim) else kernel
-
-
 def refusal(
     kernel: str, dtype: str, kv_dtype: str, window: int | None, head_dim: int
 ) -> str | None:

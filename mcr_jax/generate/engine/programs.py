@@ -109,7 +109,7 @@ def prefill_layer(program: Program, local: bool, kernel: str, layer, x, kept, en
 
     Args:
       program: static arguments.
-      local: whether the layer has a sliding window.
+      local: True for a layer with a sliding window.
       kernel: kernel of the layer.
       layer: weights of the layer.
       x: [D, T, E], donated.

@@ -159,7 +159,7 @@ class _Search(NamedTuple):
 
     Attributes:
       tries: int32 [], number of attempts.
-      found: bool, whether the token is final.
+      found: bool, True if the token is final.
       excluded: float32; tokens with this logit or a lower one are excluded.
       total: float32, weight of all tokens that top-k keeps.
       token: int32, newest token.

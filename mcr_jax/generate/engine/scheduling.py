@@ -76,7 +76,7 @@ class Run:
     """Schedule of one run over all shards.
 
     Attributes:
-      open: whether a wanted sample is not finished yet.
+      open: True until all wanted samples are finished.
     """
 
     def __init__(self, shape: Shape, shards: int, prompts: Iterable[Prompt]):

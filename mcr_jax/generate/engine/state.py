@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mcr_jax.generate.engine.decode_attention import Kept, Layer, kernel_of, room, strip_of
+from mcr_jax.generate.engine.decode_attention import Kept, Layer, refusal, room, strip_of
 from mcr_jax.generate.engine.sampling import Options
 from mcr_jax.model.shape import DecoderConfig
 
@@ -121,7 +121,7 @@ class State(NamedTuple):
       queue: `Jobs` [Q], a ring buffer.
       head, tail: int32 [1], number of jobs taken from the queue and put into it so far.
       slots: `Jobs` [B], job of each slot.
-      alive: bool [B], whether the slot has an unfinished job.
+      alive: bool [B], True for slots with an unfinished job.
       lengths: int32 [B], number of tokens drawn.
       last: int32 [B], newest token.
       output: output buffers.
@@ -214,4 +214,5 @@ def blueprint(c: DecoderConfig, shape: Shape, mesh: Mesh, kernel: str) -> State:
 def layer_kernel(c: DecoderConfig, shape: Shape, kernel: str, index: int) -> str:
     """Returns the kernel of layer `index` if the engine has `kernel`: itself or "xla"."""
     window = c.window if c.is_local(index) else None
-    return kernel_of(kernel, c.dtype, shape.kv_dtype or c.dtype, window, c.head_dim)
+    refused = refusal(kernel, c.dtype, shape.kv_dtype or c.dtype, window, c.head_dim)
+    return "xla" if refused else kernel
