@@ -23,11 +23,6 @@ from mcr_jax import disk, errors, statements
 from mcr_jax.paths import expanded
 
 SPLITS = ("train", "val", "test")
-PROVENANCE = ("pmcid", "title", "journal", "article_link", "publication_date", "license", "text")
-CONTENT = ("case_prompt", "diagnostic_reasoning", "final_diagnosis")
-FIELDS = (*PROVENANCE, *CONTENT, "split")
-
-_IDENTITY = ("pmcid", *CONTENT)
 _SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "dev": "val", "test": "test"}
 _SUFFIXES = (".jsonl", ".parquet")
 _MAX_REPORTED = 20  # bad rows in one error
@@ -35,34 +30,35 @@ _MAX_REPORTED = 20  # bad rows in one error
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
 
 
+def _provenance(doc: str, added_later: bool = False) -> Any:
+    return dataclasses.field(default="", metadata={"doc": doc, "added_later": added_later})
+
+
+def _content(doc: str) -> Any:
+    return dataclasses.field(metadata={"doc": doc})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
     """One clinical case with its fields as published, except for decoded HTML entities.
 
-    Attributes:
-      pmcid, title, journal, article_link, publication_date, license, text: provenance; may be
-        empty. `license` is that of the article, such as "CC BY 4.0". `title` and `text` often hold
-        the diagnosis: no prompt shows them.
-      case_prompt: presentation, before any differential.
-      diagnostic_reasoning: the clinician's numbered statements, as published.
-      final_diagnosis: label.
-      split: "train", "val", "test" or "".
+    A new field is one line here with `added_later`: the fingerprints of sources that lack it stay.
 
     Raises:
       McrError: a field is not text, holds NUL or a lone surrogate, or a content field is empty.
     """
 
-    pmcid: str = ""
-    title: str = ""
-    journal: str = ""
-    article_link: str = ""
-    publication_date: str = ""
-    license: str = ""
-    text: str = ""
-    case_prompt: str
-    diagnostic_reasoning: str
-    final_diagnosis: str
-    split: str = ""
+    pmcid: str = _provenance("PubMed Central identifier of the article; it attributes the case.")
+    title: str = _provenance("Title of the article. Often holds the diagnosis: no prompt shows it.")
+    journal: str = _provenance("Journal of the article.")
+    article_link: str = _provenance("Address of the article.")
+    publication_date: str = _provenance("Date of publication, as the source writes it.")
+    license: str = _provenance('License of the article, such as "CC BY 4.0".', added_later=True)
+    text: str = _provenance("Full text of the article. It holds the diagnosis: no prompt shows it.")
+    case_prompt: str = _content("The presentation, before any differential.")
+    diagnostic_reasoning: str = _content("The clinician's numbered statements, as published.")
+    final_diagnosis: str = _content("The label.")
+    split: str = _provenance("train, val or test.")
 
     def __post_init__(self) -> None:
         if found := list(_problems(vars(self))):
@@ -86,14 +82,22 @@ class Case:
         return {name: getattr(self, name) for name in FIELDS}
 
 
+DOCS = {field.name: field.metadata["doc"] for field in dataclasses.fields(Case)}
+FIELDS = tuple(DOCS)
+CONTENT = tuple(f.name for f in dataclasses.fields(Case) if f.default is dataclasses.MISSING)
+PROVENANCE = tuple(name for name in FIELDS if name not in (*CONTENT, "split"))
+_IDENTITY = ("pmcid", *CONTENT)
+_ADDED_LATER = {f.name for f in dataclasses.fields(Case) if f.metadata.get("added_later")}
+
+
 def source_fingerprint(cases: Iterable[Case]) -> str:
     """Returns the SHA-256 (64 hex digits) of a set of cases, independent of their order.
 
-    Covers every field, since the dataset contains every field. An empty license is left out, which
-    keeps the value of sources from before that field existed.
+    Covers every field, since the dataset contains every field. Empty fields that were added later
+    are left out, which keeps the value of older sources.
     """
     rows = (case.asdict().items() for case in cases)
-    known = ({name: text for name, text in row if text or name != "license"} for row in rows)
+    known = ({name: text for name, text in row if text or name not in _ADDED_LATER} for row in rows)
     return _sha256(sorted(map(_sha256, known)))
 
 

@@ -1,7 +1,7 @@
 """Metrics of the benchmark, one entry each in `METRICS`.
 
-A metric is a mean over cases of a number in [0, 1]. Results, comparisons, the terminal's table, the
-page and the checks of both JSON files read the list: a new metric is one new entry.
+A metric is a mean over cases of a number in [0, 1]. To add one, add an entry: results, comparisons,
+the terminal's table, the page and the checks of results.json and scores.json read the list.
 """
 
 import dataclasses
@@ -32,11 +32,12 @@ class CaseScore:
     """Samples of one model on one case, as scores.json lists them.
 
     Attributes:
-      kinds: how each sample ended, by sample index.
+      kinds: how each sample ended, by sample index: an `Outcome` of generate.api, where OK has
+        exactly one answer, or "no_answer" or "missing".
       rules: which of `completion.RULES` read its answer; None without an answer.
       right: whether each sample is right; None while unresolved.
-      recall: share of the clinician's statements that the judge found in the trace, for each
-        sample judged for recall, from sample 0 on; None while unresolved.
+      recall: one number per sample judged for recall (samples 0, 1, ...): the share of statements
+        found in the trace; None while unresolved.
       recall_verified: the same, of statements found with a quote that stands in the trace.
     """
 
@@ -68,7 +69,7 @@ class Metric:
     """One metric.
 
     Attributes:
-      name: in comparisons and scores.json; NAME@K stands under NAME, then K, in results.json.
+      name: key in comparisons and scores.json; NAME@K is nested in results.json, {NAME: {K: ...}}.
       label: on the page.
       short: in the terminal's table.
       meaning: a few words on the page.
@@ -92,8 +93,7 @@ def accuracy_at_k(n: int, c: int, k: int) -> float:
     """The chance that k of n samples, drawn without replacement, hold one of the c right ones.
 
     1 - C(n-c, k) / C(n, k): the unbiased estimate of pass@k (Chen et al., arXiv:2107.03374). The
-    binomials are exact integers and Python rounds their quotient correctly, so nothing overflows
-    or cancels.
+    binomials are exact integers and only the final division rounds: no overflow, no cancellation.
 
     Raises:
       ValueError: unless 0 <= c <= n and 1 <= k <= n.
@@ -107,7 +107,7 @@ def accuracy_at_k(n: int, c: int, k: int) -> float:
 def case_accuracy(right: Sequence[bool | None], k: int) -> Estimate:
     """accuracy@k of one case from its samples, of which at least k must be resolved.
 
-    Where fewer are, the case counts as a whole: `worst` is 0 and `best` is 1.
+    With fewer resolved samples the case has no value, and its bounds are 0 and 1.
     """
     n, c, unresolved = len(right), right.count(True), right.count(None)
     if n - unresolved < k:
@@ -191,7 +191,7 @@ def of_model(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by metric name as a model's entry of results.json holds them: NAME@K under NAME."""
+    """Turns {"NAME@K": value} into the nested form of results.json, {NAME: {K: value}}."""
     entry: dict[str, Any] = {}
     for name, value in values.items():
         *folders, last = name.split("@")

@@ -37,17 +37,7 @@ _LICENSE = (
     "of its own (`license`, where the source gives it); each is attributed by its pmcid."
 )
 _DOCS = {
-    "pmcid": "PubMed Central identifier of the article; it attributes the case.",
-    "title": "Title of the article. It often holds the diagnosis: never show it to a model.",
-    "journal": "Journal of the article.",
-    "article_link": "Address of the article.",
-    "publication_date": "Date of publication, as the source writes it.",
-    "license": "License of the article, or empty where the source does not give it.",
-    "text": "Full text of the article, or empty. It holds the diagnosis.",
-    "case_prompt": "The presentation, before any differential.",
-    "diagnostic_reasoning": "The clinician's numbered statements, as published.",
-    "final_diagnosis": "The label.",
-    "split": "train, val or test.",
+    **cases_lib.DOCS,
     "statements": "diagnostic_reasoning without its numbering, one item per statement.",
     "fingerprint": "SHA-256 of the case: pmcid, case_prompt, diagnostic_reasoning, diagnosis.",
     "trace": "The statements as one fluent reasoning trace; empty in splits without traces.",

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-# Launch scripts that start a command; the other files in launch/ are used by them.
-_SCRIPTS = ("gke_xpk.sh", "local_processes.sh", "slurm_gpu.sbatch", "tpu_pod.sh", "tpu_vm.sh")
+_PARTS = ("lib", "on_vm", "pack", "tpu")  # files of launch/ that its scripts use
 
 
 def configs() -> dict[str, Path]:
@@ -21,7 +20,10 @@ def configs() -> dict[str, Path]:
 
 def scripts() -> dict[str, Path]:
     """Returns the files of the launch scripts, by name."""
-    return {Path(name).stem: _folder("launch") / name for name in _SCRIPTS}
+    files = sorted(
+        file for kind in ("sh", "sbatch") for file in _folder("launch").glob(f"*.{kind}")
+    )
+    return {file.stem: file for file in files if file.stem not in _PARTS}
 
 
 def config_file(given: str) -> str:

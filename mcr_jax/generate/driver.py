@@ -1,8 +1,8 @@
 """Runs jobs through a generator and writes every answer into the ledger.
 
 Rows that the ledger answers are not asked again: a second call costs nothing, and a killed run
-resumes. Answers are written in batches shortly after they arrive. A call without an answer leaves
-no row in the ledger, unless its row is given up.
+resumes. Answers are written in batches shortly after they arrive. A failed request is not recorded,
+except the last one of a row that is given up.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ Progress = Callable[[int], None]  # takes the number of newly settled rows
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """Request with the row of its answer 0; the row of answer i has a `sample` higher by i."""
+    """A request and the row of its first answer; answer i goes to the row `sample + i`."""
 
     row: RowKey
     request: Request
@@ -101,17 +101,17 @@ def declare(
 ) -> Work:
     """Declares in the ledger that `scope` wants exactly the rows of `jobs`; finds the open ones.
 
-    With a reader, rows that need no call are settled here: texts read by another parser are parsed
-    again, and a row copies the answer to an equal question that the same remote generator gave
-    before, for any candidate model.
+    With a reader, two kinds of rows need no request. Stored texts of another parser are parsed
+    again. If the same service has answered an equal question, that answer is copied, for whichever
+    candidate it was.
 
     Args:
       scope: stage, model and judge of every job's row.
       jobs: wanted jobs; rows and request keys must be unique.
       generator: source of the answers.
       ledger: may hold answers already.
-      attempts: answers per row before the row stays as it is. With a reader they count per run.
-        Without, malformed ones count over all runs, and a batch without all replies is repeated.
+      attempts: most answers requested for a row. With a reader each run counts from zero. Without
+        one, malformed answers of earlier runs count, and a batch with missing replies is repeated.
       reader: parser of a scope of verdicts; None for samples, each of which is a separate draw.
 
     Raises:
@@ -146,8 +146,8 @@ def want(
 ) -> dict[RowKey, str]:
     """Declares in the ledger that `scope` wants exactly the rows of `jobs`.
 
-    Declare all scopes before answering the first of them. Otherwise a run that ends early leaves
-    answers of two generators, or to two prompts, side by side.
+    Declare every scope before answering any. Otherwise a run that stops early leaves answers of
+    two generators, or to two prompts, side by side.
 
     Returns:
       The request digest of each row.

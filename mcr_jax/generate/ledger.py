@@ -1,8 +1,8 @@
 """The ledger: every completion and every verdict, one SQLite row per attempt.
 
-No answer in the ledger is paid for twice, and a killed stage resumes from it. A row is found by its
-key (`RowKey`) and by the digest of its request: an answer to another prompt, seed or model is never
-used. Each stage declares the rows that it wants, so that missing rows can be counted, too.
+A recorded answer is never requested again, and a killed stage resumes from the ledger. A row is
+found by its key (`RowKey`) and by the digest of its request: an answer to another prompt, seed or
+model is never used. Each stage declares the rows that it wants, so that missing rows are counted.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ class Ledger:
     def _mode(self) -> str:
         if not self.readonly:
             return "rwc"
-        # After a clean close there is no log; as immutable, SQLite creates none for reading.
+        # After a clean close there is no log file; `immutable` keeps SQLite from creating one.
         log = self.path.with_name(f"{self.path.name}-wal")
         return "ro" if log.exists() else "ro&immutable=1"
 
@@ -138,8 +138,8 @@ class Ledger:
         """Adds rows in one transaction, durable on return.
 
         Args:
-          groups: attempts that share one call. The call was made for the first row of a group; the
-            other rows get its id as `shared`.
+          groups: attempts that share one request. It was made for the first of a group; the others
+            store that attempt's id in `shared`.
 
         Raises:
           McrError: the rows cannot be written; then none of them is.
@@ -178,8 +178,8 @@ class Ledger:
     def declare(self, scope: Scope, digests: Mapping[RowKey, str]) -> None:
         """Replaces the wanted rows of `scope`.
 
-        A verdict on a completion that is no longer wanted, or wanted under another digest, judges
-        another text: it is not wanted either until its stage declares it again.
+        If a completion is dropped or its request changes, its verdicts are dropped too: they judge
+        another text. The judging stage must declare them again.
 
         Args:
           scope: stage, model and judge of every row.
@@ -316,7 +316,8 @@ class Ledger:
 def opened(workdir: Workdir, *, readonly: bool = False) -> Iterator[Ledger]:
     """Opens the ledger of a workdir. While the workdir is locked, all callers share a connection.
 
-    A connection for reading is replaced when a caller wants to write; it must not be in use then.
+    If a caller wants to write, a shared read-only connection is closed and opened again; no other
+    caller may be using it then.
 
     Raises McrError as `Ledger`.
     """

@@ -1,14 +1,14 @@
 """Judging: completions in the ledger get verdicts in the ledger.
 
 Each completion with exactly one answer goes to the diagnosis judge; the first traces of each case
-go to the reasons judge. Rows are joined by case fingerprint, model and sample. Every call requests
-the missing verdicts and those that failed (truncated, blocked, malformed); equal questions are one
-request.
+go to the reasons judge. Rows are joined by case fingerprint, model and sample. Each run of `mcr
+judge` requests the missing and the failed verdicts (truncated, blocked, malformed); equal questions
+share one request.
 
 A service may change the model behind a name, so each verdict keeps its reported model_version.
-`config.judge.version` names the one that counts. Verdicts of another version then count as missing
-and are requested once per call; they stay in the ledger, and count again without a request when
-`config.judge.version` names theirs or none.
+`config.judge.version` names the one that counts. Verdicts of other versions then count as missing,
+and each run of `mcr judge` requests them once. The old ones stay in the ledger and count again if
+the setting names their version or is empty.
 """
 
 import collections
@@ -38,7 +38,7 @@ Answered = tuple[Case, RowKey, Completion]  # a case and a model's completion fo
 
 
 def check(workdir: Workdir, config: ConfigDict) -> None:
-    """Raises UsageError if `judge` would before its first request: judge, key, prompts, version."""
+    """Checks judge, key, prompts and version as `judge` does. Raises UsageError."""
     make_judge(config)
     _texts(config)
     if workdir.ledger.exists():
@@ -60,13 +60,13 @@ def judge(
         the judge's name, identity and prompt digests.
       config: a resolved config; reads `sample.models`, `judge` and `prompts`.
       cases: the cases to judge; completions of others are ignored.
-      generator: answers in place of the judge that `config.judge` names, under the same name.
+      generator: replaces the configured judge; verdicts keep the configured name.
 
     Returns:
       Counts of verdicts, {"judge": NAME, "total", "asked", "settled", "unresolved", "versions":
       {model_version: verdicts}, "models": {MODEL: {"diagnosis": {the four counts}, "reasons": {the
-      four counts}}}}. `asked` were open when the call began, `settled` of those no longer are;
-      `unresolved` have no verdict. `asked` is 0 if nothing was left to do.
+      four counts}}}}. `asked`: rows open at the start; 0 if nothing was left to do. `settled`:
+      those closed since. `unresolved`: rows without a verdict.
 
     Raises:
       McrError: a model has no completions, no verdict came at all, or ledger or judge fail.

@@ -1,7 +1,7 @@
-"""Model families as data: one record holds all in which a family differs from the others.
+"""Model families as data: one record holds everything in which a family differs from the others.
 
-No code elsewhere asks for a family by its name. A family that these fields express is one record in
-`FAMILIES`; tests/model/tiny_hf.py then needs a tiny model of it.
+No other code names a family. To add one that these fields describe, add a record to `FAMILIES` and
+a tiny model to tests/model/tiny_hf.py. Tensors outside the layers are in `hf.tensor_names`.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mcr_jax.model.shape import DecoderConfig
 
-# Tensor of each parameter of a layer, named from the layer on, in the order of the files.
+# Tensor name of each parameter after `model.layers.N.`, in the order of the files.
 _LAYER_TENSORS: Mapping[str, str] = {
     "attention_norm": "input_layernorm.weight",
     "q": "self_attn.q_proj.weight",
@@ -47,8 +47,8 @@ class Family:
       attention_scalar_key: key of the number whose inverse root scales the scores; "" is the head
         size.
       scaled_embedding: whether embeddings are multiplied by the root of the width.
-      tensors: names other than those of Llama. Parameters of one name are fused: their rows lie one
-        after the other in it.
+      tensors: names of layer tensors that differ from Llama's. Parameters with the same name share
+        one tensor, their rows stacked in order.
       harmless_keys: keys that bear on no logit in this family, though they might in another.
     """
 
@@ -140,9 +140,10 @@ _TRAITS = {trait for family in FAMILIES.values() for trait in family.fixed}
 
 
 def model_type(config: DecoderConfig) -> str | None:
-    """Family of a decoder: of its config.json, or the first with its traits; None if there is none.
+    """Returns the family in the decoder's config.json, else the first with its `fixed` fields.
 
-    Windows and activation are not looked at: `hf.config_json.to_json` compares everything.
+    None if no family has them. Windows and activation are ignored here: `hf.config_json.to_json`
+    checks all fields.
     """
     if config.source:
         return json.loads(config.source)["model_type"]

@@ -62,9 +62,9 @@ class Memory:
       batch: tokens, targets, positions, segment ids and weights.
       gradients: of the trained parameters; with accumulation also their float32 sums.
       copies: of the head in the dtype of the forward pass.
-      activations: kept for the backward pass by the remat policy, and the loss's gradients.
-      gathered: unsharded weights of one layer and of the larger of embedding and head, with their
-        float32 gradients.
+      activations: saved for the backward pass by the remat policy, and gradients of the loss.
+      gathered: full weights of one layer and of the larger of embedding and head, with float32
+        gradients of both.
       work: temporaries of one layer, or of one chunk of logits.
     """
 
@@ -166,7 +166,8 @@ def _work(
 ) -> int:
     """Returns the larger of a layer's temporaries and those of a chunk of logits.
 
-    Numbers of arrays alive at once as found in XLA (tests/plan/test_training_bytes.py).
+    The factors count arrays alive at once, measured from XLA's allocations
+    (tests/plan/test_training_bytes.py).
     """
     places, size = rows * row_tokens, jnp.dtype(compute).itemsize
     streams = (
@@ -179,7 +180,7 @@ def _work(
         inside += inside // 2  # of the adapters
     loss = 2 * min(CHUNK, places) * local.vocab_size * 4
     if local.lora is None:  # float32 sum of the head's gradient and a chunk's part of it
-        # `_activations` counts one of the two; over fsdp `_gathered` has room for the other.
+        # One of the two arrays is in `_activations`; with fsdp the other is in `_gathered`.
         loss += local.vocab_size * local.width * 4 * (1 - over_fsdp)
     return max(inside, loss)
 
@@ -203,7 +204,7 @@ def _gathered(local: DecoderConfig, over_fsdp: bool, compute: str) -> tuple[int,
 def _kept(local: DecoderConfig, row_tokens: int, compute: str) -> int:
     """Returns the residuals of the layers' forward pass for one row, in bytes.
 
-    These are the outputs of the traced forward pass that its transpose reads, without the weights.
+    Residuals are the arrays that the forward pass saves for the backward pass, without weights.
     """
     graph, tree = abstract_decoder(local)
     tree = _cast(tree, compute)

@@ -28,8 +28,8 @@ from mcr_jax.stitch.summary import summarize, table
 from mcr_jax.stitch.write import PROMPT, STAGE, check, stitch
 from mcr_jax.workdir import digest
 
-# Fields that change no trace. The digest of inputs has their defaults; in older manifests it has
-# their values.
+# Fields that change no trace: the digest of inputs uses their defaults. Older manifests used their
+# values.
 NO_EFFECT = ("stitch.concurrency", "stitch.timeout", "score.answer")
 
 
@@ -183,7 +183,7 @@ def _done(e: Experiment, inputs: dict[str, Any]) -> bool:
 
 
 def _noted(e: Experiment, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Returns the stitching section of the manifest, an older digest of the config replaced."""
+    """Returns the manifest's stitching section, with a digest of the older kind made anew."""
     noted = artifacts.section(e.workdir, "stitch", {"inputs?": dict})
     before = noted.get("inputs", {})
     if before.get("config") == digest(_fields(e.config)):
@@ -194,7 +194,7 @@ def _noted(e: Experiment, inputs: dict[str, Any]) -> dict[str, Any]:
 def _refuse_to_replace(e: Experiment, inputs: dict[str, Any]) -> None:
     """Raises UsageError, before the work, if a model was trained on traces of other inputs.
 
-    Another version of the audit is allowed: it may give the same traces, which `run` checks.
+    A different version of the audit is no reason to refuse: `run` checks whether traces changed.
     """
     before = _noted(e, inputs)["inputs"]
     same = {**before, "audit": None} == {**inputs, "audit": None}

@@ -102,8 +102,8 @@ def train(
         losses = ValLosses(checkpoints.history(resumed), c.patience)
         log.go_on(resumed)
 
-        # The loop. Metrics of a step are read after the next one was dispatched, so that the
-        # devices never wait for the host.
+        # The loop. The host reads a step's metrics after it has dispatched the next step, so
+        # devices never wait.
         watch = Watch(workdir, inputs.shape.vocab_size)
         profiler = Profiler(workdir.tensorboard, profile)
         in_flight: list[tuple[int, Metrics, Batch]] = []
@@ -140,7 +140,7 @@ def train(
             hosts.listening() as sigterm,
         ):
             progress.update(resumed, "compiling")
-            # A run that SIGTERM stopped here has saved the step without its validation loss.
+            # If SIGTERM came at a validation step, its checkpoint has no validation loss yet.
             early, due = False, bool(data.validation and step) and step % c.eval_every == 0
             if due and step not in losses:
                 validate()
