@@ -7,6 +7,7 @@
 DIR holds a Qwen 2, 2.5 or 3, a Llama 3 or a Gemma 3 of any size. Samples ten answers of up to 4,096
 tokens for each of the 897 test cases. The judge is Gemini and needs GEMINI_API_KEY.
 
+    --config.sample.models=q7=hf:DIR,o3=openai:o3,g=gemini:gemini-3.5-flash    several models
     --config.data.eval_cases=20     the first 20 cases only
     --config.sample.kv_dtype=int8   half the memory for the KV cache
     --config.sample.dtype=float32   on a CPU, which is slow in bfloat16

@@ -214,7 +214,7 @@ _declare("stitch")(
     judge=_choice(
         "judge of whether a trace keeps the meaning of the statements, set up as config.judge: "
         'offline is for the fictional clinic; "" does not judge',
-        *("", "offline", "gemini"),
+        *("", "offline", "gemini", "openai"),
     ),
     coverage=Field(
         1.0, "smallest share of the statements that a trace keeps, by that judge", within=(0, 1)
@@ -267,7 +267,8 @@ _declare("train")(
 _declare("sample")(
     models=Field(
         ("base", "sft"),
-        "models that answer: base is before training, sft is a checkpoint",
+        "models that answer, each NAME=SPEC or SPEC: base (before training), sft (a checkpoint), "
+        "sft@STEP, hf:FOLDER, gemini:MODEL, openai:MODEL, file:COMPLETIONS.jsonl",
         rule=(_each_once, "some models, each once"),
     ),
     checkpoint=_choice("checkpoint of sft: newest, or best by validation loss", "newest", "best"),
@@ -301,10 +302,15 @@ _declare("sample")(
         "devices per replica; 0 takes the fewest on which sample.slots fit",
         within=(0, 1_000_000),
     ),
+    thinking=Field("", "thinking of a model behind a network, as judge.thinking"),
+    concurrency=_count(8, "most calls in flight to a model behind a network"),
+    timeout=Field(
+        600.0, "seconds per call to a model behind a network", within=(0.001, _MAX_WAIT_S)
+    ),
 )
 _declare("judge")(
-    name=Field("offline", "offline | gemini"),
-    model=Field("gemini-3.5-flash-lite", "model of a Gemini judge"),
+    name=Field("offline", "offline | gemini | openai (any server of chat completions)"),
+    model=Field("gemini-3.5-flash-lite", "model of a judge behind a network"),
     thinking=Field(
         "",
         "thinking of Gemini: minimal | low | medium | high | xhigh for Gemini 3 and later, a "

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pathlib
 import subprocess
+import sys
 
 import hypothesis
 import pytest
@@ -32,7 +33,9 @@ hypothesis.settings.load_profile("mcr")
 def _clean_environment():
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.upper().startswith(("GOOGLE_", "GEMINI_")) or name.lower().endswith("_proxy"):
+            if name.upper().startswith(("GOOGLE_", "GEMINI_", "OPENAI_")) or name.lower().endswith(
+                "_proxy"
+            ):
                 patch.delenv(name)
         yield
 
@@ -52,6 +55,16 @@ def gemini(monkeypatch):
     with _module("gemini_server").GeminiServer() as server:
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", server.url)
         monkeypatch.setenv("GEMINI_API_KEY", server.key)
+        yield server
+
+
+@pytest.fixture
+def openai(monkeypatch):
+    """An `OpenAIServer` that the environment points to, with a key set."""
+    sys.modules.setdefault("gemini_server", _module("gemini_server"))
+    with _module("openai_server").OpenAIServer() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", server.key)
         yield server
 
 

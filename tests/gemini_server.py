@@ -169,7 +169,13 @@ class GeminiServer:
             self._in_flight -= 1
             self.calls.append(call)
             answer = self._script.popleft() if self._script else self.by_rule()
-        return self.says(judgement(call)) if answer.fault == "rule" else answer
+        return self.says(self._judgement(call)) if answer.fault == "rule" else answer
+
+    def _judgement(self, call: Call) -> str:
+        return judgement(call)
+
+    def _get(self, path: str) -> Answer:
+        return self.error(404, f"no such route: {path}")
 
     def _wait_for_close(self) -> None:
         self._closing.wait()
@@ -219,7 +225,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         length = int(self.headers["Content-Length"])
         headers = {name.lower(): value for name, value in self.headers.items()}
         call = Call(self.path, headers, json.loads(self.rfile.read(length)))
-        answer = self.server_of_tests._take(call)
+        self._answer(self.server_of_tests._take(call))
+
+    def do_GET(self) -> None:
+        self._answer(self.server_of_tests._get(self.path))
+
+    def _answer(self, answer: Answer) -> None:
         if answer.fault == "hang":
             self.server_of_tests._wait_for_close()
         self.close_connection = bool(answer.fault)

@@ -13,7 +13,8 @@ from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import one_line
 
 _MARKS = {True: "ok", False: "MISSING", None: "-"}
-KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_GEMINI_BASE_URL", "TFDS_DATA_DIR")
+KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_GEMINI_BASE_URL", "OPENAI_API_KEY")
+KEYS += ("OPENAI_BASE_URL", "TFDS_DATA_DIR")
 
 
 def main(argv: Sequence[str]) -> int:

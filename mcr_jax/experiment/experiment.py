@@ -1,6 +1,7 @@
 """One config in one workdir: parts that the commands share, each loaded on first use."""
 
 import contextlib
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,16 @@ class Experiment:
         """Raises UsageError if artifacts in the workdir were made with another config."""
         settled.check(config, workdir)
         self.config, self.workdir = config, workdir
+
+    def of_folder(self, folder: str) -> "Experiment":
+        """Returns an experiment with the same cases whose base model is a Hugging Face folder."""
+        other = copy.copy(self)
+        other.__dict__ = {"workdir": self.workdir, "cases": self.cases}
+        other.config = self.config.copy_and_resolve_references()
+        with other.config.unlocked():
+            other.config.model.folder, other.config.model.shape = folder, "any"
+            other.config.tokenizer.path, other.config.lora.rank = "", 0
+        return other
 
     def working(self) -> contextlib.AbstractContextManager[None]:
         """Holds the workdir against other writers (`settled.working`)."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcr_jax import artifacts, prompts
+from mcr_jax import artifacts, model_specs, prompts
 from mcr_jax.model.checkpoints import newest_step
 from mcr_jax.paths import local_folder
 from mcr_jax.workdir import Workdir, digest
@@ -40,9 +40,21 @@ def _facts(e: "Experiment") -> dict[str, Any]:
         "prompts": {name: prompts.load(name, e.config.prompts).digest for name in prompts.names()},
         "dataset": dataset,
         "model.folder": e.folder_digest() if folder and local_folder(folder).is_dir() else "",
+        **({"candidates": found} if (found := _candidates(e)) else {}),
         "step": newest_step(e.checkpoints),
         **{path.name: _file_digest(path) for path in (w.results, w.report)},
     }
+
+
+def _candidates(e: "Experiment") -> dict[str, str | None]:
+    """Returns digests of the folders and files that candidates are read from, by name."""
+    found = {}
+    for spec in model_specs.specs(e.config):
+        if spec.kind == model_specs.FOLDER and local_folder(spec.value).is_dir():
+            found[spec.name] = e.of_folder(spec.value).folder_digest()
+        elif spec.kind == model_specs.FILE:
+            found[spec.name] = _file_digest(local_folder(spec.value))
+    return found
 
 
 def _ledger_rows(workdir: Workdir) -> int:

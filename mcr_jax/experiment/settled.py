@@ -13,7 +13,7 @@ from mcr_jax import config as configs
 from mcr_jax.config_fields import FIELDS, FREEZING_ARTIFACTS
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.model.checkpoints import newest_step
-from mcr_jax.model.model_names import NAMES
+from mcr_jax.model_specs import OWN
 from mcr_jax.workdir import Workdir
 
 
@@ -65,7 +65,7 @@ def _was_sampled(workdir: Workdir) -> bool:
     if not workdir.ledger.exists():
         return False
     with opened(workdir, readonly=True) as ledger:
-        return any(ledger.answers(Scope("sample", model)) for model in NAMES)
+        return any(ledger.answers(Scope("sample", model)) for model in OWN)
 
 
 @contextlib.contextmanager

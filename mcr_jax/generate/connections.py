@@ -1,5 +1,8 @@
 """HTTP connections of google-genai, by httpx2 or httpx, depending on its version."""
 
+import email.utils
+import re
+import time
 from typing import Any
 
 from mcr_jax import http_modules
@@ -44,3 +47,13 @@ def errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
     modules = http_modules.installed()
     names = "ConnectError", "ConnectTimeout"
     return http_modules.errors(), tuple(getattr(m, name) for m in modules for name in names)
+
+
+def seconds(wait: str) -> float | None:
+    """Reads "7", "7s", "1.5s" or an HTTP date as seconds from now; None for any other text."""
+    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)s?", wait):
+        return float(match[1])
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(wait).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None

@@ -7,10 +7,8 @@ calls and may have a path prefix. It is not part of `identity`: a gateway does n
 """
 
 import asyncio
-import email.utils
 import os
 import re
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +80,7 @@ class Gemini:
         self._thinking = _thinking_of(model, thinking)
         self.samples = (_generation(model) or 0) < 3
         self._key, self._base_url = _key(), _base_url()
-        self.identity = _identity(model, thinking, self.samples)
+        self.identity = identity(model, thinking)
         self.pacer = Pacer(concurrency, patience=patience, backoff=backoff)
         self._model, self._timeout, self._concurrency = model, timeout, concurrency
         self._client: Any = None
@@ -243,8 +241,9 @@ def _thinking_of(model: str, thinking: str) -> dict[str, Any]:
     )
 
 
-def _identity(model: str, thinking: str, samples: bool) -> str:
-    if samples:
+def identity(model: str, thinking: str) -> str:
+    """Returns `Gemini.identity` of these settings; needs no key."""
+    if (_generation(model) or 0) < 3:
         return f"gemini/{model}" + (f"/thinking={thinking.lower()}" if thinking else "")
     thoughts = thinking.lower() or "service default"
     return f"gemini/{model}/sampling=service default/thinking={thoughts}"
@@ -348,18 +347,8 @@ def _retry_after(error: Any, details: Sequence[Any]) -> float | None:
     headers = getattr(error.response, "headers", None) or {}
     header = str(headers.get("retry-after", "")).strip()
     delays = (str(detail["retryDelay"]) for detail in details if "retryDelay" in detail)
-    waits = map(_seconds, (header, *delays))
+    waits = map(connections.seconds, (header, *delays))
     return max((seconds for seconds in waits if seconds is not None), default=None)
-
-
-def _seconds(wait: str) -> float | None:
-    """Reads "7", "7s", "1.5s" or an HTTP date as seconds from now; None for any other text."""
-    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)s?", wait):
-        return float(match[1])
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(wait).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
 
 
 def _details(body: Any) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from mcr_jax import completion
+from mcr_jax import completion, model_specs
 from mcr_jax.completion import Completion
 from mcr_jax.config import judge_name
 from mcr_jax.errors import McrError
@@ -104,7 +104,7 @@ def join(ledger: Ledger, config: ConfigDict) -> Joined:
 def read_all(ledger: Ledger, config: ConfigDict) -> dict[str, list[Sample]]:
     """Joins as `join`, keeping the verdicts that do not count: completions by model."""
     with uncollected():
-        return {model: _samples(ledger, config, model) for model in config.sample.models}
+        return {model: _samples(ledger, config, model) for model in model_specs.names(config)}
 
 
 def counting(models: dict[str, list[Sample]], config: ConfigDict) -> Joined:

@@ -204,6 +204,7 @@ def load(
     workdir: Workdir,
     config: ConfigDict,
     tokenizer: Tokenizer,
+    which: str = "",
 ) -> tuple[LocalModel, str]:
     """Loads a decoder of an experiment for `plan`; also returns the origin of its weights.
 
@@ -217,6 +218,7 @@ def load(
       workdir: holds the checkpoints unless `config.train.checkpoints` names another folder.
       config: provides `train.checkpoints`, `sample.checkpoint` and `seed`.
       tokenizer: tokenizer of the model.
+      which: checkpoint of "sft": "newest", "best" or a step; "" is `sample.checkpoint`.
 
     Raises:
       UsageError: there is no decoder of that name.
@@ -227,7 +229,7 @@ def load(
         model, origin = store.named(
             *(name, dataclasses.replace(decoder, dtype=plan.config.dtype), mesh),
             checkpoints=config.train.checkpoints or workdir.checkpoints,
-            which=config.sample.checkpoint,
+            which=which or config.sample.checkpoint,
             seed=config.seed,
         )
         return LocalModel(model, tokenizer, plan.shape, config.seed, mesh), origin

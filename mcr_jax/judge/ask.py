@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mcr_jax import console, prompts
+from mcr_jax import console, model_specs, prompts
 from mcr_jax.cases import Case
 from mcr_jax.completion import Completion
 from mcr_jax.config import judge_name
@@ -76,11 +76,15 @@ def judge(
     if not workdir.ledger.exists():
         raise McrError(f"{workdir.ledger}: no completions yet; run `mcr sample` first")
     texts = _texts(config)
-    name, models, answers = judge_name(config), {model: {} for model in config.sample.models}, []
+    name, models, answers = (
+        judge_name(config),
+        {model: {} for model in model_specs.names(config)},
+        [],
+    )
     with opened(workdir) as ledger:
         completions = {
             model: list(_completions(ledger, model, cases, config))
-            for model in config.sample.models
+            for model in model_specs.names(config)
         }
         generator = generator or make_judge(config)
         _check_version(ledger, name, config)
@@ -134,7 +138,7 @@ def _check_version(ledger: Ledger, name: str, config: ConfigDict) -> None:
     wanted = config.judge.version
     if not wanted:
         return
-    scopes = [Scope(stage, model, name) for model in config.sample.models for stage in JUDGES]
+    scopes = [Scope(stage, model, name) for model in model_specs.names(config) for stage in JUDGES]
     seen = _versions(a for scope in scopes for a in ledger.answers(scope, wanted).values())
     if seen and wanted not in seen:
         raise UsageError(

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from mcr_jax.errors import UsageError
+from mcr_jax.generate import services
 from mcr_jax.generate.api import Generator, Remote
 from mcr_jax.generate.questions import Reader
 from mcr_jax.judges import diagnosis, distortion, reasons
@@ -23,17 +24,17 @@ def make_judge(config: ConfigDict, name: str = "") -> Generator | Remote:
         from mcr_jax.judges.offline import OfflineJudge
 
         return OfflineJudge()
-    if name == "gemini":
-        from mcr_jax.generate.gemini import Gemini
-
-        return Gemini(
-            section.model,
-            timeout=section.timeout,
-            concurrency=section.concurrency,
-            thinking=section.thinking,
-            patience=section.patience,
-        )
-    raise UsageError(f"config field judge.name is {name!r}: set it to offline or gemini")
+    if name not in services.KINDS:
+        listed = ", ".join(services.KINDS)
+        raise UsageError(f"config field judge.name is {name!r}: set it to offline, {listed}")
+    return services.make(
+        name,
+        section.model,
+        timeout=section.timeout,
+        concurrency=section.concurrency,
+        thinking=section.thinking,
+        patience=section.patience,
+    )
 
 
 def reader(stage: str, config: ConfigDict) -> Reader:

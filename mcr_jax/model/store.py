@@ -18,13 +18,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mcr_jax import console
-from mcr_jax.errors import McrError, Stopped
+from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.model import hf, lora
 from mcr_jax.model.abstract import abstract_decoder, initial_params, parts
 from mcr_jax.model.decoder import Decoder
-from mcr_jax.model.model_names import UNTRAINED, check_name
 from mcr_jax.model.shape import DecoderConfig
 from mcr_jax.model.sharding import abstract, one_device, shardings
+from mcr_jax.model_specs import OWN, UNTRAINED
 from mcr_jax.workdir import storage_path
 
 _CLIENTS = ("tensorflow", "gcsfs", "fsspec", "google", "aiohttp")  # modules, of gs:// etc.
@@ -43,7 +43,7 @@ def named(
     """Loads an experiment's decoder by name, adapters merged; also says where it is from.
 
     Args:
-      name: one of `model_names.NAMES`.
+      name: one of `model_specs.OWN`.
       config: of the decoder; its dtype is that of the result, whatever the stored one is.
       mesh: to shard the parameters over.
       checkpoints: their folder or address.
@@ -54,7 +54,8 @@ def named(
       UsageError: another name.
       McrError: as `starting_params` and `trained`.
     """
-    check_name(name)
+    if name not in OWN:
+        raise UsageError(f"there is no model {name!r}: there are {', '.join(OWN)}")
     if name == UNTRAINED:
         return untrained(config, seed, mesh), config.folder or f"drawn from seed {seed}"
     model, step = trained(checkpoints, config, mesh, which, seed)
@@ -103,7 +104,7 @@ def trained(
       folder: of the checkpoints, or an address such as gs://BUCKET/RUN.
       config: of the decoder that was trained.
       mesh: to shard the parameters over.
-      which: "newest", or "best", that of the lowest validation loss.
+      which: "newest", a step, or "best", that of the lowest validation loss.
       seed: of the run; draws the weights below the adapters where config.folder is "".
 
     Raises:
@@ -174,6 +175,10 @@ def _step(manager: ocp.CheckpointManager, folder: str | Path, which: str) -> int
         raise McrError(f"{folder}: no checkpoint here; run `mcr train` first")
     if which == "newest":
         return max(steps)
+    if which.isdecimal():
+        if int(which) not in steps:
+            raise McrError(f"{folder}: no checkpoint of step {which}")
+        return int(which)
     losses = val_losses(manager, folder)
     if not losses:
         raise McrError(

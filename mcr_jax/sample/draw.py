@@ -1,28 +1,20 @@
-"""Sampling: N completions per case from a model of the workdir go into the ledger."""
+"""Sampling: N completions per case from a model go into the ledger."""
 
 import dataclasses
-import functools
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
 from mcr_jax import console
-from mcr_jax.cases import Case
 from mcr_jax.data.example import prompt_messages
+from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate import driver, room
-from mcr_jax.generate.api import Request
+from mcr_jax.generate.api import Generator, Remote, Request
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope, opened
-from mcr_jax.model.model_names import check_name
-from mcr_jax.prompts import Prompt
-from mcr_jax.workdir import Workdir, digest
 
 if TYPE_CHECKING:
-    from mcr_jax.generate.engine.state import Shape
-    from mcr_jax.generate.local import LocalModel
-    from mcr_jax.model.shape import DecoderConfig
     from mcr_jax.text.tokenizer import Tokenizer
 
 STAGE = "sample"
@@ -43,40 +35,27 @@ class Drawn:
     seconds: float
 
 
-def check(config: ConfigDict) -> None:
-    """Raises UsageError if config.sample names an unknown model."""
-    for name in config.sample.models:
-        check_name(name)
-
-
-def held(
-    workdir: Workdir,
-    config: ConfigDict,
-    cases: Sequence[Case],
-    prompt: Prompt,
-    name: str,
-    identity: str,
-) -> int | None:
+def held(e: Experiment, name: str, identity: str) -> int | None:
     """Returns the number of completions wanted of a model; None if any of them is open.
 
     Loads no model, and writes only if fewer completions are wanted than before.
 
     Args:
-      workdir: its ledger holds the completions.
-      config: reads section `sample` and `seed`.
-      cases, prompt: as for `sample`.
+      e: its ledger holds the completions.
       name: of the model.
       identity: of the model, part of the request digest in the ledger.
 
     Raises:
       McrError: the ledger cannot be read or written.
     """
+    if not e.workdir.ledger.exists():
+        return None
     wanted = {}
-    for request in (_request(case, config, prompt) for case in cases):
+    for request in requests(e):
         job = driver.Job(row=_row(request, name), request=request)
         wanted |= dict.fromkeys(map(job.row_of, request.wanted), request.digest(identity))
     scope = Scope(STAGE, name)
-    with opened(workdir) as ledger:
+    with opened(e.workdir) as ledger:
         there = ledger.answers(scope)
         for row, request_digest in wanted.items():
             attempt = there.get(row)
@@ -87,107 +66,74 @@ def held(
     return len(wanted)
 
 
-def require_room(
-    workdir: Workdir, config: ConfigDict, cases: Sequence[Case], names: Sequence[str]
-) -> None:
-    """Raises McrError if the disk of the ledger is too small for the open completions.
-
-    Args:
-      workdir: its ledger receives the completions.
-      config: reads section `sample`.
-      cases, names: as for `sample`.
-    """
-    c, scopes = config.sample, [Scope(STAGE, name) for name in names]
+def require_room(e: Experiment, names: Sequence[str]) -> None:
+    """Raises McrError if the disk is too small for the open completions of the models `names`."""
+    c, scopes = e.config.sample, [Scope(STAGE, name) for name in names]
     remedy = "use another --workdir, or lower config.sample.n or config.sample.max_tokens"
-    room.require_room(workdir, scopes, len(cases) * c.n * len(names), c.max_tokens, remedy)
+    wanted = len(e.eval_cases()) * c.n * len(names)
+    room.require_room(e.workdir, scopes, wanted, c.max_tokens, remedy)
 
 
-def sample(
-    workdir: Workdir,
-    config: ConfigDict,
-    decoder: "DecoderConfig",
-    cases: Sequence[Case],
-    tokenizer: "Tokenizer",
-    prompt: Prompt,
-    names: Sequence[str],
-    rests: Callable[[str], Mapping[str, Any]],
-) -> Mapping[str, Drawn]:
-    """Draws config.sample.n completions of every case from every model in `names`.
-
-    Before the first it prints the plan of device memory and the number of prompts that are too
-    long. Completions in the ledger are not drawn again.
-
-    Args:
-      workdir: holds the checkpoints; its ledger receives the completions.
-      config: reads sections `sample`, `model`, `train`, and `seed`.
-      decoder: shape of the model.
-      cases: to be diagnosed.
-      tokenizer: of the models.
-      prompt: wraps each case's presentation.
-      names: models of config.sample.models.
-      rests: returns the facts behind a model's identity, for the manifest.
-
-    Returns:
-      Outcome by model name.
-
-    Raises:
-      UsageError: config.sample names an unknown model, or a mesh that the devices do not form.
-      McrError: a checkpoint is missing, nothing fits into the devices, or the ledger cannot be
-        written.
-    """
-    from mcr_jax.generate import local
-
-    check(config)  # before the first model is sampled
-    plan = local.prepare(decoder, config, _wanted(config), tensor=config.sample.tensor)
-    requests = [_request(case, config, prompt) for case in cases]
-    drawn, mesh = {}, plan.mesh()
-
-    @functools.cache
-    def announce() -> None:  # once, and only if there is something to draw
-        for line in (*plan.lines(), *_too_long(requests, tokenizer, config)):
-            console.say(f"sample: {line}")
-
-    with opened(workdir) as ledger:
-        for name in names:
-            model, origin = local.load(name, plan, mesh, decoder, workdir, config, tokenizer)
-            facts = {
-                "identity": model.identity,
-                "weights": origin,
-                "rests": rests(name),
-                "plan": plan.facts(),
-                "config": digest(json.loads(config.to_json())),
-            }
-            workdir.note(f"sample.{name}", facts)
-            drawn[name] = _draw(name, model, requests, ledger, announce)
-            del model  # out of memory before the next one is loaded
-    return drawn
-
-
-def _draw(
+def draw(
     name: str,
-    model: "LocalModel",
+    model: Generator | Remote,
     requests: Sequence[Request],
     ledger: Ledger,
-    announce: Callable[[], None],
+    lines: Callable[[Sequence[Request]], Iterable[str]],
 ) -> Drawn:
-    """Samples one model."""
+    """Draws the completions of one model that are not in the ledger.
+
+    Args:
+      name: of the model in the ledger.
+      model: answers.
+      requests: one per case, as `requests` makes them.
+      ledger: receives the completions.
+      lines: returns lines to print before the first draw, if there is one.
+
+    Raises:
+      McrError: the model fails, or the ledger cannot be written.
+      Stopped: SIGTERM came to a run of a remote model, or its daily quota is used up.
+    """
     jobs = [driver.Job(row=_row(request, name), request=request) for request in requests]
     began = time.monotonic()
     work = driver.declare(Scope(STAGE, name), jobs, model, ledger)
     if work.asked:
-        announce()
-    with console.track(f"sample {name}", work.total, work.held, model.status) as progress:
+        for line in lines(requests):
+            console.say(f"sample: {line}")
+    status = model.pacer.status if isinstance(model, Remote) else getattr(model, "status", None)
+    with console.track(f"sample {name}", work.total, work.held, status) as progress:
         summary = driver.answer(work, model, ledger, progress=progress.advance)
-    return Drawn(summary=summary, tokens=model.tokens, seconds=time.monotonic() - began)
+    tokens = getattr(model, "tokens", 0)
+    return Drawn(summary=summary, tokens=tokens, seconds=time.monotonic() - began)
+
+
+def requests(e: Experiment) -> list[Request]:
+    """Returns the request for config.sample.n completions of every case."""
+    c = e.config.sample
+    return [
+        Request(
+            key=case.fingerprint,
+            messages=prompt_messages(case, e.prompt),
+            n=c.n,
+            temperature=c.temperature,
+            top_k=c.top_k,
+            top_p=c.top_p,
+            max_tokens=c.max_tokens,
+            stop=c.stop,
+            seed=e.config.seed,
+        )
+        for case in e.eval_cases()
+    ]
 
 
 def _row(request: Request, name: str) -> RowKey:
     return RowKey(stage=STAGE, case=request.key, model=name, sample=0)
 
 
-def _too_long(
+def too_long(
     requests: Sequence[Request], tokenizer: "Tokenizer", config: ConfigDict
 ) -> Iterator[str]:
+    """Yields a line if prompts have more than config.sample.prompt_tokens tokens."""
     lengths = [len(tokenizer.encode_prompt(request.messages)) for request in requests]
     room = config.sample.prompt_tokens
     if long := sum(length > room for length in lengths):
@@ -195,31 +141,3 @@ def _too_long(
             f"{long} of {len(lengths)} prompts have more than config.sample.prompt_tokens={room} "
             f"tokens and end as prompt_too_long; the longest has {max(lengths)}"
         )
-
-
-def _wanted(config: ConfigDict) -> "Shape":
-    from mcr_jax.generate.engine.state import Shape
-
-    c = config.sample
-    return Shape(
-        slots=c.slots,
-        share=min(c.share, c.n),
-        prompt_tokens=c.prompt_tokens,
-        max_tokens=c.max_tokens,
-        kv_dtype=c.kv_dtype,
-    )
-
-
-def _request(case: Case, config: ConfigDict, prompt: Prompt) -> Request:
-    c = config.sample
-    return Request(
-        key=case.fingerprint,
-        messages=prompt_messages(case, prompt),
-        n=c.n,
-        temperature=c.temperature,
-        top_k=c.top_k,
-        top_p=c.top_p,
-        max_tokens=c.max_tokens,
-        stop=c.stop,
-        seed=config.seed,
-    )

@@ -14,7 +14,7 @@ from mcr_jax import artifacts, console
 from mcr_jax.config import sampling_dtype
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.model import checkpoints
-from mcr_jax.model.model_names import TRAINED
+from mcr_jax.model_specs import TRAINED, ModelSpec
 from mcr_jax.paths import local_folder
 from mcr_jax.workdir import digest
 
@@ -22,7 +22,7 @@ _FORM = {"identity?": str, "weights?": str, "rests?": dict}
 _NO_EFFECT = ("attention", "remat", "folder")  # DecoderConfig fields that change no weight
 
 
-def complete(e: Experiment, name: str) -> int | None:
+def complete(e: Experiment, spec: ModelSpec) -> int | None:
     """Returns the number of a model's completions; None if some are open or it cannot be told.
 
     Raises:
@@ -30,34 +30,34 @@ def complete(e: Experiment, name: str) -> int | None:
     """
     from mcr_jax.sample.draw import held
 
-    noted = artifacts.section(e.workdir, f"sample.{name}", _FORM)
+    noted = artifacts.section(e.workdir, f"sample.{spec.name}", _FORM)
     rests = noted.get("rests", {})
     if not e.workdir.ledger.exists() or not rests or "identity" not in noted:
         return None
     gone = _gone(e)
     known = {key: value for key, value in rests.items() if key not in ("checkpoints", *gone)}
-    if known != _plain(e, name, gone) or not _same_checkpoints(e, name, rests):
+    if known != _plain(e, spec, gone) or not _same_checkpoints(e, spec, rests):
         return None
-    count = held(e.workdir, e.config, e.eval_cases(), e.prompt, name, noted["identity"])
-    if count is not None and (gone or _no_checkpoint(e, name)):
+    count = held(e, spec.name, noted["identity"])
+    if count is not None and (gone or _no_checkpoint(e, spec)):
         console.say(
-            f"sample: {name}: its weights are no longer here; the completions in the ledger are of "
-            f"{noted.get('weights', 'them')}"
+            f"sample: {spec.name}: its weights are no longer here; the completions in the ledger "
+            f"are of {noted.get('weights', 'them')}"
         )
     return count
 
 
-def rests(e: Experiment, name: str) -> dict[str, Any]:
+def rests(e: Experiment, spec: ModelSpec) -> dict[str, Any]:
     """Returns the facts that a model's identity depends on, for the manifest; {} if unknown."""
-    if "://" in str(e.checkpoints) and name == TRAINED:
+    if "://" in str(e.checkpoints) and spec.kind == TRAINED:
         return {}
-    found = _plain(e, name)
-    if name == TRAINED:
-        found["checkpoints"] = checkpoints.facts(e.checkpoints, _steps(e))
+    found = _plain(e, spec)
+    if spec.kind == TRAINED:
+        found["checkpoints"] = checkpoints.facts(e.checkpoints, _steps(e, spec))
     return found
 
 
-def _plain(e: Experiment, name: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
+def _plain(e: Experiment, spec: ModelSpec, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """Returns the facts without the checkpoints."""
     c = e.config
     found = {
@@ -67,8 +67,8 @@ def _plain(e: Experiment, name: str, without: tuple[str, ...] = ()) -> dict[str,
         "kv_dtype": c.sample.kv_dtype,
         "jax": metadata.version("jax"),  # randomly initialized weights depend on its version
     }
-    if name == TRAINED:
-        found["which"] = c.sample.checkpoint
+    if spec.kind == TRAINED:
+        found["which"] = spec.value or c.sample.checkpoint
     read = {
         "tokenizer": lambda: e.tokenizer.fingerprint,
         "decoder": lambda: _decoder(e),
@@ -90,18 +90,20 @@ def _gone(e: Experiment) -> tuple[str, ...]:
     return ("decoder", "model.folder", *(() if e.config.tokenizer.path else ("tokenizer",)))
 
 
-def _steps(e: Experiment) -> list[int]:
+def _steps(e: Experiment, spec: ModelSpec) -> list[int]:
     """Returns the checkpoints that the choice depends on: all for "best", else the newest."""
     steps = checkpoints.steps(e.checkpoints)
+    if spec.value:
+        return [step for step in steps if step == int(spec.value)]
     return steps if e.config.sample.checkpoint == "best" else [max(steps)] if steps else []
 
 
-def _no_checkpoint(e: Experiment, name: str) -> bool:
-    return name == TRAINED and not checkpoints.steps(e.checkpoints)
+def _no_checkpoint(e: Experiment, spec: ModelSpec) -> bool:
+    return spec.kind == TRAINED and not _steps(e, spec)
 
 
-def _same_checkpoints(e: Experiment, name: str, rests: Mapping[str, Any]) -> bool:
-    if name != TRAINED or _no_checkpoint(e, name):
+def _same_checkpoints(e: Experiment, spec: ModelSpec, rests: Mapping[str, Any]) -> bool:
+    if spec.kind != TRAINED or _no_checkpoint(e, spec):
         return True
     known = rests.get("checkpoints")
-    return isinstance(known, dict) and checkpoints.same(e.checkpoints, _steps(e), known)
+    return isinstance(known, dict) and checkpoints.same(e.checkpoints, _steps(e, spec), known)

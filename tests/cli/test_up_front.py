@@ -11,29 +11,6 @@ from mcr_jax import completion
 from mcr_jax import workdir as workdirs
 from mcr_jax.cli.main import main
 
-SMALL = {
-    "data.eval_cases": 2,
-    "sample.n": 2,
-    "sample.max_tokens": 8,
-    "sample.prompt_tokens": 400,
-    "sample.slots": 8,
-    "prompt": "diagnose_brief",
-    "judge.name": "offline",
-}
-
-
-@pytest.fixture
-def call(tmp_path, tiny_folder, clinic_data, capsys):
-    """Runs a command on a tiny model folder; returns its status and its lines on stderr."""
-
-    def run(command: str, workdir=None, config="eval", **fields):
-        fields = {"model.folder": tiny_folder, "data.data_dir": clinic_data, **SMALL, **fields}
-        flags = [f"--config.{name}={value}" for name, value in fields.items()]
-        status = main([command, f"--config={config}", f"--workdir={workdir or tmp_path}", *flags])
-        return status, capsys.readouterr().err.splitlines()
-
-    return run
-
 
 @pytest.mark.parametrize("command", ["eval", "sample"])
 def test_a_missing_checkpoint_is_told_before_base_is_sampled(call, tmp_path, command):
@@ -115,7 +92,7 @@ def test_a_whole_run_ends_with_results_and_reads_each_thing_once(
     fields = {"model.folder": tmp_path / "a model", "score.resamples": 20}
     assert call("eval", **fields) == (0, [])
     assert (tmp_path / "results.json").exists() and (tmp_path / "report.html").exists()
-    assert counts.pop("completions") == SMALL["data.eval_cases"] * SMALL["sample.n"]
+    assert counts.pop("completions") == 4  # two of each of two cases
     assert counts.pop("written") == 5  # data, sample.base, sample, judge, eval
     assert max(counts.values()) == 1
     counts.clear()

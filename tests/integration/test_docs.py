@@ -5,6 +5,7 @@ and a local Gemini. `mcr` is the real one; calls with a config get small setting
 `hf` are stand-ins that check their arguments.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -91,12 +92,14 @@ def user(tmp_path_factory, clinic_cases, write_model):
     for name, source in {"mcr": f"#!{sys.executable}\n{code}", **STAND_INS}.items():
         (folder / "bin" / name).write_text(source)
         (folder / "bin" / name).chmod(0o755)
+    line = {"case": clinic_cases["test"][0].pmcid, "reasoning": "It hums.", "answer": "Sable gout"}
+    (folder / "COMPLETIONS.jsonl").write_text(json.dumps(line) + "\n")
     build(str(folder / "path" / "to" / "MedCaseReasoning"), folder / "tfds")
     return folder
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_of_a_page_runs_as_it_is_written(page, user, hub, gemini, mcr_env):
+def test_every_block_of_a_page_runs_as_it_is_written(page, user, hub, gemini, openai, mcr_env):
     script = ["set -ex"]
     for language, code in blocks(page):
         assert language in LANGUAGES, f"{page}: a block of {language or 'no language'}"
@@ -112,6 +115,7 @@ def test_every_block_of_a_page_runs_as_it_is_written(page, user, hub, gemini, mc
         "TFDS_DATA_DIR": str(user / "tfds"),
         "GOOGLE_GEMINI_BASE_URL": gemini.url,
         "GEMINI_API_KEY": gemini.key,
+        "OPENAI_BASE_URL": openai.url,
     }
     done = subprocess.run(
         ["bash", "-c", "\n".join(script)],

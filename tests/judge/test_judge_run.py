@@ -217,7 +217,7 @@ def test_equal_questions_of_all_models_and_calls_are_asked_once(workdir, gemini)
     counts = judge(workdir, with_gemini(**both), CASES)
     assert (counts["total"], counts["unresolved"], len(gemini.calls)) == (14, 0, 4)
     completed(workdir, {(0, s): told(0) for s in range(6)}, "later")
-    later = judge(workdir, with_gemini(**{"sample.models": ("later",)}), CASES)
+    later = judge(workdir, with_gemini(**{"sample.models": ("later=base",)}), CASES)
     assert (later["total"], later["unresolved"], len(gemini.calls)) == (7, 0, 4)
 
 

@@ -109,7 +109,7 @@ def test_adapters_are_merged_into_weights_of_another_dtype(tiny_shape, tmp_path)
 
 
 def test_a_name_of_no_decoder_is_a_wrong_call(tiny_shape):
-    with pytest.raises(UsageError, match="no model 'sfx': there are base and sft"):
+    with pytest.raises(UsageError, match="no model 'sfx': there are base, sft"):
         store.named("sfx", tiny_shape, one_device(), checkpoints="", which="newest", seed=0)
 
 

@@ -345,7 +345,7 @@ def test_verdicts_on_earlier_completions_are_not_taken_for_later_ones(workdir):
 def test_a_model_without_completions_is_an_error_that_names_it(workdir):
     c = _config().copy_and_resolve_references()
     c.unlock()
-    c.sample.models = ("base", "typo")
+    c.sample.models = ("base", "typo=sft")
     with pytest.raises(McrError, match="no completions of model 'typo'; run `mcr sample`"):
         scoring.score(workdir, c)
 

@@ -1,0 +1,393 @@
+"""Chat completions through the openai client: one call per answer, with a typed outcome.
+
+OpenAI, vLLM, DeepSeek, gateways and `transformers serve` speak this wire, each with its own
+parameters. A parameter that decides an answer is sent or the run stops with one line. The others
+have a fallback when the endpoint refuses them: the name of the token limit, structured output,
+log-probabilities and the seed. The retries of the client are off: `pace.Pacer` does the backoff.
+"""
+
+import asyncio
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mcr_jax.errors import McrError, UsageError, one_line
+from mcr_jax.generate import connections
+from mcr_jax.generate.api import Outcome, Reply, Request, Usage
+from mcr_jax.generate.pace import Fault, Pacer
+from mcr_jax.generate.stops import cut
+
+KEY, BASE_URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
+OFFICIAL = "https://api.openai.com/v1"
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+
+_BUSY = (429, 502, 503, 504, 529)
+_TRANSIENT = (408, 409, 425, 429, 499)  # the 4xx that a retry may solve
+_FORMS = ("json_schema", "json_object", "")  # of structured output; "" asks for JSON in words
+_TOO_LONG = re.compile(
+    r"context[ _-]?(length|window)|too many tokens|(prompt|input) is too long", re.I
+)
+_FILTERED = re.compile(r"content[ _](filter|policy)|content management policy", re.I)
+# OpenAI's reasoning models refuse temperature and top_p.
+_REASONING = re.compile(r"(?:openai/)?(?:o\d|gpt-(?:[5-9]|\d\d))")
+_STATUS_TIMEOUT_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """A server of chat completions.
+
+    Attributes:
+      name: part of a model's identity: a model may differ between servers.
+      url: base URL, such as http://localhost:8000/v1; "" is OPENAI_BASE_URL or OpenAI's own.
+      key_name: environment variable of the key. A server other than OpenAI's may need none.
+    """
+
+    name: str = "openai"
+    url: str = ""
+    key_name: str = KEY
+
+
+class OpenAI:
+    """A `Remote` over `chat.completions.create`.
+
+    Reasoning comes in the field `reasoning` (vLLM), in `reasoning_content` (DeepSeek, older vLLM)
+    or within the content; in free text it is kept as `<think>` before the content.
+
+    Attributes:
+      identity: "ENDPOINT/MODEL" with the settings of sampling and reasoning.
+      samples: whether temperature, top_p and top_k are sent.
+      pacer: rate limit and backoff of all calls.
+      most_tokens: largest token limit of one reply, reasoning included.
+    """
+
+    most_tokens = 65_536
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        endpoint: Endpoint = Endpoint(),
+        timeout: float = 60.0,
+        concurrency: int = 8,
+        thinking: str = "",
+        patience: float = 600.0,
+        backoff: float = 1.0,
+    ):
+        """Checks the settings; the first call makes the client.
+
+        Args:
+          model: name at the endpoint, for example "gpt-4o-mini".
+          endpoint: the server.
+          timeout: seconds until a call has failed.
+          concurrency: largest number of calls in flight.
+          thinking: reasoning effort, one of `EFFORTS`, or "" for the server's default.
+          patience: seconds to wait for a server that does not answer.
+          backoff: seconds of the first wait.
+
+        Raises:
+          UsageError: there is no key, or an argument or the base URL cannot be used.
+        """
+        if not model.strip() or timeout <= 0 or concurrency < 1:
+            raise UsageError(
+                f"an OpenAI model needs a name, a timeout above 0 and a concurrency of at least 1, "
+                f"not {model!r}, {timeout} and {concurrency}"
+            )
+        if thinking and thinking.lower() not in EFFORTS:
+            raise UsageError(
+                f"thinking={thinking!r}: {model} takes {', '.join(EFFORTS)}; '' is the default of "
+                "the server"
+            )
+        self._endpoint, self._url = endpoint, _url(endpoint)
+        official = self._url.startswith(OFFICIAL)
+        self._key = _key(endpoint, official)
+        self._model, self._timeout, self._concurrency = model, timeout, concurrency
+        self._effort = thinking.lower()
+        self.samples = not _REASONING.match(model)
+        self.identity = identity(model, thinking, endpoint.name)
+        self.pacer = Pacer(concurrency, patience=patience, backoff=backoff)
+        self._client: Any = None
+        # Parameters with a fallback, as far as the endpoint has refused them.
+        self._limit = "max_completion_tokens" if official else "max_tokens"
+        self._form, self._logprobs, self._seed = _FORMS[0], True, True
+
+    async def call(self, request: Request, index: int) -> Reply:
+        """Makes one call, with a seed of its own for each index.
+
+        Raises:
+          McrError: the server refuses in a way that no retry changes.
+        """
+        if self._client is None:
+            self._open()
+        while True:
+            options = self._options(request, index)
+            try:
+                async with asyncio.timeout(self._timeout):
+                    response = await self._client.chat.completions.with_raw_response.create(
+                        **options
+                    )
+                body = json.loads(response.http_response.content)
+                status = await self._status
+            except self._status_error as error:
+                if error.status_code in (400, 422) and self._fall_back(options, error):
+                    continue
+                return self._refused(request, index, error)
+            except (TimeoutError, self._timeout_error):
+                return self._failed(request, index, f"Timeout: no reply in {self._timeout:g} s")
+            except self._api_error as error:
+                cause = error.__cause__ or error
+                line = f"{type(cause).__name__}: {cause}".rstrip(": ")
+                away = Fault.AWAY if isinstance(cause, self._connect_errors) else Fault.FAILED
+                return self._failed(request, index, line, fault=away)
+            except ValueError as error:
+                return self._failed(request, index, f"unreadable reply: {error}")
+            return _read(request, index, body, status)
+
+    async def close(self) -> None:
+        """Closes the connections; the next call opens new ones in its own event loop."""
+        if self._client is not None:
+            client, self._client = self._client, None
+            self._status.cancel()
+            await client.close()
+            await self._http.aclose()
+
+    def _open(self) -> None:
+        import openai
+
+        self._status_error, self._api_error = openai.APIStatusError, openai.APIError
+        self._timeout_error = openai.APITimeoutError
+        _, self._connect_errors = connections.errors()
+        self._http = connections.client(self._concurrency)
+        self._client = openai.AsyncOpenAI(
+            api_key=self._key,
+            base_url=self._url,
+            timeout=self._timeout,
+            max_retries=0,
+            http_client=self._http,
+        )
+        self._status = asyncio.ensure_future(self._retirement())
+
+    async def _retirement(self) -> str:
+        """Asks once when the model shuts down; "" where the server does not say."""
+        try:
+            async with asyncio.timeout(min(self._timeout, _STATUS_TIMEOUT_S)):
+                response = await self._client.models.with_raw_response.retrieve(self._model)
+            date = json.loads(response.http_response.content).get("shutdown_date")
+        except (self._api_error, TimeoutError, ValueError, AttributeError):
+            return ""
+        return f"shuts down {one_line(date, 40)}" if isinstance(date, str) and date else ""
+
+    def _options(self, request: Request, index: int) -> dict[str, Any]:
+        messages = [dict(message) for message in request.messages]
+        options: dict[str, Any] = {"model": self._model, self._limit: request.max_tokens}
+        if self._seed:
+            options["seed"] = request.seed + index
+        if self._effort:
+            options["reasoning_effort"] = self._effort
+        if self.samples:
+            options |= {"temperature": request.temperature, "top_p": request.top_p}
+            if request.top_k:  # of vLLM and others; OpenAI refuses it
+                options["extra_body"] = {"top_k": request.top_k}
+        if request.schema is None:
+            if self._logprobs and self.samples:
+                options["logprobs"] = True
+        elif self._form == "json_schema":
+            schema = {"name": "reply", "strict": True, "schema": _root(request.schema)}
+            options["response_format"] = {"type": "json_schema", "json_schema": schema}
+        else:
+            words = "Reply with one JSON object that follows this JSON schema, and nothing else:"
+            schema = json.dumps(_root(request.schema), ensure_ascii=False)
+            messages.insert(0, {"role": "system", "content": f"{words}\n{schema}"})
+            if self._form:
+                options["response_format"] = {"type": "json_object"}
+        return {**options, "messages": messages}
+
+    def _fall_back(self, options: Mapping[str, Any], error: Any) -> bool:
+        """Replaces a parameter that the server refuses; False if it names none that has a fallback.
+
+        Calls in flight together are refused alike: each compares with what it had sent itself.
+        """
+        text = f"{getattr(error, 'param', '') or ''} {error.message}".lower()
+        form = options.get("response_format", {}).get("type", "")
+        if form and re.search(r"response_format|json_schema|json_object|structured|grammar", text):
+            self._form = max(self._form, _FORMS[_FORMS.index(form) + 1], key=_FORMS.index)
+        elif "logprobs" in options and "logprob" in text:
+            self._logprobs = False
+        elif "seed" in options and re.search(r"\bseed\b", text):
+            self._seed = False
+        elif "max_tokens" in options and "max_completion_tokens" in text:
+            self._limit = "max_completion_tokens"
+        elif "max_completion_tokens" in options and "max_completion_tokens" in text:
+            self._limit = "max_tokens"
+        else:
+            return False
+        return True
+
+    def _refused(self, request: Request, index: int, error: Any) -> Reply:
+        """Turns a status other than 200 into an outcome, or ends the run."""
+        code, message = error.status_code, self._line(str(error.message or "no reason"))
+        about = f"{message} {getattr(error, 'code', '') or ''}"
+        if code in (400, 413, 422) and _TOO_LONG.search(about):
+            return _reply(request, index, Outcome.PROMPT_TOO_LONG, error=message)
+        if code in (400, 403) and _FILTERED.search(about):
+            return _reply(request, index, Outcome.BLOCKED, error=f"prompt blocked: {message}")
+        spent = code == 429 and "insufficient_quota" in about
+        if spent or (400 <= code < 500 and code not in _TRANSIENT):
+            key = f"the key in {self._endpoint.key_name}"
+            hints = {
+                401: f"check {key}",
+                402: f"check the balance of {key}",
+                403: f"check what {key} may do",
+                404: f"check that {self._url} has the model {self._model}",
+                429: f"check the balance of {key}",
+            }
+            hint = hints.get(code, "check the settings of sampling")
+            raise McrError(
+                f"{self._endpoint.name} refused the call (HTTP {code}): {message}; {hint}"
+            ) from None
+        return self._failed(
+            request,
+            index,
+            f"HTTP {code}: {message}",
+            fault=Fault.BUSY if code in _BUSY else Fault.FAILED,
+            retry_after=connections.seconds(error.response.headers.get("retry-after", "")),
+        )
+
+    def _failed(self, request: Request, index: int, line: str, **known: Any) -> Reply:
+        return _reply(request, index, Outcome.INFRA_ERROR, error=self._line(line), **known)
+
+    def _line(self, text: str) -> str:
+        """Shortens a text to one line and removes the key, which a server may repeat."""
+        return one_line(text.replace(self._key, "[key]"), 300)
+
+
+def _url(endpoint: Endpoint) -> str:
+    url = endpoint.url or os.environ.get(BASE_URL, "").strip() or OFFICIAL
+    if not re.match(r"https?://[^/\s]+", url):
+        raise UsageError(
+            f"the base URL of {endpoint.name} must begin with http:// or https:// and a host"
+        )
+    return url.rstrip("/")
+
+
+def _key(endpoint: Endpoint, official: bool) -> str:
+    key = os.environ.get(endpoint.key_name, "").strip()
+    if not key and official:
+        raise UsageError(
+            f"no key for {endpoint.name}: set {endpoint.key_name} in the environment, or "
+            f"{BASE_URL} for a server that needs none"
+        )
+    if key and (not (key.isascii() and key.isprintable()) or " " in key):
+        raise UsageError(f"{endpoint.key_name} is no key: it holds white space or no ASCII")
+    return key or "no key"
+
+
+def identity(model: str, thinking: str, endpoint: str = "openai") -> str:
+    """Returns `OpenAI.identity` of these settings; needs no key."""
+    sampling = "/sampling=service default" if _REASONING.match(model) else ""
+    return f"{endpoint}/{model}{sampling}" + (f"/effort={thinking.lower()}" if thinking else "")
+
+
+def _root(schema: Mapping[str, Any]) -> Any:
+    """Returns a schema as strict mode wants it: the root an object, every object closed."""
+    if schema.get("type") != "object":
+        schema = {"type": "object", "properties": {"reply": schema}}
+    return _strict(schema)
+
+
+def _strict(schema: Any) -> Any:
+    """Closes every object of a schema and requires all its properties."""
+    if isinstance(schema, list):
+        return [_strict(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    closed = {key: _strict(value) for key, value in schema.items() if key != "property_ordering"}
+    if closed.get("type") == "object":
+        properties = list(closed.get("properties", {}))
+        closed |= {"additionalProperties": False, "required": properties}
+    return closed
+
+
+def _read(request: Request, index: int, body: Any, status: str) -> Reply:
+    """Turns the body of a 200 into a reply, whatever its form."""
+    body = _mapping(body)
+    usage = _mapping(body.get("usage"))
+    known = {
+        "model_version": _string(body.get("model")),
+        "model_status": status,
+        "usage": Usage(
+            prompt=_count(usage.get("prompt_tokens")),
+            output=_count(usage.get("completion_tokens")),
+            cached=_count(_mapping(usage.get("prompt_tokens_details")).get("cached_tokens")),
+        ),
+    }
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices:
+        error = _string(_mapping(body.get("error")).get("message")) or "reply without an answer"
+        return _reply(request, index, Outcome.INFRA_ERROR, error=one_line(error, 300), **known)
+    choice = _mapping(choices[0])
+    message = _mapping(choice.get("message"))
+    content, finish = _content(message.get("content")), choice.get("finish_reason")
+    if refusal := _string(message.get("refusal")):
+        error = f"refused: {one_line(refusal, 200)}"
+        return _reply(request, index, Outcome.BLOCKED, error=error, **known)
+    if finish == "content_filter":
+        return _reply(request, index, Outcome.BLOCKED, error="answer blocked", **known)
+    if finish not in ("stop", "length"):
+        error = f"finish reason {one_line(str(finish), 60)}"
+        return _reply(request, index, Outcome.MALFORMED, error=error, **known)
+    thoughts = _string(message.get("reasoning")) or _string(message.get("reasoning_content"))
+    text = content if request.schema is not None else _with_thoughts(thoughts, content)
+    text = cut(text, request.stop)
+    if finish == "length":
+        outcome, error = Outcome.TRUNCATED, "cut short: the token limit"
+        return _reply(request, index, outcome, text=text, error=error, **known)
+    if not content:
+        return _reply(request, index, Outcome.MALFORMED, error="empty answer", **known)
+    logprob = _mean_logprob(choice.get("logprobs"))
+    return _reply(request, index, Outcome.OK, text=text, mean_logprob=logprob, **known)
+
+
+def _with_thoughts(thoughts: str, content: str) -> str:
+    """Returns a completion with the reasoning in front; not closed if the content is missing."""
+    if not thoughts.strip():
+        return content
+    return f"<think>\n{thoughts}\n</think>\n{content}" if content else f"<think>\n{thoughts}"
+
+
+def _reply(request: Request, index: int, outcome: Outcome, text: str = "", **known: Any) -> Reply:
+    return Reply(key=request.key, index=index, text=text, outcome=outcome, **known)
+
+
+def _content(content: Any) -> str:
+    """Returns the text of a message, which may be a list of parts."""
+    if isinstance(content, list):
+        return "".join(_string(_mapping(part).get("text")) for part in content)
+    return _string(content)
+
+
+def _mean_logprob(logprobs: Any) -> float | None:
+    """Returns the mean log-probability in nats per token; None where the server gives none."""
+    tokens = _mapping(logprobs).get("content")
+    if not isinstance(tokens, list):
+        return None
+    values = [_mapping(token).get("logprob") for token in tokens]
+    if not values or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+        return None
+    return math.fsum(values) / len(values)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _string(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0

@@ -1,0 +1,40 @@
+"""Models behind a network by kind: the one place that a new kind of service is added to."""
+
+from typing import TYPE_CHECKING, Any
+
+from mcr_jax.errors import UsageError
+from mcr_jax.model_specs import GEMINI, OPENAI
+
+if TYPE_CHECKING:
+    from mcr_jax.generate.api import Remote
+
+KINDS = (GEMINI, OPENAI)
+
+
+def make(kind: str, model: str, **settings: Any) -> "Remote":
+    """Returns the service `kind` with `model`.
+
+    Args:
+      kind: one of `KINDS`.
+      model: name at the service.
+      **settings: timeout, concurrency, thinking, patience; see `gemini.Gemini`.
+
+    Raises:
+      UsageError: the kind is unknown, the key is missing, or a setting is wrong.
+    """
+    if kind == GEMINI:
+        from mcr_jax.generate.gemini import Gemini
+
+        return Gemini(model, **settings)
+    if kind == OPENAI:
+        from mcr_jax.generate.openai import OpenAI
+
+        return OpenAI(model, **settings)
+    raise UsageError(f"there is no service {kind!r}: there are {', '.join(KINDS)}")
+
+
+def identity(kind: str, model: str, thinking: str) -> str:
+    """Returns the identity that `make` would give; needs no key."""
+    from mcr_jax.generate import gemini, openai
+
+    return {GEMINI: gemini, OPENAI: openai}[kind].identity(model, thinking)

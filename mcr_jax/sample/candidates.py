@@ -1,0 +1,174 @@
+"""Candidates of an evaluation: each kind of model of config.sample.models behind one interface."""
+
+import abc
+import functools
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from mcr_jax import model_specs
+from mcr_jax.errors import McrError, UsageError
+from mcr_jax.experiment.experiment import Experiment
+from mcr_jax.generate import services
+from mcr_jax.generate.api import Generator, Remote, Request
+from mcr_jax.model.checkpoints import steps
+from mcr_jax.model_specs import ModelSpec
+from mcr_jax.paths import local_folder
+from mcr_jax.sample import finished
+from mcr_jax.sample.draw import held, too_long
+from mcr_jax.workdir import digest
+
+if TYPE_CHECKING:
+    from mcr_jax.generate.slots import Plan
+
+
+class Candidate(abc.ABC):
+    """A model that answers cases.
+
+    Attributes:
+      spec: its name and kind.
+    """
+
+    def __init__(self, experiment: Experiment, spec: ModelSpec):
+        self._e, self.spec = experiment, spec
+
+    @abc.abstractmethod
+    def ready(self) -> None:
+        """Raises UsageError or McrError if it cannot answer; loads nothing."""
+
+    @abc.abstractmethod
+    def complete(self) -> int | None:
+        """Returns its number of completions if none is open, without loading it; else None."""
+
+    @abc.abstractmethod
+    def load(self) -> tuple[Generator | Remote, dict[str, Any]]:
+        """Returns the model and the facts of it for the manifest."""
+
+    def lines(self, requests: list[Request]) -> Iterable[str]:
+        """Returns lines to print before its first completion."""
+        return ()
+
+
+class Decoder(Candidate):
+    """A decoder on this machine's devices: base, sft, sft@STEP, or a Hugging Face folder.
+
+    A folder is the base model of an experiment of its own in the same workdir.
+    """
+
+    def __init__(self, experiment: Experiment, spec: ModelSpec):
+        super().__init__(experiment, spec)
+        self._own = spec.kind if spec.own else model_specs.UNTRAINED
+        if not spec.own:
+            self._e = experiment.of_folder(spec.value)
+
+    def ready(self) -> None:
+        if not self.spec.own:
+            self._e.shape  # noqa: B018 - reads the folder's config and tokenizer
+        if self._own != model_specs.TRAINED:
+            return
+        there, wanted = steps(self._e.checkpoints), self.spec.value
+        if not there:
+            raise McrError(
+                f"{self._e.checkpoints}: no checkpoint here, and config.sample.models names "
+                f"{self.spec.name}: run `mcr train` first, or leave it out with "
+                "--config.sample.models=base"
+            )
+        if wanted and int(wanted) not in there:
+            listed = ", ".join(map(str, sorted(there)))
+            raise UsageError(f"{self._e.checkpoints}: no checkpoint of step {wanted}: {listed}")
+        if not wanted and self._e.config.sample.checkpoint == "best":
+            from mcr_jax.model.store import chosen_step
+
+            chosen_step(self._e.checkpoints, "best")
+
+    def complete(self) -> int | None:
+        return finished.complete(self._e, self.spec)
+
+    @functools.cached_property
+    def _plan(self) -> "Plan":
+        from mcr_jax.generate import local
+        from mcr_jax.generate.engine.state import Shape
+
+        c = self._e.config.sample
+        wanted = Shape(
+            slots=c.slots,
+            share=min(c.share, c.n),
+            prompt_tokens=c.prompt_tokens,
+            max_tokens=c.max_tokens,
+            kv_dtype=c.kv_dtype,
+        )
+        return local.prepare(self._e.shape, self._e.config, wanted, tensor=c.tensor)
+
+    def load(self) -> tuple[Generator, dict[str, Any]]:
+        from mcr_jax.generate import local
+
+        e = self._e
+        model, origin = local.load(
+            *(self._own, self._plan, self._plan.mesh(), e.shape, e.workdir, e.config, e.tokenizer),
+            which=self.spec.value if self.spec.own else "",
+        )
+        return model, {
+            "identity": model.identity,
+            "weights": origin,
+            "rests": finished.rests(e, self.spec),
+            "plan": self._plan.facts(),
+            "config": digest(json.loads(e.config.to_json())),
+        }
+
+    def lines(self, requests: list[Request]) -> Iterable[str]:
+        return (*self._plan.lines(), *too_long(requests, self._e.tokenizer, self._e.config))
+
+
+class Service(Candidate):
+    """A model behind a network."""
+
+    def ready(self) -> None:
+        self._remote  # noqa: B018 - refuses a missing key or a wrong setting
+
+    @functools.cached_property
+    def _remote(self) -> Remote:
+        c = self._e.config
+        return services.make(
+            self.spec.kind,
+            self.spec.value,
+            timeout=c.sample.timeout,
+            concurrency=c.sample.concurrency,
+            thinking=c.sample.thinking,
+            patience=c.judge.patience,
+        )
+
+    def complete(self) -> int | None:
+        thinking = self._e.config.sample.thinking
+        identity = services.identity(self.spec.kind, self.spec.value, thinking)
+        return held(self._e, self.spec.name, identity)
+
+    def load(self) -> tuple[Remote, dict[str, Any]]:
+        return self._remote, {"identity": self._remote.identity}
+
+
+class Recorded(Candidate):
+    """Completions in a file, made elsewhere."""
+
+    @functools.cached_property
+    def _file(self) -> Any:
+        from mcr_jax.generate.recorded import RecordedCompletions
+
+        return RecordedCompletions(local_folder(self.spec.value), self._e.eval_cases())
+
+    def ready(self) -> None:
+        self._file  # noqa: B018 - reads the whole file
+
+    def complete(self) -> int | None:
+        return held(self._e, self.spec.name, self._file.identity)
+
+    def load(self) -> tuple[Generator, dict[str, Any]]:
+        return self._file, {"identity": self._file.identity, "file": str(self.spec.value)}
+
+
+def candidates(experiment: Experiment) -> list[Candidate]:
+    """Returns the candidates of config.sample.models. Raises UsageError if one is unknown."""
+    kinds = {model_specs.FILE: Recorded, model_specs.FOLDER: Decoder}
+    return [
+        (Decoder if spec.own else kinds.get(spec.kind, Service))(experiment, spec)
+        for spec in model_specs.specs(experiment.config)
+    ]

@@ -1,0 +1,28 @@
+"""Commands on a tiny model and a tiny dataset, in the process of the test."""
+
+import pytest
+
+from mcr_jax.cli.main import main
+
+SMALL = {
+    "data.eval_cases": 2,
+    "sample.n": 2,
+    "sample.max_tokens": 8,
+    "sample.prompt_tokens": 400,
+    "sample.slots": 8,
+    "prompt": "diagnose_brief",
+    "judge.name": "offline",
+}
+
+
+@pytest.fixture
+def call(tmp_path, tiny_folder, clinic_data, capsys):
+    """Runs a command on a tiny model folder; returns its status and its lines on stderr."""
+
+    def run(command: str, workdir=None, config="eval", **fields):
+        fields = {"model.folder": tiny_folder, "data.data_dir": clinic_data, **SMALL, **fields}
+        flags = [f"--config.{name}={value}" for name, value in fields.items()]
+        status = main([command, f"--config={config}", f"--workdir={workdir or tmp_path}", *flags])
+        return status, capsys.readouterr().err.splitlines()
+
+    return run

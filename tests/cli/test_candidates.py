@@ -1,0 +1,163 @@
+"""Any model as the candidate: a folder, services and a file of completions, side by side."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mcr_jax.cli.main import main
+from mcr_jax.completion import render
+from mcr_jax.generate.ledger import Ledger, Scope
+
+THOUGHTS = "It hums, and there is no frost."
+
+
+@pytest.fixture
+def test_cases(clinic_cases):
+    return clinic_cases["test"][:2]
+
+
+def results(workdir):
+    return json.loads((workdir / "results.json").read_text())["models"]
+
+
+def recorded(workdir, model, path):
+    """Writes the completions of a model in the ledger to a file."""
+    with Ledger(workdir / "ledger.sqlite", readonly=True) as ledger:
+        rows = [
+            {"case": row.case, "sample": row.sample, "text": a.text, "outcome": a.outcome}
+            for row, a in ledger.answers(Scope("sample", model)).items()
+        ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+
+
+def test_a_folder_two_services_and_a_file_are_measured_by_one_command(
+    call, tmp_path, tiny_folder, openai, gemini, test_cases, monkeypatch
+):
+    right = [case.final_diagnosis for case in test_cases]
+    openai.then(*[openai.says(f"<answer>{r}</answer>", thoughts=THOUGHTS) for r in right * 2])
+    made = tmp_path / "made.jsonl"
+    lines = [
+        {"case": case.pmcid or case.fingerprint, "reasoning": THOUGHTS, "answer": "Sable gout"}
+        for case in test_cases
+        for _ in range(2)
+    ]
+    made.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    models = f"tiny=hf:{tiny_folder},o=openai:m,gemini:gemini-2.5-flash,made=file:{made}"
+    fields = {"model.folder": "", "sample.models": models, "score.resamples": 20}
+    assert call("eval", **fields) == (0, [])
+    found = results(tmp_path)
+    assert list(found) == ["gemini:gemini-2.5-flash", "made", "o", "tiny"]
+    assert all(sum(model["outcomes"].values()) == 4 for model in found.values())
+    assert found["gemini:gemini-2.5-flash"]["outcomes"] == {"OK": 4}
+    assert found["made"]["accuracy"]["1"]["value"] == 0.0
+    assert "gemini:gemini-2.5-flash" in (tmp_path / "report.html").read_text()
+    # Done: neither keys nor services are needed.
+    calls = len(openai.calls) + len(gemini.calls)
+    for name in ("OPENAI_API_KEY", "GEMINI_API_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "report.html").unlink()
+    assert call("eval", **fields) == (0, [])
+    assert len(openai.calls) + len(gemini.calls) == calls
+    # The same completions from a file give the same numbers.
+    recorded(tmp_path, "o", tmp_path / "o.jsonl")
+    again = {**fields, "sample.models": f"o=openai:m,again=file:{tmp_path / 'o.jsonl'}"}
+    assert call("eval", **again) == (0, [])
+    found = results(tmp_path)
+    assert found["again"] == found["o"]
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "words"),
+    [
+        ("x=openai:m", 2, ["OPENAI_API_KEY"]),
+        ("x=gemini:m", 2, ["GEMINI_API_KEY"]),
+        ("x=hf:gone", 2, ["gone", "no such folder"]),
+        ("x=file:gone.jsonl", 1, ["gone.jsonl", "cannot read"]),
+        ("x=file:bad.jsonl", 1, ["bad.jsonl, line 2", "not JSON"]),
+        ("x=file:half.jsonl", 1, ["half.jsonl, line 1", "field text is missing"]),
+        ("x=file:other.jsonl", 1, ["other.jsonl", "no completion is of a case"]),
+        ("sft@300", 1, ["no checkpoint here"]),
+        ("x=vllm:m", 2, ["no model 'x=vllm:m'", "openai:"]),
+        ("x=base,x=sft", 2, ["'x' twice"]),
+    ],
+)
+def test_what_cannot_work_is_told_before_the_first_completion(
+    call, tmp_path, monkeypatch, test_cases, model, status, words
+):
+    monkeypatch.chdir(tmp_path)
+    case = test_cases[0].fingerprint
+    (tmp_path / "bad.jsonl").write_text(f'{{"case": "{case}", "text": "x"}}\n{{')
+    (tmp_path / "half.jsonl").write_text(f'{{"case": "{case}", "reasoning": "x"}}\n')
+    (tmp_path / "other.jsonl").write_text('{"case": "of nobody", "text": "x"}\n')
+    found, (line,) = call("eval", workdir="w", **{"sample.models": f"base,{model}"})
+    assert found == status and all(word in line for word in words), line
+    assert not list(tmp_path.glob("w/ledger.sqlite"))
+
+
+def test_another_file_under_the_same_name_replaces_its_completions(call, tmp_path, test_cases):
+    made, right = tmp_path / "made.jsonl", test_cases[0].final_diagnosis
+    for answer, accuracy in (("Sable gout", 0.0), (right, 1.0)):
+        line = {"case": test_cases[0].fingerprint, "text": render(THOUGHTS, answer)}
+        made.write_text(json.dumps(line) + "\n")
+        fields = {"sample.models": f"made=file:{made}", "sample.n": 1, "data.eval_cases": 1}
+        assert call("eval", **fields) == (0, [])
+        assert results(tmp_path)["made"]["accuracy"]["1"]["value"] == accuracy
+
+
+def test_a_completion_that_the_file_lacks_is_missing_not_wrong(call, tmp_path, test_cases):
+    made = tmp_path / "made.jsonl"
+    line = {"case": test_cases[0].fingerprint, "sample": 1, "text": render(THOUGHTS, "x")}
+    made.write_text(json.dumps(line) + "\n")
+    call("eval", **{"sample.models": f"made=file:{made}"})
+    assert results(tmp_path)["made"]["outcomes"] == {"OK": 1, "missing": 3}
+
+
+def test_an_openai_compatible_server_judges(call, tmp_path, openai, test_cases):
+    made = tmp_path / "made.jsonl"
+    answers = (test_cases[0].final_diagnosis, "Sable gout")
+    trace = " ".join(test_cases[0].statements)
+    lines = [
+        {"case": test_cases[0].fingerprint, "text": render(trace, answer)} for answer in answers
+    ]
+    made.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fields = {"sample.models": f"made=file:{made}", "data.eval_cases": 1}
+    judge = {"judge.name": "openai", "judge.model": "vllm-model"}
+    assert call("eval", **fields, **judge) == (0, [])
+    assert results(tmp_path)["made"]["accuracy"]["1"]["value"] == 0.5
+    assert results(tmp_path)["made"]["reasoning_recall_verified"]["value"] == 1.0
+    of_judge = json.loads((tmp_path / "results.json").read_text())["judge"]
+    assert of_judge["name"] == "openai:vllm-model" and of_judge["identity"] == "openai/vllm-model"
+    assert main(["verify", f"--workdir={tmp_path}"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.promise("A killed run resumes, and a recorded completion is never requested")
+def test_after_kill_9_only_what_was_in_flight_is_requested_again(openai, clinic_data, tmp_path):
+    fields = {
+        "data.data_dir": clinic_data,
+        "sample.models": "o=openai:m",
+        "sample.n": 30,
+        "sample.concurrency": 4,
+        "judge.name": "offline",
+    }
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    command = [sys.executable, "-m", "mcr_jax", "sample", "--config=eval", f"--workdir={tmp_path}"]
+    openai.gather(4)  # until the kill, calls are answered four at a time
+    with subprocess.Popen([*command, *flags], stdout=subprocess.DEVNULL) as killed:
+        while len(openai.calls) < 24:
+            assert killed.poll() is None
+            time.sleep(0.001)
+        killed.kill()
+    openai.gather(1)
+    before = len(openai.calls)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        kept = ledger.count()
+    assert 0 < kept <= before
+    subprocess.run([*command, *flags], check=True, stdout=subprocess.DEVNULL)
+    with Ledger(tmp_path / "ledger.sqlite", readonly=True) as ledger:
+        answers = ledger.answers(Scope("sample", "o"))
+        assert len(answers) == ledger.count() and all(answers.values())
+    assert len(openai.calls) - before == len(answers) - kept
