@@ -3,7 +3,7 @@
 import abc
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mcr_jax import model_specs
@@ -44,7 +44,7 @@ class Candidate(abc.ABC):
     def load(self) -> tuple[Generator | Remote, dict[str, Any]]:
         """Returns the model and the facts of it for the manifest."""
 
-    def lines(self, requests: list[Request]) -> Iterable[str]:
+    def lines(self, requests: Sequence[Request]) -> Iterable[str]:
         """Returns lines to print before its first completion."""
         return ()
 
@@ -115,7 +115,7 @@ class Decoder(Candidate):
             "config": digest(json.loads(e.config.to_json())),
         }
 
-    def lines(self, requests: list[Request]) -> Iterable[str]:
+    def lines(self, requests: Sequence[Request]) -> Iterable[str]:
         return (*self._plan.lines(), *too_long(requests, self._e.tokenizer, self._e.config))
 
 

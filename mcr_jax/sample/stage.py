@@ -1,7 +1,11 @@
 """The sampling stage: N completions of every case from every model of config.sample.models."""
 
+import functools
+from collections.abc import Sequence
+
 from mcr_jax import console, model_specs
 from mcr_jax.experiment.experiment import Experiment, devices
+from mcr_jax.generate.api import Request
 from mcr_jax.generate.ledger import opened
 from mcr_jax.sample import draw
 from mcr_jax.sample.candidates import Candidate, candidates
@@ -33,6 +37,13 @@ def run(experiment: Experiment) -> None:
             _draw(experiment, left)
 
 
+def _new_lines(candidate: Candidate, printed: set[str], requests: Sequence[Request]) -> list[str]:
+    """Returns the lines of a candidate that no candidate before it had: plans are often equal."""
+    lines = [line for line in candidate.lines(requests) if line not in printed]
+    printed.update(lines)
+    return lines
+
+
 def _draw(e: Experiment, left: list[Candidate]) -> None:
     if any(candidate.spec.own for candidate in left):
         e.refuse_other(e.origin())
@@ -40,13 +51,14 @@ def _draw(e: Experiment, left: list[Candidate]) -> None:
     for candidate in left:  # all of them before the first is sampled
         candidate.ready()
     draw.require_room(e, [candidate.spec.name for candidate in left])
-    requests, drawn = draw.requests(e), {}
+    requests, drawn, printed = draw.requests(e), {}, set()
     with opened(e.workdir) as ledger:
         for candidate in left:
             name = candidate.spec.name
             model, facts = candidate.load()
             e.workdir.note(f"sample.{name}", facts)
-            drawn[name] = draw.draw(name, model, requests, ledger, candidate.lines)
+            lines = functools.partial(_new_lines, candidate, printed)
+            drawn[name] = draw.draw(name, model, requests, ledger, lines)
             del model  # frees its memory before the next one is loaded
     e.workdir.note("sample", {"prompt": e.prompt.digest, "seed": e.config.seed, **devices()})
     for name, of_model in drawn.items():
