@@ -104,6 +104,16 @@ def render(trace: str, answer: str) -> str:
     return f"<think>\n{trace}\n</think>\n<answer>{answer}</answer>"
 
 
+def with_thoughts(thoughts: str, content: str) -> str:
+    """Returns a completion from reasoning and content that a service sends apart.
+
+    Without content the thoughts stay open, so that `parse` reads no answer in them.
+    """
+    if not thoughts.strip():
+        return content
+    return f"<think>\n{thoughts}\n</think>\n{content}" if content else f"<think>\n{thoughts}"
+
+
 def _opened(block: str) -> str:
     """Removes the opening tag from a block of thoughts, if it is there."""
     opened = _THOUGHTS_BEGIN.match(block)

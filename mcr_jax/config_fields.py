@@ -303,6 +303,7 @@ _declare("sample")(
         within=(0, 1_000_000),
     ),
     thinking=Field("", "thinking of a model behind a network, as judge.thinking"),
+    thoughts=Field(False, "keeps Gemini's summaries of its thoughts in the trace"),
     concurrency=_count(8, "most calls in flight to a model behind a network"),
     timeout=Field(
         600.0, "seconds per call to a model behind a network", within=(0.001, _MAX_WAIT_S)

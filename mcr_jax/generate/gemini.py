@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from mcr_jax.completion import with_thoughts
 from mcr_jax.errors import McrError, Stopped, UsageError, one_line
 from mcr_jax.generate import connections, quota
 from mcr_jax.generate.api import Message, Outcome, Reply, Request, Usage
@@ -20,6 +21,7 @@ from mcr_jax.generate.pace import Fault, Pacer
 API_VERSION = "v1beta"
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")  # the first that is set is used
 BASE_URL = "GOOGLE_GEMINI_BASE_URL"
+VERTEX_API_VERSION, USE_VERTEX = "v1beta1", "GOOGLE_GENAI_USE_VERTEXAI"
 
 _TRUNCATED = ("MAX_TOKENS", "CONTINUATION")
 _BLOCKED = (
@@ -55,6 +57,7 @@ class Gemini:
         timeout: float = 60.0,
         concurrency: int = 8,
         thinking: str = "",
+        thoughts: bool = False,
         patience: float = 600.0,
         backoff: float = 1.0,
     ):
@@ -66,6 +69,8 @@ class Gemini:
           concurrency: largest number of calls in flight.
           thinking: a level from Gemini 3 on, a number of tokens for Gemini 2.5, or "" for the
             default of the service.
+          thoughts: whether summaries of thoughts are requested and kept before the text, inside
+            `<think>`; not for structured output.
           patience: seconds to wait for a service that does not answer.
           backoff: seconds of the first wait.
 
@@ -77,10 +82,11 @@ class Gemini:
                 f"Gemini needs a model, a timeout above 0 and a concurrency of at least 1, not "
                 f"{model!r}, {timeout} and {concurrency}"
             )
-        self._thinking = _thinking_of(model, thinking)
+        self._thinking, self._thoughts = _thinking_of(model, thinking), thoughts
         self.samples = (_generation(model) or 0) < 3
-        self._key, self._base_url = _key(), _base_url()
-        self.identity = identity(model, thinking)
+        self._vertex, self._base_url = _vertex(), _base_url()
+        self._key = "" if self._vertex.get("project") else _key()
+        self.identity = identity(model, thinking, thoughts)
         self.pacer = Pacer(concurrency, patience=patience, backoff=backoff)
         self._model, self._timeout, self._concurrency = model, timeout, concurrency
         self._client: Any = None
@@ -107,6 +113,12 @@ class Gemini:
             return self._refused(request, index, error)
         except TimeoutError:
             return self._failed(request, index, f"Timeout: no reply in {self._timeout:g} s")
+        except self._credential_errors as error:
+            line = one_line(str(error), 200)
+            raise McrError(
+                f"Vertex AI: {line}; run `gcloud auth application-default login`, or set "
+                "GOOGLE_APPLICATION_CREDENTIALS"
+            ) from None
         except self._transport_errors as error:
             line = f"{type(error).__name__}: {error}".rstrip(": ")
             away = Fault.AWAY if isinstance(error, self._connect_errors) else Fault.FAILED
@@ -115,7 +127,7 @@ class Gemini:
         except (ValueError, TypeError, AttributeError) as error:
             line = f"unreadable reply: {type(error).__name__}: {error}"
             return self._failed(request, index, line)
-        return _read(request, index, response)
+        return _read(request, index, response, self._thoughts)
 
     async def close(self) -> None:
         """Closes the connections; the next call opens new ones in its event loop."""
@@ -126,17 +138,19 @@ class Gemini:
 
     def _open(self) -> None:
         from google import genai
+        from google.auth.exceptions import GoogleAuthError
         from google.genai import errors, types
 
         self._types, self._api_error = types, errors.APIError
+        self._credential_errors = GoogleAuthError
         self._transport_errors, self._connect_errors = connections.errors()
         self._http = connections.client(self._concurrency)
         self._client = genai.Client(
-            vertexai=False,
-            api_key=self._key,
+            **(self._vertex or {"vertexai": False}),
+            api_key=self._key or None,
             http_options=types.HttpOptions(
                 base_url=self._base_url,
-                api_version=API_VERSION,
+                api_version=VERTEX_API_VERSION if self._vertex else API_VERSION,
                 timeout=max(1, round(self._timeout * 1000)),
                 retry_options=types.HttpRetryOptions(attempts=1),
                 httpx_async_client=self._http,
@@ -170,8 +184,11 @@ class Gemini:
                 options["top_k"] = request.top_k
         if request.stop:
             options["stop_sequences"] = list(request.stop)
-        if self._thinking:
-            options["thinking_config"] = types.ThinkingConfig(**self._thinking)
+        thinking = dict(self._thinking)
+        if self._thoughts and request.schema is None:
+            thinking["include_thoughts"] = True
+        if thinking:
+            options["thinking_config"] = types.ThinkingConfig(**thinking)
         if "automatic_continuation" in types.GenerateContentConfig.model_fields:
             options["automatic_continuation"] = False  # no second, billed call
         return types.GenerateContentConfig(
@@ -208,7 +225,7 @@ class Gemini:
 
     def _line(self, text: str) -> str:
         """Returns one short line without the key, which an error may repeat."""
-        return one_line(text.replace(self._key, "[key]"), 300)
+        return one_line(text.replace(self._key, "[key]") if self._key else text, 300)
 
 
 def _generation(model: str) -> int | None:
@@ -241,12 +258,13 @@ def _thinking_of(model: str, thinking: str) -> dict[str, Any]:
     )
 
 
-def identity(model: str, thinking: str) -> str:
+def identity(model: str, thinking: str, thoughts: bool = False) -> str:
     """Returns `Gemini.identity` of these settings; needs no key."""
+    kept = "/thoughts=summaries" if thoughts else ""
     if (_generation(model) or 0) < 3:
-        return f"gemini/{model}" + (f"/thinking={thinking.lower()}" if thinking else "")
-    thoughts = thinking.lower() or "service default"
-    return f"gemini/{model}/sampling=service default/thinking={thoughts}"
+        return f"gemini/{model}" + (f"/thinking={thinking.lower()}" if thinking else "") + kept
+    level = thinking.lower() or "service default"
+    return f"gemini/{model}/sampling=service default/thinking={level}{kept}"
 
 
 def _key_name() -> str:
@@ -263,6 +281,25 @@ def _key() -> str:
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UsageError(f"{_key_name()} is not a key: it has white space or non-ASCII characters")
     return key
+
+
+def _vertex() -> dict[str, Any]:
+    """Returns the client's options for Vertex AI; {} for the Gemini API.
+
+    Vertex AI takes a project with application default credentials, or an API key alone.
+    """
+    if os.environ.get(USE_VERTEX, "").strip().lower() not in ("1", "true"):
+        return {}
+    project = os.environ.get("GOOGLE_CLOUD_PROJECT", "").strip()
+    if not project:
+        if not os.environ.get(_key_name(), "").strip():
+            raise UsageError(
+                f"{USE_VERTEX} is set: set GOOGLE_CLOUD_PROJECT (and GOOGLE_CLOUD_LOCATION), or "
+                "GOOGLE_API_KEY"
+            )
+        return {"vertexai": True}
+    location = os.environ.get("GOOGLE_CLOUD_LOCATION", "").strip() or "global"
+    return {"vertexai": True, "project": project, "location": location}
 
 
 def _base_url() -> str | None:
@@ -288,7 +325,7 @@ def _contents(messages: Sequence[Message]) -> tuple[str, list[dict[str, Any]]]:
     return system, turns
 
 
-def _read(request: Request, index: int, response: Any) -> Reply:
+def _read(request: Request, index: int, response: Any, thoughts: bool) -> Reply:
     """Turns a response with status 200 into a reply, by its finish reason and its parts."""
     counts = response.usage_metadata
     known = {
@@ -310,6 +347,10 @@ def _read(request: Request, index: int, response: Any) -> Reply:
     candidate = response.candidates[0]
     parts = (candidate.content and candidate.content.parts) or []
     text = "".join(part.text for part in parts if part.text and not part.thought)
+    answered = bool(text)
+    if thoughts and request.schema is None:
+        summary = "\n".join(part.text for part in parts if part.text and part.thought)
+        text = with_thoughts(summary, text)
     reason = _name(candidate.finish_reason)
     if reason in _TRUNCATED:
         error = f"cut short: {reason}"
@@ -320,7 +361,7 @@ def _read(request: Request, index: int, response: Any) -> Reply:
     if reason != "STOP":
         error = f"finish reason {reason}"
         return _reply(request, index, Outcome.MALFORMED, error=error, **known)
-    if not text:
+    if not answered:
         return _reply(request, index, Outcome.MALFORMED, error="empty answer", **known)
     return _reply(request, index, Outcome.OK, text=text, **known)
 

@@ -17,7 +17,7 @@ def make(kind: str, model: str, **settings: Any) -> "Remote":
     Args:
       kind: one of `KINDS`.
       model: name at the service.
-      **settings: timeout, concurrency, thinking, patience; see `gemini.Gemini`.
+      **settings: timeout, concurrency, thinking, thoughts, patience; see `gemini.Gemini`.
 
     Raises:
       UsageError: the kind is unknown, the key is missing, or a setting is wrong.
@@ -29,12 +29,15 @@ def make(kind: str, model: str, **settings: Any) -> "Remote":
     if kind == OPENAI:
         from mcr_jax.generate.openai import OpenAI
 
+        settings.pop("thoughts", None)  # such servers send them or not, unasked
         return OpenAI(model, **settings)
     raise UsageError(f"there is no service {kind!r}: there are {', '.join(KINDS)}")
 
 
-def identity(kind: str, model: str, thinking: str) -> str:
+def identity(kind: str, model: str, thinking: str, thoughts: bool = False) -> str:
     """Returns the identity that `make` would give; needs no key."""
     from mcr_jax.generate import gemini, openai
 
-    return {GEMINI: gemini, OPENAI: openai}[kind].identity(model, thinking)
+    if kind == GEMINI:
+        return gemini.identity(model, thinking, thoughts)
+    return openai.identity(model, thinking)

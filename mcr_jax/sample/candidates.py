@@ -134,12 +134,13 @@ class Service(Candidate):
             timeout=c.sample.timeout,
             concurrency=c.sample.concurrency,
             thinking=c.sample.thinking,
+            thoughts=c.sample.thoughts,
             patience=c.judge.patience,
         )
 
     def complete(self) -> int | None:
-        thinking = self._e.config.sample.thinking
-        identity = services.identity(self.spec.kind, self.spec.value, thinking)
+        c = self._e.config.sample
+        identity = services.identity(self.spec.kind, self.spec.value, c.thinking, c.thoughts)
         return held(self._e, self.spec.name, identity)
 
     def load(self) -> tuple[Remote, dict[str, Any]]:

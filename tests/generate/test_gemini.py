@@ -9,6 +9,7 @@ import zoneinfo
 
 import pytest
 
+from mcr_jax import completion
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.generate import driver, quota
 from mcr_jax.generate.api import Outcome, Request, Usage
@@ -286,13 +287,70 @@ def test_path_prefix_of_the_base_url_is_kept(gemini, monkeypatch):
 
 
 def test_settings_of_the_machine_do_not_redirect_the_calls(gemini, monkeypatch):
-    monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
     monkeypatch.setenv("GOOGLE_GENAI_API_VERSION", "v9")
     monkeypatch.setenv("GOOGLE_API_KEY", "another-key")
     one(Gemini("m"))
     (call,) = gemini.calls
     assert call.path.startswith("/v1beta/")
     assert call.headers["x-goog-api-key"] == gemini.key
+
+
+def test_vertex_ai_takes_a_key_alone(gemini, monkeypatch):
+    monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
+    reply = one(Gemini("m"))
+    (call,) = gemini.calls
+    assert reply.outcome is Outcome.OK
+    assert call.path == "/v1beta1/publishers/google/models/m:generateContent"
+    assert call.headers["x-goog-api-key"] == gemini.key
+
+
+def test_vertex_ai_takes_a_project_with_the_credentials_of_the_machine(gemini, monkeypatch):
+    from google import auth
+    from google.oauth2.credentials import Credentials
+
+    monkeypatch.setattr(auth, "default", lambda **_: (Credentials("loopback-token"), "other"))
+    monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "1")
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "fiction-7")
+    monkeypatch.setenv("GOOGLE_CLOUD_LOCATION", "europe-west4")
+    monkeypatch.delenv("GEMINI_API_KEY")
+    service = Gemini("m")
+    assert one(service).outcome is Outcome.OK
+    (call,) = gemini.calls
+    assert call.path.startswith("/v1beta1/projects/fiction-7/locations/europe-west4/publishers/")
+    assert call.headers["authorization"] == "Bearer loopback-token"
+    monkeypatch.delenv("GOOGLE_GENAI_USE_VERTEXAI")
+    monkeypatch.setenv("GEMINI_API_KEY", "k")
+    assert service.identity == Gemini("m").identity  # a way to the model, not another model
+
+
+def test_vertex_ai_without_credentials_is_one_line_that_says_how_to_get_some(gemini, monkeypatch):
+    from google import auth
+    from google.auth.exceptions import DefaultCredentialsError
+
+    def missing(**_):
+        raise DefaultCredentialsError("Your default credentials were not found.")
+
+    monkeypatch.setattr(auth, "default", missing)
+    monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
+    monkeypatch.delenv("GEMINI_API_KEY")
+    with pytest.raises(UsageError, match="GOOGLE_CLOUD_PROJECT"):
+        Gemini("m")
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "fiction-7")
+    with pytest.raises(McrError, match="gcloud auth application-default login"):
+        one(Gemini("m"))
+
+
+def test_summaries_of_thoughts_are_the_trace_where_they_are_asked_for(gemini):
+    said = "<answer>Sable gout</answer>"
+    for _ in range(2):
+        gemini.then(gemini.says(said, thoughts="It hums."))
+    kept, plain = Gemini("gemini-2.5-pro", thoughts=True), Gemini("gemini-2.5-pro")
+    read = completion.parse(one(kept).text)
+    assert (read.trace, read.answer) == ("It hums.", "Sable gout")
+    assert one(plain).text == said
+    asked = [call.body["generationConfig"].get("thinkingConfig") for call in gemini.calls]
+    assert asked == [{"include_thoughts": True}, None]
+    assert kept.identity == f"{plain.identity}/thoughts=summaries"
 
 
 def test_second_name_of_the_key_works_alone(gemini, monkeypatch):
