@@ -86,6 +86,10 @@ def _is_day(text: str) -> bool:
     return True
 
 
+def _each_once_or_none(texts: tuple[str, ...]) -> bool:
+    return len(set(texts)) == len(texts)
+
+
 def _are_stops(texts: tuple[str, ...]) -> bool:
     # U+FFFD stands for half a character, which the next token may complete.
     return len(set(texts)) == len(texts) and all(text and "\ufffd" not in text for text in texts)
@@ -123,6 +127,14 @@ _declare("")(
     prompts=Field("", "folder whose NAME.txt files replace the shipped prompts"),
     attention=_choice(
         "attention backend; auto takes the best of the device", "auto", "xla", "cudnn", "splash"
+    ),
+)
+_declare("")(
+    endpoints=Field(
+        (),
+        "servers of chat completions, each NAME=URL or NAME=URL KEY_VARIABLE: then NAME:MODEL is a "
+        "model, and NAME a judge",
+        rule=(_each_once_or_none, "some NAME=URL, each once"),
     ),
 )
 _declare("data", "dataset")(

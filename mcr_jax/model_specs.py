@@ -1,10 +1,12 @@
 """Models by name, wherever one is asked for: NAME=SPEC, or a SPEC that is its own name.
 
 A SPEC is base (the workdir's model before training), sft (its chosen checkpoint), sft@STEP,
-hf:FOLDER, gemini:MODEL, openai:MODEL or file:COMPLETIONS.jsonl.
+hf:FOLDER, gemini:MODEL, openai:MODEL, ENDPOINT:MODEL (of config.endpoints) or
+file:COMPLETIONS.jsonl.
 """
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -16,6 +18,7 @@ OWN = (UNTRAINED, TRAINED)  # models of the workdir itself
 FOLDER, FILE = "hf", "file"
 GEMINI, OPENAI = "gemini", "openai"
 _FORM = re.compile(r"(?:(?P<name>[^=:/\\]+)=)?(?P<kind>[^:@]+)(?:(?P<sign>[:@])(?P<value>.+))?")
+_ENDPOINT = re.compile(r"(?P<name>[\w.-]+)=(?P<url>https?://[^\s]+)(?:\s+(?P<key>\w+))?")
 _MAX_NAME_CHARS = 80
 
 
@@ -24,7 +27,7 @@ class ModelSpec(NamedTuple):
 
     Attributes:
       name: as given, or the SPEC.
-      kind: base, sft, hf, file, gemini or openai.
+      kind: base, sft, hf, file, gemini, openai or the name of an endpoint.
       value: step, folder, file or model; "" without one.
     """
 
@@ -38,9 +41,40 @@ class ModelSpec(NamedTuple):
         return self.kind in OWN
 
 
-def parse(text: str) -> ModelSpec:
-    """Reads NAME=SPEC or SPEC. Raises UsageError if it is of another form."""
-    kinds = (FOLDER, GEMINI, OPENAI, FILE)
+class Endpoint(NamedTuple):
+    """A server of chat completions.
+
+    Attributes:
+      name: part of a model's identity: a model may differ between servers.
+      url: base URL, such as http://localhost:8000/v1; "" is OPENAI_BASE_URL or OpenAI's own.
+      key_name: environment variable of the key. A server other than OpenAI's may need none.
+    """
+
+    name: str = OPENAI
+    url: str = ""
+    key_name: str = "OPENAI_API_KEY"
+
+
+def endpoints(config: ConfigDict) -> dict[str, Endpoint]:
+    """Reads config.endpoints, each "NAME=URL" or "NAME=URL KEY_VARIABLE".
+
+    Raises UsageError if one is of another form.
+    """
+    found = {}
+    for text in config.endpoints:
+        match = _ENDPOINT.fullmatch(text.strip())
+        if not match or match["name"] in (*OWN, FOLDER, FILE, GEMINI, OPENAI):
+            raise UsageError(
+                f"config.endpoints: {text!r} is not NAME=URL or NAME=URL KEY_VARIABLE, with a name "
+                "of its own"
+            )
+        found[match["name"]] = Endpoint(match["name"], match["url"], match["key"] or "")
+    return found
+
+
+def parse(text: str, named: Collection[str] = ()) -> ModelSpec:
+    """Reads NAME=SPEC or SPEC; `named` are endpoints. Raises UsageError for another form."""
+    kinds = (FOLDER, GEMINI, OPENAI, FILE, *named)
     match = _FORM.fullmatch(text.strip())
     if match:
         name, kind, sign, value = match.group("name", "kind", "sign", "value")
@@ -57,7 +91,8 @@ def parse(text: str) -> ModelSpec:
 
 def specs(config: ConfigDict) -> list[ModelSpec]:
     """Reads config.sample.models. Raises UsageError if one is wrong or two have one name."""
-    found = [parse(text) for text in config.sample.models]
+    named = endpoints(config)
+    found = [parse(text, named) for text in config.sample.models]
     names = [spec.name for spec in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"config.sample.models names {twice[0]!r} twice")

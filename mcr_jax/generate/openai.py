@@ -7,7 +7,6 @@ log-probabilities and the seed. The retries of the client are off: `pace.Pacer` 
 """
 
 import asyncio
-import dataclasses
 import json
 import math
 import os
@@ -21,8 +20,10 @@ from mcr_jax.generate import connections
 from mcr_jax.generate.api import Outcome, Reply, Request, Usage
 from mcr_jax.generate.pace import Fault, Pacer
 from mcr_jax.generate.stops import cut
+from mcr_jax.model_specs import Endpoint
 
-KEY, BASE_URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
+BASE_URL = "OPENAI_BASE_URL"
+DEFAULT_ENDPOINT = Endpoint()
 OFFICIAL = "https://api.openai.com/v1"
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 
@@ -36,21 +37,6 @@ _FILTERED = re.compile(r"content[ _](filter|policy)|content management policy", 
 # OpenAI's reasoning models refuse temperature and top_p.
 _REASONING = re.compile(r"(?:openai/)?(?:o\d|gpt-(?:[5-9]|\d\d))")
 _STATUS_TIMEOUT_S = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Endpoint:
-    """A server of chat completions.
-
-    Attributes:
-      name: part of a model's identity: a model may differ between servers.
-      url: base URL, such as http://localhost:8000/v1; "" is OPENAI_BASE_URL or OpenAI's own.
-      key_name: environment variable of the key. A server other than OpenAI's may need none.
-    """
-
-    name: str = "openai"
-    url: str = ""
-    key_name: str = KEY
 
 
 class OpenAI:
@@ -72,7 +58,7 @@ class OpenAI:
         self,
         model: str,
         *,
-        endpoint: Endpoint = Endpoint(),
+        endpoint: Endpoint = DEFAULT_ENDPOINT,
         timeout: float = 60.0,
         concurrency: int = 8,
         thinking: str = "",
@@ -276,7 +262,7 @@ def _url(endpoint: Endpoint) -> str:
 
 
 def _key(endpoint: Endpoint, official: bool) -> str:
-    key = os.environ.get(endpoint.key_name, "").strip()
+    key = os.environ.get(endpoint.key_name, "").strip() if endpoint.key_name else ""
     if not key and official:
         raise UsageError(
             f"no key for {endpoint.name}: set {endpoint.key_name} in the environment, or "

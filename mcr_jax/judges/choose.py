@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from mcr_jax import model_specs
 from mcr_jax.errors import UsageError
 from mcr_jax.generate import services
 from mcr_jax.generate.api import Generator, Remote
@@ -24,12 +25,14 @@ def make_judge(config: ConfigDict, name: str = "") -> Generator | Remote:
         from mcr_jax.judges.offline import OfflineJudge
 
         return OfflineJudge()
-    if name not in services.KINDS:
-        listed = ", ".join(services.KINDS)
+    named = model_specs.endpoints(config)
+    if name not in (*services.KINDS, *named):
+        listed = ", ".join((*services.KINDS, *named))
         raise UsageError(f"config field judge.name is {name!r}: set it to offline, {listed}")
     return services.make(
         name,
         section.model,
+        named,
         timeout=section.timeout,
         concurrency=section.concurrency,
         thinking=section.thinking,

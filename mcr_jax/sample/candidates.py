@@ -131,6 +131,7 @@ class Service(Candidate):
         return services.make(
             self.spec.kind,
             self.spec.value,
+            model_specs.endpoints(c),
             timeout=c.sample.timeout,
             concurrency=c.sample.concurrency,
             thinking=c.sample.thinking,

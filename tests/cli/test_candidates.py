@@ -133,6 +133,28 @@ def test_an_openai_compatible_server_judges(call, tmp_path, openai, test_cases):
     assert main(["verify", f"--workdir={tmp_path}"]) == 0
 
 
+def test_a_named_endpoint_is_a_candidate_and_a_judge_and_needs_its_own_key_only(
+    call, tmp_path, openai, monkeypatch
+):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    monkeypatch.setenv("OURS_KEY", "ours-key-7")
+    fields = {
+        "endpoints": f"ours={openai.url} OURS_KEY",
+        "sample.models": "m=ours:some/model",
+        "judge.name": "ours",
+        "judge.model": "judge-model",
+    }
+    assert call("eval", **fields) == (0, [])
+    assert {call.headers["authorization"] for call in openai.calls} == {"Bearer ours-key-7"}
+    assert {call.body["model"] for call in openai.calls} == {"some/model", "judge-model"}
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["judge"]["name"] == "ours:judge-model"
+    assert b"ours-key-7" not in b"".join(
+        path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.promise("A killed run resumes, and a recorded completion is never requested")
 def test_after_kill_9_only_what_was_in_flight_is_requested_again(openai, clinic_data, tmp_path):

@@ -9,10 +9,12 @@ from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate import driver
 from mcr_jax.generate.api import Outcome, Request, Usage
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope
-from mcr_jax.generate.openai import BASE_URL, KEY, Endpoint, OpenAI
+from mcr_jax.generate.openai import BASE_URL, OpenAI
 from mcr_jax.generate.pace import Fault
 from mcr_jax.judges import reasons
+from mcr_jax.model_specs import Endpoint
 
+KEY = "OPENAI_API_KEY"
 SCHEMA = {"type": "object", "properties": {"same": {"type": "boolean"}}, "required": ["same"]}
 
 
