@@ -74,6 +74,7 @@ RESULTS = {
         "confidence": _SHARE,
         "resamples": _COUNT,
         "answer?": str,
+        "models?": [str],
     },
     "data": dict,
     "judge": {
@@ -124,7 +125,9 @@ def results(workdir: Workdir) -> dict[str, Any]:
     found = check(workdir.results, read_json(workdir.results), RESULTS)
     if not found["models"]:
         raise McrError(f"{workdir.results}: field models is empty; run `mcr score` again")
-    return found
+    order = [*found["config"].get("models", ()), *found["models"]]  # JSON sorts them by name
+    models = {name: found["models"][name] for name in order if name in found["models"]}
+    return {**found, "models": models}
 
 
 def scores(workdir: Workdir, models: list[str]) -> dict[str, Any]:

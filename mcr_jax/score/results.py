@@ -108,6 +108,7 @@ def tabulate(
             "seed": config.seed,
             "samples": config.sample.n,
             "recall_samples": config.judge.recall_samples,
+            "models": list(collected),
             **config.score.to_dict(),
         },
         "data": artifacts.section(workdir, "data"),

@@ -7,6 +7,7 @@ parses replies when they arrive: a verdict edited by hand shows as a difference.
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from mcr_jax.judges import diagnosis, reasons
 from mcr_jax.score.results import tabulate
 from mcr_jax.workdir import Workdir
 
+# Fields that older versions did not write: no difference where they are absent.
+_ADDED_LATER = re.compile(r"config\.models")
 _SHOWN = 160  # characters of a value in a line
 
 
@@ -125,6 +128,8 @@ def _differences(stored: Any, fresh: Any, path: str) -> Iterator[str]:
     if isinstance(stored, dict) and isinstance(fresh, dict):
         for key in sorted(stored.keys() | fresh.keys()):
             at = f"{path}.{key}" if path else key
+            if key not in stored and _ADDED_LATER.fullmatch(at):
+                continue
             yield from _differences(stored.get(key, "absent"), fresh.get(key, "absent"), at)
     elif isinstance(stored, list) and isinstance(fresh, list) and len(stored) == len(fresh):
         for position, pair in enumerate(zip(stored, fresh, strict=True)):
