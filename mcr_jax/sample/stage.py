@@ -8,7 +8,7 @@ from mcr_jax.experiment.experiment import Experiment, devices
 from mcr_jax.generate.api import Request
 from mcr_jax.generate.ledger import opened
 from mcr_jax.sample import draw
-from mcr_jax.sample.candidates import Candidate, candidates
+from mcr_jax.sample.candidates import Candidate, Decoder, candidates
 from mcr_jax.sigterm import stoppable
 
 
@@ -60,7 +60,9 @@ def _draw(e: Experiment, left: list[Candidate]) -> None:
             lines = functools.partial(_new_lines, candidate, printed)
             drawn[name] = draw.draw(name, model, requests, ledger, lines)
             del model  # frees its memory before the next one is loaded
-    e.workdir.note("sample", {"prompt": e.prompt.digest, "seed": e.config.seed, **devices()})
+    local = any(isinstance(candidate, Decoder) for candidate in left)
+    facts = {"prompt": e.prompt.digest, "seed": e.config.seed, **(devices() if local else {})}
+    e.workdir.note("sample", facts)
     for name, of_model in drawn.items():
         done = "nothing to do"
         if asked := of_model.summary.asked:

@@ -183,3 +183,22 @@ def test_after_kill_9_only_what_was_in_flight_is_requested_again(openai, clinic_
         answers = ledger.answers(Scope("sample", "o"))
         assert len(answers) == ledger.count() and all(answers.values())
     assert len(openai.calls) - before == len(answers) - kept
+
+
+def test_models_elsewhere_are_evaluated_without_jax(clinic_data, tmp_path, test_cases):
+    """People who measure an API need no accelerator stack to start."""
+    made = tmp_path / "made.jsonl"
+    line = {"case": test_cases[0].fingerprint, "text": render(THOUGHTS, "x")}
+    made.write_text(json.dumps(line) + "\n")
+    flags = [
+        f"--config.data.data_dir={clinic_data}",
+        f"--config.sample.models=made=file:{made}",
+        "--config.judge.name=offline",
+        "--config.sample.n=1",
+    ]
+    call = ["eval", "--config=eval", f"--workdir={tmp_path / 'w'}", *flags]
+    code = (
+        "import sys; from mcr_jax.cli.main import main\n"
+        f"assert main({call!r}) == 0\nassert 'jax' not in sys.modules, 'jax was imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
