@@ -76,9 +76,7 @@ def _bootstrap_means(x: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     return np.concatenate(chunks)
 
 
-def bca_levels(
-    value: float, draws: np.ndarray, deviations: np.ndarray, alpha: float
-) -> np.ndarray:
+def bca_levels(value: float, draws: np.ndarray, deviations: np.ndarray, alpha: float) -> np.ndarray:
     """Returns the two quantile levels of BCa, in place of alpha/2 and 1 - alpha/2.
 
     The bias correction counts ties half: means of discrete values have many. The jackknife's
