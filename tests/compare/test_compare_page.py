@@ -13,6 +13,7 @@ from mcr_jax.compare.pairs import numbers
 SCRIPT = "<script>alert('from a diagnosis')</script>"
 CLOSING = "</style></script><img src=x onerror=\"alert('closing')\">"
 BIDI = "left \u202eright to left\u202c"
+FOREST = "section[aria-labelledby=h-differences] tbody tr:has(svg)"
 NAMES = ["base", f"sft {CLOSING}", "third"]
 
 
@@ -73,7 +74,7 @@ def test_the_page_loads_nothing_and_runs_nothing(html):
 
 
 def test_the_reader_sees_every_pair_on_every_metric(opened, found):
-    rows = opened.locator("section[aria-labelledby=h-differences] tbody tr")
+    rows = opened.locator(FOREST)
     assert rows.count() == len(found["comparisons"]) == 6
     for shown, entry in zip(rows.all(), sorted(found["comparisons"], key=_order), strict=True):
         text = shown.inner_text()
@@ -93,7 +94,7 @@ def test_the_drawn_interval_is_that_of_the_numbers(opened, found):
     entry = next(c for c in found["comparisons"] if c["metric"] == "accuracy@1")
     ends = max(abs(c[end]) for c in found["comparisons"] for end in ("low", "high"))
     reach = min(reach for reach in (0.05, 0.1, 0.2, 0.5, 1.0) if reach >= ends)
-    row = opened.locator("section[aria-labelledby=h-differences] tbody tr").first
+    row = opened.locator(FOREST).first
     line = row.locator("svg.range .whisker.wide")
     for name, end in (("x1", "low"), ("x2", "high")):
         drawn = (float(line.get_attribute(name)) - 10) / 300 * 2 * reach - reach
