@@ -38,6 +38,8 @@ class Flags:
     def __init__(self, command: str, about: str):
         self.command, self.about = command, about
         self.values = flags.FlagValues()
+        self.operands: list[str] = []  # arguments that are no flags
+        self._takes_operands = False
         self._default_config: object = _NO_CONFIG
         self._argv: Sequence[str] = ()
 
@@ -48,6 +50,11 @@ class Flags:
     def boolean(self, name: str, about: str) -> None:
         """Adds a flag that is off unless given."""
         flags.DEFINE_boolean(name, False, about, flag_values=self.values)
+
+    def take_operands(self) -> None:
+        """Accepts arguments that are no flags, before, between and after the flags."""
+        self._takes_operands = True
+        self.values.set_gnu_getopt(True)
 
     def experiment(self, config: str | None = None, workdir: str = "") -> None:
         """Adds --config and --workdir with their defaults."""
@@ -82,7 +89,8 @@ class Flags:
             raise UsageError(one_line(str(error), 300) or type(error).__name__) from error
         except _CONFIG_FAULTS as error:
             raise UsageError(f"{self._origin() or '--config'}: {self._fault(error)}") from error
-        if len(left) > 1:
+        self.operands = left[1:]
+        if self.operands and not self._takes_operands:
             raise UsageError(f"{left[1]!r} is not a flag; flags look like --name=value")
         return True
 

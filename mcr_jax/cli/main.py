@@ -13,7 +13,12 @@ from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.sigterm import stoppable
 
 _EXIT_STOPPED = 75  # exit status of a run that was stopped and can resume
-_MEMORY_HEAVY = ("score", "report", "verify")  # keep every row in memory, so garbage is rare
+_MEMORY_HEAVY = (
+    "score",
+    "report",
+    "verify",
+    "bridge",
+)  # keep every row in memory, so garbage is rare
 COMMANDS = {
     "demo": "all stages on fictional cases: no key, no network; ends with a report",
     "build": "prepare the TFDS dataset from JSONL, Parquet or a Hub snapshot folder",
@@ -24,6 +29,8 @@ COMMANDS = {
     "judge": "judge the completions: diagnosis and reasoning recall",
     "score": "compute results.json from the ledger",
     "report": "write report.html, the page to read",
+    "compare": "compare models of one or more workdirs on their common cases, with a page",
+    "bridge": "compare two judges of the same completions; carry accuracy from one to the other",
     "export": "write a model as a Hugging Face folder, for transformers and vLLM",
     "configs": "list the configs that --config=NAME takes",
     "launch": "run a command on TPU VMs and pods, GKE, Slurm, or as several processes",

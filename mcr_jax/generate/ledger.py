@@ -275,6 +275,11 @@ class Ledger:
                 found[question] = self._attempt(values)
         return found
 
+    def scopes(self) -> list[Scope]:
+        """Returns the scopes that have wanted rows, by stage, model and judge."""
+        query = "SELECT DISTINCT stage, model, judge FROM wanted ORDER BY stage, model, judge"
+        return [Scope(*values) for values in self._fetch(query, ())]
+
     @property
     def changes(self) -> tuple[int, int]:
         """Two numbers that change when this object, or another connection, changes the file."""

@@ -20,6 +20,11 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
+def points(difference: float) -> str:
+    """Formats a difference of shares as percentage points with a sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
 def _tick(value: float) -> str:
     return f"{100 * value:.0f} %"
 

@@ -86,16 +86,25 @@ def report(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Path:
         ),
         "details": payload.embed(details),
         "percent": charts.percent,
-        "points": _points,
+        "points": charts.points,
     }
     workdir.write_text(workdir.report, render(context))
     return workdir.report
 
 
-def render(context: Mapping[str, Any]) -> str:
-    """Fills the template; style and script go inline, and the policy lists their hashes."""
+def render(
+    context: Mapping[str, Any], template: str = "page.html", package: str = "mcr_jax.report"
+) -> str:
+    """Fills a template; style and script go inline, and the policy lists their hashes.
+
+    Args:
+      context: names of the template.
+      template: file in the folder of `package`; the style is the report's.
+      package: holds the template.
+    """
+    folders = [jinja2.PackageLoader(name, ".") for name in (package, "mcr_jax.report")]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mcr_jax.report", "."),
+        loader=jinja2.ChoiceLoader(folders),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -107,7 +116,7 @@ def render(context: Mapping[str, Any]) -> str:
         assets[name] = Markup(source)
         digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
         assets[f"{name}_hash"] = f"'sha256-{digest}'"
-    return environment.get_template("page.html").render(**context, **assets)
+    return environment.get_template(template).render(**context, **assets)
 
 
 def _lede(results: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -158,11 +167,6 @@ def _pair_names(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _pairs(results: Mapping[str, Any]) -> list[str]:
     return [f"{visible(b)} − {visible(a)}" for a, b in _pair_names(results)]
-
-
-def _points(difference: float) -> str:
-    """Formats a difference of shares as percentage points with a sign."""
-    return f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def _outcomes(results: Mapping[str, Any], scores: Mapping[str, Any]) -> list[dict[str, Any]]:

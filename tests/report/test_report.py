@@ -3,7 +3,6 @@
 import io
 import json
 import re
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -184,22 +183,6 @@ def test_embedded_json_reads_back_and_cannot_end_its_element():
     assert not set("<>&\u2028\u2029") & set(text)
 
 
-CHROMIUM = "/usr/bin/chromium"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"no Chromium at {CHROMIUM}")
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    arguments += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def opened(browser, workdir):
     """The page in a browser; nothing untoward may have happened by the end of a test."""
@@ -374,7 +357,7 @@ def test_a_failed_completion_says_why_and_is_neither_right_nor_wrong(opened):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_contrast_and_the_page_fits_a_phone(opened, scheme):
+def test_text_has_contrast_and_the_page_fits_a_phone(opened, contrasts, scheme):
     opened.set_viewport_size({"width": 360, "height": 740})
     opened.emulate_media(color_scheme=scheme)
     assert opened.evaluate("document.documentElement.scrollWidth") <= 360
@@ -389,32 +372,6 @@ def test_text_has_contrast_and_the_page_fits_a_phone(opened, scheme):
     assert not opened.locator("#list").is_visible()
     opened.get_by_label("Search").fill("quellan")
     assert opened.locator("#list li:visible").count() == 1
-    ratios = opened.evaluate(_CONTRAST)
+    ratios = contrasts(opened)
     assert len(ratios) > 50
     assert [text for ratio, text in ratios if ratio < 4.5] == []
-
-
-# WCAG contrast of every visible piece of text outside drawings with the ground it stands on.
-_CONTRAST = """() => {
-  const rgb = (c) => c.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
-    .map((v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-  const ground = (e) => {
-    for (; e; e = e.parentElement) {
-      const c = rgb(getComputedStyle(e).backgroundColor);
-      if (c.length < 4 || c[3] > 0) return c;
-    }
-    return [255, 255, 255];
-  };
-  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  const ratios = [];
-  while (texts.nextNode()) {
-    const e = texts.currentNode.parentElement;
-    const quiet = e.closest("svg, script, style, noscript, .skip, :disabled");
-    if (quiet || !texts.currentNode.data.trim() || !e.checkVisibility()) continue;
-    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(ground(e))];
-    ratios.push([(Math.max(a, b) + .05) / (Math.min(a, b) + .05), texts.currentNode.data.trim()]);
-  }
-  return ratios;
-}"""

@@ -146,3 +146,51 @@ def test_under_the_null_p_values_are_not_too_small():
         for _ in range(300)
     ]
     assert np.mean(np.asarray(p_values) <= 0.05) <= 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
+
+
+@pytest.mark.parametrize("first, second", [(0, 0), (1, 0), (3, 9), (9, 3), (5, 5), (40, 61)])
+def test_mcnemars_exact_p_value_is_that_of_statsmodels(first, second):
+    tables = pytest.importorskip("statsmodels.stats.contingency_tables")
+    theirs = tables.mcnemar([[7, first], [second, 4]], exact=True).pvalue
+    assert statistics.mcnemar_test(first, second) == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("first, second", [(2, 6), (0, 7), (8, 8), (1, 1)])
+def test_mcnemars_test_is_the_exact_sign_flip_test_of_right_and_wrong(first, second):
+    flipped, _ = statistics.sign_flip_test([-1.0] * first + [1.0] * second, draws=9, seed=0)
+    assert statistics.mcnemar_test(first, second) == pytest.approx(flipped)
+
+
+p_values = st.lists(st.floats(0, 1), max_size=12)
+
+
+@given(p_values)
+def test_holm_is_never_below_the_raw_p_value_nor_above_1_and_keeps_the_order(raw):
+    adjusted = statistics.holm(raw)
+    assert all(p <= a <= 1 for p, a in zip(raw, adjusted, strict=True))
+    pairs = sorted(zip(raw, adjusted, strict=True))
+    assert all(a <= b for (_, a), (_, b) in itertools.pairwise(pairs))
+
+
+@given(p_values, st.randoms())
+def test_holm_does_not_depend_on_the_order_of_the_tests(raw, random):
+    shuffled = raw[:]
+    random.shuffle(shuffled)
+    assert sorted(statistics.holm(shuffled)) == sorted(statistics.holm(raw))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_that_of_statsmodels(raw):
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    theirs = multitest.multipletests(raw, method="holm")[1]
+    np.testing.assert_allclose(statistics.holm(raw), theirs, rtol=1e-9)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.5))
+def test_holm_rejects_what_the_step_down_procedure_rejects(raw, alpha):
+    rejected, ordered = set(), sorted(range(len(raw)), key=lambda i: raw[i])
+    for step, i in enumerate(ordered):
+        if raw[i] * (len(raw) - step) > alpha:
+            break
+        rejected.add(i)
+    assert {i for i, p in enumerate(statistics.holm(raw)) if p <= alpha} == rejected

@@ -1,0 +1,191 @@
+"""Agreement of two judges on the same items, yes or no, and accuracy carried from one to the other.
+
+Items of one case are not independent, so resampling draws cases. A table of counts is an array
+[..., 4] in the order of `CELLS`; every statistic is a function of summed tables.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mcr_jax import statistics
+
+CELLS = ("both", "first_only", "second_only", "neither")  # judge or judges that say yes
+_DEFINED = 0.95  # share of resamples in which a statistic must be defined to get an interval
+_TIE = 1e-12
+
+Statistic = Callable[[np.ndarray], np.ndarray]  # counts [..., n] to values [...]
+
+
+def tabulated(pairs: Sequence[tuple[bool, bool]]) -> np.ndarray:
+    """Counts (first, second) verdicts by `CELLS`: int64 [4]."""
+    cells = [(1 - first) * 2 + (1 - second) for first, second in pairs]
+    return np.bincount(np.asarray(cells, np.int64), minlength=4)
+
+
+def agreement(counts: np.ndarray) -> np.ndarray:
+    """Returns the share of items on which the judges agree; NaN without items."""
+    counts = np.asarray(counts, np.float64)
+    return _ratio(counts[..., 0] + counts[..., 3], counts.sum(axis=-1))
+
+
+def prevalence(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the share of yes of the first and of the second judge; NaN without items."""
+    counts = np.asarray(counts, np.float64)
+    total = counts.sum(axis=-1)
+    first, second = (counts[..., 0] + counts[..., place] for place in (1, 2))
+    return _ratio(first, total), _ratio(second, total)
+
+
+def kappa(counts: np.ndarray) -> np.ndarray:
+    """Returns Cohen's kappa (1960); NaN if both judges say the same to everything.
+
+    Agreement beyond that of two judges who say yes independently, each as often as measured.
+    """
+    first, second = prevalence(counts)
+    return _beyond(agreement(counts), first * second + (1 - first) * (1 - second))
+
+
+def ac1(counts: np.ndarray) -> np.ndarray:
+    """Returns Gwet's AC1 (2008); NaN without items.
+
+    Chance agreement is 2 p (1 - p) with p the mean prevalence. Unlike kappa it stays near the share
+    of agreement if almost all verdicts are the same.
+    """
+    mean = sum(prevalence(counts)) / 2.0
+    return _beyond(agreement(counts), 2.0 * mean * (1.0 - mean))
+
+
+def hit_rates(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns how often the second judge repeats the first's yes, and the first's no.
+
+    With the first as the reference these are sensitivity and specificity; NaN without such items.
+    """
+    counts = np.asarray(counts, np.float64)
+    return (
+        _ratio(counts[..., 0], counts[..., 0] + counts[..., 1]),
+        _ratio(counts[..., 3], counts[..., 2] + counts[..., 3]),
+    )
+
+
+def carried(share: np.ndarray, judged: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Estimates the accuracy under the first judge from the second's verdicts.
+
+    Rogan and Gladen's estimate (1978), (share + specificity - 1) / (sensitivity + specificity - 1),
+    for completions of which a share `judged` goes to a judge and the others are wrong under both.
+
+    Args:
+      share: accuracy under the second judge.
+      judged: share of the completions that a judge decides on.
+      counts: table of items that both judged.
+
+    Returns:
+      A value in [0, judged]; NaN where the second judge's yes is no more frequent after the first's
+      yes than after its no, so that nothing can be carried over.
+    """
+    sensitivity, specificity = hit_rates(counts)
+    informedness = sensitivity + specificity - 1.0
+    usable = np.where(informedness > _TIE, informedness, np.nan)
+    estimate = (share - (1.0 - specificity) * judged) / usable
+    return np.clip(estimate, 0.0, judged)
+
+
+def interval(
+    by_case: np.ndarray,
+    statistic: Statistic,
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+    strata: Sequence[int] | None = None,
+) -> tuple[float, float] | None:
+    """Returns a BCa interval of a statistic of summed numbers, by resampling cases.
+
+    Args:
+      by_case: numbers of each case, [cases, n]; the statistic takes their sums.
+      statistic: maps [..., n] to [...].
+      confidence: nominal coverage, in (0, 1).
+      resamples: number of draws.
+      seed: of the draws.
+      strata: a label per case; every resample has as many cases of each label as the sample. It
+        holds the sizes of two samples that are not of the same cases.
+
+    Returns:
+      The two ends; None if the statistic is undefined, or undefined in over 5 % of the resamples.
+    """
+    by_case = np.asarray(by_case, np.float64)
+    total = by_case.sum(axis=0)
+    value = float(statistic(total))
+    if not np.isfinite(value):
+        return None
+    draws = statistic(_resampled(by_case, resamples, seed, strata))
+    draws = draws[np.isfinite(draws)]
+    if len(draws) < _DEFINED * resamples:
+        return None
+    without = statistic(total - by_case)
+    deviations = np.where(np.isfinite(without), without, value)
+    deviations = deviations.mean() - deviations
+    if np.ptp(draws) <= _TIE or np.all(np.abs(deviations) <= _TIE):
+        return float(draws.min()), float(draws.max())
+    levels = statistics.bca_levels(value, draws, deviations, 1.0 - confidence)
+    low, high = np.quantile(draws, levels)
+    return float(low), float(high)
+
+
+def agreement_intervals(
+    by_case: np.ndarray, *, confidence: float, resamples: int, seed: int
+) -> dict[str, tuple[float, float] | None]:
+    """Returns intervals of "agreement", "kappa" and "ac1" by resampling cases.
+
+    Without a single disagreement every resample agrees and the bootstrap would claim certainty: the
+    lower ends then follow from the exact bound of the share of agreement, at the measured chance.
+
+    Args:
+      by_case: tables of the cases, [cases, 4].
+      confidence: nominal coverage.
+      resamples: number of draws.
+      seed: of the draws.
+    """
+    drawing = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    named = {"agreement": agreement, "kappa": kappa, "ac1": ac1}
+    by_case = np.asarray(by_case, np.float64)
+    by_case = by_case[by_case.sum(axis=1) > 0]
+    counts = by_case.sum(axis=0)
+    if len(by_case) and counts[1] + counts[2] == 0:
+        least, _ = statistics.interval([1.0] * len(by_case), **drawing)
+        low = {"agreement": least}
+        for name in ("kappa", "ac1"):
+            chance = _chance(name, counts)
+            low[name] = (least - chance) / (1.0 - chance) if chance < 1.0 - _TIE else None
+        return {name: None if low[name] is None else (low[name], 1.0) for name in named}
+    return {name: interval(by_case, of, **drawing) for name, of in named.items()}
+
+
+def _chance(name: str, counts: np.ndarray) -> float:
+    first, second = (float(share) for share in prevalence(counts))
+    if name == "kappa":
+        return first * second + (1 - first) * (1 - second)
+    mean = (first + second) / 2.0
+    return 2.0 * mean * (1.0 - mean)
+
+
+def _resampled(
+    by_case: np.ndarray, resamples: int, seed: int, strata: Sequence[int] | None
+) -> np.ndarray:
+    """Returns sums over cases drawn with replacement, within each stratum: [resamples, n]."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(len(by_case), np.int64) if strata is None else np.asarray(strata)
+    sums = np.zeros((resamples, by_case.shape[1]))
+    for label in np.unique(labels):
+        of_stratum = by_case[labels == label]
+        cases = len(of_stratum)
+        sums += rng.multinomial(cases, np.full(cases, 1.0 / cases), resamples) @ of_stratum
+    return sums
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return numerator / np.where(denominator > 0, denominator, np.nan)
+
+
+def _beyond(observed: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    return _ratio(observed - chance, np.where(1.0 - chance > _TIE, 1.0 - chance, 0.0))

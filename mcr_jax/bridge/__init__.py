@@ -1,0 +1,1 @@
+"""Bridge between an old and a new judge of the same completions."""

@@ -1,0 +1,1 @@
+"""Comparison of models of one or more workdirs on their common cases, with a page."""

@@ -1,0 +1,202 @@
+"""Two judges of the same completions: numbers against a recomputation, on a real ledger."""
+
+import itertools
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from mcr_jax import completion, config
+from mcr_jax.bridge.figures import bridge
+from mcr_jax.bridge.shown import table
+from mcr_jax.errors import McrError
+from mcr_jax.generate.api import Outcome
+from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
+
+OLD, NEW = "openai:old-judge", "offline"
+SAMPLES = 2
+
+
+def _config():
+    c = config.default()
+    c.sample.models = ("before=openai:b", "after=openai:a")
+    c.sample.n, c.judge.recall_samples, c.score.resamples = SAMPLES, 1, 400
+    return config.check(c, "test")
+
+
+def _ledger(path, verdicts, *, answers=None):
+    """Writes completions and verdicts.
+
+    Args:
+      path: of the file.
+      verdicts: model to judge to {(case, sample): same}; [same, True] on the reasons.
+      answers: model to {(case, sample): whether there is an answer}; True where absent.
+    """
+    ledger, attempts = Ledger(path), []
+    for model, by_judge in verdicts.items():
+        places = sorted(set().union(*by_judge.values(), (answers or {}).get(model, {})))
+        rows = {RowKey(stage="sample", case=c, model=model, sample=s): (c, s) for c, s in places}
+        ledger.declare(Scope("sample", model), dict.fromkeys(rows, "d"))
+        for row, place in rows.items():
+            has = (answers or {}).get(model, {}).get(place, True)
+            text = completion.render("It hums.", "Sable gout") if has else "<think>It hums.</think>"
+            attempts.append(Attempt(row=row, digest="d", attempt=1, outcome=Outcome.OK, text=text))
+        for judge, given in by_judge.items():
+            for stage, place in itertools.product(("diagnosis", "reasons"), given):
+                if stage == "reasons" and place[1]:
+                    continue
+                row = RowKey(stage=stage, case=place[0], model=model, sample=place[1], judge=judge)
+                same = given[place]
+                verdict = {"same": same} if stage == "diagnosis" else {"found": [same, True]}
+                attempts.append(
+                    Attempt(
+                        row=row,
+                        digest="d",
+                        attempt=1,
+                        outcome=Outcome.OK,
+                        verdict=verdict,
+                        model_version=f"{judge}-1",
+                    )
+                )
+            for stage in ("diagnosis", "reasons"):
+                keys = [(c, s) for c, s in given if stage == "diagnosis" or not s]
+                wanted = {
+                    RowKey(stage=stage, case=c, model=model, sample=s, judge=judge): "d"
+                    for c, s in keys
+                }
+                ledger.declare(Scope(stage, model, judge), wanted)
+    ledger.write_all([attempt] for attempt in attempts)
+    return ledger
+
+
+def _judged(rng, cases, accuracy, *, sensitivity=0.9, specificity=0.95):
+    """Verdicts of the old judge, and of a new one that repeats a yes and a no so often."""
+    old, new = {}, {}
+    for case in range(cases):
+        for sample in range(SAMPLES):
+            place = f"case{case:03}", sample
+            old[place] = bool(rng.random() < accuracy)
+            new[place] = bool(rng.random() < (sensitivity if old[place] else 1 - specificity))
+    return old, new
+
+
+@pytest.fixture(scope="module")
+def found_and_verdicts(tmp_path_factory):
+    """A bridge over a model that both judged and one that only the new judge saw."""
+    rng = np.random.default_rng(0)
+    before, after = _judged(rng, 60, 0.4), _judged(rng, 60, 0.6)
+    verdicts = {"before": {OLD: before[0], NEW: before[1]}, "after": {NEW: after[1]}}
+    ledger = _ledger(tmp_path_factory.mktemp("bridge") / "ledger.sqlite", verdicts)
+    with ledger:
+        return bridge(ledger, (OLD, NEW), _config()), before, after
+
+
+def _by_case(verdicts):
+    cases = sorted({case for case, _ in verdicts})
+    return np.array([np.mean([verdicts[c, s] for s in range(SAMPLES)]) for c in cases])
+
+
+def test_the_confusion_table_and_the_accuracies_are_those_of_the_verdicts(found_and_verdicts):
+    found, (old, new), _ = found_and_verdicts
+    stage = found["stages"]["diagnosis"]
+    counts = [
+        sum((old[p], new[p]) == pair for p in old) for pair in itertools.product((1, 0), (1, 0))
+    ]
+    cells = ("both", "first_only", "second_only", "neither")
+    assert stage["all"]["confusion"] == dict(zip(cells, counts, strict=True))
+    assert (stage["all"]["items"], stage["all"]["cases"]) == (120, 60)
+    model = stage["models"]["before"]
+    assert [judged["value"] for judged in model["judged"]] == pytest.approx(
+        [_by_case(old).mean(), _by_case(new).mean()]
+    )
+    assert model["difference"]["difference"] == pytest.approx(
+        (_by_case(new) - _by_case(old)).mean()
+    )
+    assert model["kappa"]["low"] < model["kappa"]["value"] < model["kappa"]["high"]
+    assert found["versions"] == {OLD: {f"{OLD}-1": 180}, NEW: {f"{NEW}-1": 360}}
+
+
+def test_a_model_that_both_judged_alone_is_carried_to_what_the_first_judge_said(found_and_verdicts):
+    found, (old, _), _ = found_and_verdicts
+    estimated = found["stages"]["diagnosis"]["models"]["before"]["estimated"]
+    assert estimated["value"] == pytest.approx(_by_case(old).mean())
+
+
+def test_the_estimate_for_a_model_that_the_first_judge_never_saw(found_and_verdicts):
+    found, (old, new), (hidden, seen) = found_and_verdicts
+    sensitivity = np.mean([new[p] for p in new if old[p]])
+    specificity = np.mean([not new[p] for p in new if not old[p]])
+    by_hand = (_by_case(seen).mean() + specificity - 1) / (sensitivity + specificity - 1)
+    model = found["stages"]["diagnosis"]["models"]["after"]
+    assert model["judged"][0] == {"value": None, "low": None, "high": None, "cases": 0}
+    assert model["estimated"]["value"] == pytest.approx(by_hand)
+    assert model["estimated"]["low"] < _by_case(hidden).mean() < model["estimated"]["high"]
+    assert model["shift"]["value"] == pytest.approx(by_hand - _by_case(seen).mean())
+    (pair,) = found["stages"]["diagnosis"]["comparisons"]
+    assert pair["corrected"]["value"] == pytest.approx(by_hand - _by_case(old).mean())
+    assert pair["second"]["difference"] == pytest.approx((_by_case(seen) - _by_case(new)).mean())
+
+
+def test_the_interval_carries_the_confusions_sample_too(tmp_path):
+    rng = np.random.default_rng(1)
+    target, widths = _judged(rng, 60, 0.5)[1], []
+    for cases in (8, 60):
+        old, new = _judged(rng, cases, 0.5)
+        verdicts = {"before": {OLD: old, NEW: new}, "after": {NEW: target}}
+        with _ledger(tmp_path / f"{cases}.sqlite", verdicts) as ledger:
+            found = bridge(ledger, (OLD, NEW), _config())["stages"]["diagnosis"]["models"]
+        estimated = found["after"]["estimated"]
+        widths.append(estimated["high"] - estimated["low"])
+    assert widths[0] > widths[1]
+
+
+def test_statements_are_the_items_of_the_reasons(found_and_verdicts):
+    found, (old, new), _ = found_and_verdicts
+    stage = found["stages"]["reasons"]
+    agree = sum(old[p] == new[p] for p in old if p[1] == 0)
+    assert stage["all"]["items"] == 120
+    assert stage["all"]["agreement"]["value"] == pytest.approx((agree + 60) / 120)
+
+
+def test_a_completion_without_an_answer_is_wrong_under_both_judges_and_no_item(tmp_path):
+    old = {("a", 0): True, ("b", 0): True}
+    answers = {"before": {("a", 0): True, ("b", 0): True, ("c", 0): False}}
+    with _ledger(tmp_path / "l", {"before": {OLD: old, NEW: old}}, answers=answers) as ledger:
+        stage = bridge(ledger, (OLD, NEW), _config())["stages"]["diagnosis"]
+    assert stage["all"]["items"] == 2
+    assert [judged["value"] for judged in stage["models"]["before"]["judged"]] == [2 / 3, 2 / 3]
+
+
+def test_where_a_judge_saw_a_part_of_the_cases_the_others_do_not_count_as_its_wrong_ones(tmp_path):
+    new = {("a", 0): True, ("b", 0): False}
+    answers = {"before": {**dict.fromkeys(new, True), ("c", 0): False}}
+    verdicts = {"before": {OLD: {("a", 0): True}, NEW: new}}
+    with _ledger(tmp_path / "l", verdicts, answers=answers) as ledger:
+        model = bridge(ledger, (OLD, NEW), _config())["stages"]["diagnosis"]["models"]["before"]
+    assert [(judged["value"], judged["cases"]) for judged in model["judged"]] == [
+        (1, 1),
+        (1 / 3, 3),
+    ]
+    assert model["difference"]["cases"] == 1
+
+
+def test_judges_that_share_no_completion_are_refused(tmp_path):
+    verdicts = {"before": {OLD: {("a", 0): True}}, "after": {NEW: {("a", 0): True}}}
+    with (
+        _ledger(tmp_path / "l", verdicts) as ledger,
+        pytest.raises(McrError, match="no completion has a verdict of openai:old-judge and of off"),
+    ):
+        bridge(ledger, (OLD, NEW), _config())
+
+
+def test_a_judge_of_chance_has_no_estimate_and_the_text_shows_a_dash(tmp_path):
+    places = [(f"c{n}", 0) for n in range(8)]
+    old = {place: n % 2 == 0 for n, place in enumerate(places)}
+    new = {place: n % 4 < 2 for n, place in enumerate(places)}
+    with _ledger(tmp_path / "l", {"before": {OLD: old, NEW: new}}) as ledger:
+        found = bridge(ledger, (OLD, NEW), _config())
+    model = found["stages"]["diagnosis"]["models"]["before"]
+    assert model["estimated"] == {"value": None, "low": None, "high": None}
+    with (console := Console(width=100)).capture() as captured:
+        console.print(table(found))
+    assert "second: no" in captured.get() and "–" in captured.get()

@@ -1,0 +1,56 @@
+"""`mcr bridge` on a workdir that two real judges have judged."""
+
+import json
+
+from mcr_jax.cli.main import main
+
+
+def _listing(folder):
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_two_real_judges_of_one_workdir(call, tmp_path, openai, clinic_cases, capsys):
+    cases = clinic_cases["test"]
+    made = tmp_path / "made.jsonl"
+    made.write_text(
+        "".join(
+            json.dumps({"case": c.pmcid, "reasoning": " ".join(c.statements), "answer": answer})
+            + "\n"
+            for c in cases
+            for answer in (c.final_diagnosis, f"{c.final_diagnosis}.")
+        )
+    )
+    fields = {"sample.models": f"made=file:{made}", "data.eval_cases": 0}
+    workdir = tmp_path / "w"
+    assert call("eval", workdir, **fields) == (0, [])
+    judge = {"judge.name": "openai", "judge.model": "m"}
+    assert call("judge", workdir, **fields, **judge) == (0, [])
+    before = _listing(workdir)
+    out = tmp_path / "bridge.json"
+    command = ["bridge", "--judges=openai:m,offline", f"--workdir={workdir}", f"--json={out}"]
+    assert main(command) == 0
+    assert _listing(workdir) == before
+    assert "first: yes" in capsys.readouterr().out
+    found = json.loads(out.read_text())["stages"]
+    # The server compares letter by letter, the rules of the offline judge do not.
+    assert found["diagnosis"]["all"]["confusion"] == {
+        "both": 4,
+        "first_only": 0,
+        "second_only": 4,
+        "neither": 0,
+    }
+    assert set(found) == {"diagnosis", "reasons"}
+    for judges, words in (
+        ("offline", "takes two different judges"),
+        ("offline,offline", "takes two different judges"),
+        ("offline,gemini:gone", "no verdicts of judge 'gemini:gone'; there are offline, openai:m"),
+    ):
+        assert main(["bridge", f"--judges={judges}", f"--workdir={workdir}"]) in (1, 2)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+    assert main(["bridge", "--judges=a,b", f"--workdir={tmp_path / 'gone'}"]) == 2
+    assert not (tmp_path / "gone").exists()
