@@ -104,6 +104,13 @@ def render(trace: str, answer: str) -> str:
     return f"<think>\n{trace}\n</think>\n<answer>{answer}</answer>"
 
 
+def with_thoughts(thoughts: str, said: str) -> str:
+    """Returns a completion whose reasoning came apart from its text; not closed without text."""
+    if not thoughts.strip():
+        return said
+    return f"<think>\n{thoughts}\n</think>\n{said}" if said else f"<think>\n{thoughts}"
+
+
 def _opened(block: str) -> str:
     """Removes the opening tag from a block of thoughts, if it is there."""
     opened = _THOUGHTS_BEGIN.match(block)

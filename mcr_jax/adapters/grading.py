@@ -36,11 +36,12 @@ def settings(**fields: Any) -> ConfigDict:
     Raises:
       UsageError: a field is unknown, or its value is of another type or out of range.
     """
-    config = configs.default()
+    plain: dict[str, Any] = {}
     for name, value in fields.items():
         configs.check_field(name)
-        config.update_from_flattened_dict({name: value})
-    return configs.check(config, "the adapter")
+        section, _, last = name.rpartition(".")
+        (plain.setdefault(section, {}) if section else plain)[last] = value
+    return configs.check(ConfigDict(plain), "the adapter")
 
 
 def load(config: ConfigDict) -> tuple[list[Case], Prompt]:

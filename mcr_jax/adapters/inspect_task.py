@@ -25,6 +25,7 @@ from inspect_ai.util import JSONSchema
 
 from mcr_jax.adapters.grading import Ask, Grader, case_of, load, question, settings
 from mcr_jax.adapters.inspect_log import RECALLS, diagnosis_score, reasons_score
+from mcr_jax.completion import with_thoughts
 from mcr_jax.generate.api import Outcome, Reply, Request
 from mcr_jax.generate.joined import Sample
 from mcr_jax.metrics import METRICS
@@ -145,9 +146,7 @@ def _text(output: ModelOutput) -> str:
         if part.type == "reasoning"
     )
     said = "".join(part.text for part in content if part.type == "text")
-    if not thoughts.strip():
-        return said
-    return f"<think>\n{thoughts}\n</think>\n{said}" if said else f"<think>\n{thoughts}"
+    return with_thoughts(thoughts, said)
 
 
 def _asking(model: Model) -> Ask:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mcr_jax.completion import with_thoughts
 from mcr_jax.errors import McrError, UsageError, one_line
 from mcr_jax.generate import connections
 from mcr_jax.generate.api import Outcome, Reply, Request, Usage
@@ -341,7 +342,7 @@ def _read(request: Request, index: int, body: Any, status: str) -> Reply:
         error = f"finish reason {one_line(str(finish), 60)}"
         return _reply(request, index, Outcome.MALFORMED, error=error, **known)
     thoughts = _string(message.get("reasoning")) or _string(message.get("reasoning_content"))
-    text = content if request.schema is not None else _with_thoughts(thoughts, content)
+    text = content if request.schema is not None else with_thoughts(thoughts, content)
     text = cut(text, request.stop)
     if finish == "length":
         outcome, error = Outcome.TRUNCATED, "cut short: the token limit"
@@ -350,13 +351,6 @@ def _read(request: Request, index: int, body: Any, status: str) -> Reply:
         return _reply(request, index, Outcome.MALFORMED, error="empty answer", **known)
     logprob = _mean_logprob(choice.get("logprobs"))
     return _reply(request, index, Outcome.OK, text=text, mean_logprob=logprob, **known)
-
-
-def _with_thoughts(thoughts: str, content: str) -> str:
-    """Returns a completion with the reasoning in front; not closed if the content is missing."""
-    if not thoughts.strip():
-        return content
-    return f"<think>\n{thoughts}\n</think>\n{content}" if content else f"<think>\n{thoughts}"
 
 
 def _reply(request: Request, index: int, outcome: Outcome, text: str = "", **known: Any) -> Reply:

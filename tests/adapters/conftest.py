@@ -45,7 +45,7 @@ def completions(clinic_data):
 
 @pytest.fixture
 def ours(completions, openai, clinic_data, tmp_path):
-    """results.json of the completions, judged by `openai`."""
+    """Returns results.json of the completions, judged by `openai`; takes judge.recall_samples."""
     made = tmp_path / "made.jsonl"
     rows = [
         {"case": case.fingerprint, "sample": sample, "text": text, "outcome": outcome}
@@ -53,17 +53,21 @@ def ours(completions, openai, clinic_data, tmp_path):
         for sample, (text, outcome) in enumerate(of_case)
     ]
     made.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fields = {
-        "data.data_dir": clinic_data,
-        "data.eval_cases": 2,
-        "sample.models": f"made=file:{made}",
-        "sample.n": SAMPLES,
-        "prompt": "diagnose_brief",
-        "judge.name": "openai",
-        "judge.model": "loopback",
-        "judge.recall_samples": 2,
-        "score.resamples": 20,
-    }
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    assert main(["eval", "--config=eval", f"--workdir={tmp_path / 'ours'}", *flags]) == 0
-    return json.loads((tmp_path / "ours" / "results.json").read_text())["models"]["made"]
+
+    def measured(recall_samples):
+        fields = {
+            "data.data_dir": clinic_data,
+            "data.eval_cases": 2,
+            "sample.models": f"made=file:{made}",
+            "sample.n": SAMPLES,
+            "prompt": "diagnose_brief",
+            "judge.name": "openai",
+            "judge.model": "loopback",
+            "judge.recall_samples": recall_samples,
+            "score.resamples": 20,
+        }
+        flags = [f"--config.{name}={value}" for name, value in fields.items()]
+        assert main(["eval", "--config=eval", f"--workdir={tmp_path / 'ours'}", *flags]) == 0
+        return json.loads((tmp_path / "ours" / "results.json").read_text())["models"]["made"]
+
+    return measured

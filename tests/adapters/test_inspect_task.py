@@ -27,7 +27,7 @@ def contents(text, outcome, in_parts):
 def test_the_task_gives_the_numbers_of_our_pipeline(
     completions, ours, clinic_data, tmp_path, in_parts
 ):
-    given, out = tmp_path / "given.json", tmp_path / "found.json"
+    ours, given, out = ours(2), tmp_path / "given.json", tmp_path / "found.json"
     task = {"data_dir": str(clinic_data), "prompt": "diagnose_brief", "samples": SAMPLES}
     asked = {
         "task": {**task, "recall_samples": 2},
