@@ -14,11 +14,16 @@ PYTHON = pathlib.Path(
 )
 
 
-def run(script: str, out: pathlib.Path, *arguments: Any, **environment: str) -> Any:
-    """Runs tests/adapters/SCRIPT with these arguments; returns the JSON that it wrote to `out`."""
+def tool(name: str) -> str:
+    """Returns the path of a command of the environment."""
     if not PYTHON.exists():
         pytest.skip("no environment with inspect_ai and verifiers: make inspect")
-    call = [PYTHON, ROOT / "tests" / "adapters" / script, *map(str, arguments)]
+    return str(PYTHON.with_name(name))
+
+
+def run(script: str, out: pathlib.Path, *arguments: Any, **environment: str) -> Any:
+    """Runs tests/adapters/SCRIPT with these arguments; returns the JSON that it wrote to `out`."""
+    call = [tool(PYTHON.name), ROOT / "tests" / "adapters" / script, *map(str, arguments)]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
     done = subprocess.run(
         call, capture_output=True, text=True, timeout=500, env=env, cwd=out.parent

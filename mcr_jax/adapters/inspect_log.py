@@ -37,6 +37,7 @@ DIAGNOSIS, REASONS = "diagnosis", "reasons"  # scorers
 FOUND, VERIFIED = "reasoning_recall", "reasoning_recall_verified"  # values of the second
 RECALLS = (FOUND, VERIFIED)
 _VERSION = 2  # of the format
+_PROVIDER = "none"  # of the model's name: inspect_ai wants one, and this cannot be called
 _STOPS = {Outcome.OK: "stop", Outcome.TRUNCATED: "max_tokens", Outcome.BLOCKED: "content_filter"}
 _REASONS = {NO_ANSWER: "invalid_response_format", Outcome.BLOCKED.value: "refusal"}
 _SUMMARY_CHARS = 1000  # of a text in the list of samples
@@ -111,7 +112,7 @@ def write_log(
     """
     if path.suffix not in FORMATS:
         raise UsageError(f"{path}: the name of a log ends in {' or '.join(FORMATS)}")
-    joined = join(ledger, config)
+    joined, logged_as = join(ledger, config), f"{_PROVIDER}/{model}"
     samples, attempts = joined.models[model], ledger.answers(Scope("sample", model))
     known = {case.fingerprint: question(case, prompt) for case in cases}
     if strange := sum(sample.row.case not in known for sample in samples):
@@ -126,17 +127,17 @@ def write_log(
     header = {
         "version": _VERSION,
         "status": "success",
-        "eval": _spec(config, known, samples, model, created, data),
+        "eval": _spec(config, known, samples, logged_as, created, data),
         "plan": {"name": "plan", "steps": [{"solver": "generate", "params": {}}], "config": {}},
         "results": _results(joined, model, config, len(there)),
         "stats": {
             "started_at": created,
             "completed_at": created,
-            "model_usage": {model: _usage(attempts[sample.row] for sample in there)},
+            "model_usage": {logged_as: _usage(attempts[sample.row] for sample in there)},
         },
     }
     logged = (
-        _sample(sample, attempts[sample.row], known[sample.row.case], config, model)
+        _sample(sample, attempts[sample.row], known[sample.row.case], config, logged_as)
         for sample in there
     )
     with disk.atomic_write(path) as file:
@@ -185,10 +186,14 @@ def _spec(
         "task_args": {"prompt": config.prompt, "split": config.data.eval_split},
         "dataset": {"name": TASK, "samples": len(ids), "sample_ids": ids, "shuffled": False},
         "model": model,
-        "model_roles": {"grader": {"model": judge_name(config)}},
         "config": {"epochs": epochs, "epochs_reducer": ["mean"]},
         "packages": {"mcr_jax": __version__},
-        "metadata": {"notice": NOTICE, "written_by": "mcr export-log", "data": dict(data)},
+        "metadata": {
+            "notice": NOTICE,
+            "written_by": "mcr export-log",
+            "judge": judge_name(config),
+            "data": dict(data),
+        },
         "scorers": [
             {"name": DIAGNOSIS, "metrics": [{"name": "inspect_ai/accuracy"}]},
             {"name": REASONS, "metrics": {v: [{"name": "inspect_ai/mean"}] for v in RECALLS}},

@@ -70,7 +70,7 @@ def test_inspect_ai_reads_the_log_and_computes_the_same_numbers(call, measured, 
     assert (stops.count("max_tokens"), stops.count("content_filter")) == (3, 1)
     given = {json.loads(line)["text"] for line in (workdir / "made.jsonl").read_text().splitlines()}
     assert {sample["text"] for sample in read["samples"]} == given
-    assert read["header"]["model"] == "made" and read["header"]["config"]["epochs"] == SAMPLES
+    assert read["header"]["model"] == "none/made" and read["header"]["config"]["epochs"] == SAMPLES
 
 
 def test_the_same_ledger_gives_the_same_log(call, measured):
