@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint docs reference clean
+.PHONY: demo test test-all lint docs reference inspect clean
 
 # glibc puts the step's large buffers on huge pages: far fewer page faults, a faster step.
 demo: .venv/run
@@ -46,5 +46,13 @@ reference: .venv-reference/done
 	.venv-reference/bin/pip install -q --disable-pip-version-check transformers==5.23.0 peft==0.21.2 gguf==0.19.0 fastapi==0.165.0 uvicorn==0.54.0
 	@touch $@
 
+# inspect_ai and verifiers, apart from everything else: with them `make test` tests the adapters.
+inspect: .venv-inspect/done
+
+.venv-inspect/done: pyproject.toml
+	$(PYTHON) -m venv .venv-inspect
+	.venv-inspect/bin/pip install -q --disable-pip-version-check -e '.[inspect,verifiers]' inspect_ai==0.3.285 verifiers==0.3.1
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-reference .pytest_cache build site *.egg-info
+	rm -rf .venv .venv-reference .venv-inspect .pytest_cache build site *.egg-info

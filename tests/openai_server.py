@@ -57,7 +57,8 @@ class OpenAIServer(GeminiServer):
 
     def replies(self, body: Any) -> Answer:
         """Returns a 200 with this JSON body."""
-        return Answer(body=json.dumps({"id": "c", "model": "loopback-1", **body}).encode())
+        named = {"id": "c", "object": "chat.completion", "created": 1, "model": "loopback-1"}
+        return Answer(body=json.dumps({**named, **body}).encode())
 
     def error(self, status: int, message: str, *, retry_after: str = "", **fields: str) -> Answer:
         """Returns an error as OpenAI writes it; `fields` are such as code and param."""

@@ -32,6 +32,8 @@ COMMANDS = {
     "compare": "compare models of one or more workdirs on their common cases, with a page",
     "bridge": "compare two judges of the same completions; carry accuracy from one to the other",
     "export": "write a model as a Hugging Face folder, for transformers and vLLM",
+    "export-completions": "write completions as JSONL, which file: reads",
+    "export-log": "write completions and verdicts as a log that inspect_ai reads",
     "configs": "list the configs that --config=NAME takes",
     "launch": "run a command on TPU VMs and pods, GKE, Slurm, or as several processes",
     "verify": "recompute every number of results.json from the ledger, offline",
@@ -76,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError(f"no command {name!r}; {hint}")
         if name in _MEMORY_HEAVY:
             gc.set_threshold(100_000)  # objects between collections; saves a tenth of the time
-        command = importlib.import_module(f"mcr_jax.cli.{name}")
+        command = importlib.import_module(f"mcr_jax.cli.{name.replace('-', '_')}")
         with stoppable("stopped by SIGTERM; the same command goes on from here"):
             return command.main(rest) or 0
     except UsageError as error:

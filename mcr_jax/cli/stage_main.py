@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mcr_jax import console
+from mcr_jax import console, model_specs
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import UsageError
 from mcr_jax.experiment.experiment import Experiment
@@ -51,3 +51,18 @@ def opened(flags: Flags, judge: str = "", writes: bool = True) -> Experiment:
         with config.unlocked():
             config.judge.name = judge
     return Experiment(config, Workdir(path, writes))
+
+
+def exported_model(experiment: Experiment, name: str) -> str:
+    """Returns the model that --model names; without it, the only one of config.sample.models.
+
+    Raises:
+      UsageError: there is no such model, or `name` is empty and there are several.
+    """
+    names = model_specs.names(experiment.config)
+    if name in names:
+        return name
+    if not name and len(names) == 1:
+        return names[0]
+    problem = f"--model={name}: no such model" if name else "--model=NAME is missing"
+    raise UsageError(f"{problem}; config.sample.models names {', '.join(names)}")

@@ -1,8 +1,8 @@
-"""Completions from a file, made elsewhere, as a `Generator`.
+"""Completions in a file: read as a `Generator`, and written from a ledger.
 
 Each line is a JSON object: "case" (its fingerprint or its pmcid), "sample" (from 0; the position
 among the case's lines unless given), and "text", or "reasoning" with "answer". "outcome" is OK
-unless it says TRUNCATED or BLOCKED.
+unless it says TRUNCATED, BLOCKED, MALFORMED or prompt_too_long.
 """
 
 import hashlib
@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcr_jax import artifacts
+from mcr_jax import artifacts, disk
 from mcr_jax.cases import Case
 from mcr_jax.completion import render
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome, Reply, Request
+from mcr_jax.generate.ledger import Ledger, Scope
 
-_OUTCOMES = (Outcome.OK, Outcome.TRUNCATED, Outcome.BLOCKED)
+_OUTCOMES = tuple(outcome for outcome in Outcome if outcome.settled)
 _ROW = {
     "case": str,
     "sample?": artifacts.Number(0, 1e9),
@@ -76,6 +77,39 @@ class RecordedCompletions:
             for index in request.wanted:
                 if index in of_case:
                     yield Reply(key=request.key, index=index, **of_case[index])
+
+
+def write_completions(
+    ledger: Ledger, model: str, cases: Sequence[Case], path: Path
+) -> tuple[int, int]:
+    """Writes the completions of one model as a file that `RecordedCompletions` reads, atomically.
+
+    Args:
+      ledger: holds the completions.
+      model: its name in the ledger.
+      cases: give the field "pmcid"; a case that is not among them has none.
+      path: replaced if it is there.
+
+    Returns:
+      Number of completions written, and of those that are wanted and not there: never attempted,
+      or failed calls, which are no completion.
+
+    Raises:
+      McrError: the model has no completion, the ledger cannot be read, or the file not be written.
+    """
+    pmcids = {case.fingerprint: case.pmcid for case in cases}
+    answers = ledger.answers(Scope("sample", model))
+    there = {row: a for row, a in answers.items() if a is not None and a.outcome.settled}
+    if not there:
+        raise McrError(f"{ledger.path}: no completions of model {model!r}; run `mcr sample` first")
+    with disk.atomic_write(path) as file:
+        for row, attempt in there.items():
+            line = {"case": row.case, "pmcid": pmcids.get(row.case, ""), "sample": row.sample}
+            line |= {"text": attempt.text, "outcome": attempt.outcome.value}
+            line["model_version"] = attempt.model_version
+            kept = {name: value for name, value in line.items() if value or name != "pmcid"}
+            file.write((json.dumps(kept, ensure_ascii=False) + "\n").encode())
+    return len(there), len(answers) - len(there)
 
 
 def _row(line: str, place: str) -> dict[str, Any]:

@@ -17,11 +17,15 @@ SMALL = {
 
 @pytest.fixture
 def call(tmp_path, tiny_folder, clinic_data, capsys):
-    """Runs a command on a tiny model folder; returns its status and its lines on stderr."""
+    """Runs a command on a tiny model folder; returns its status and its lines on stderr.
+
+    `out` and `model` are flags, every other name a field of the config.
+    """
 
     def run(command: str, workdir=None, config="eval", **fields):
         fields = {"model.folder": tiny_folder, "data.data_dir": clinic_data, **SMALL, **fields}
-        flags = [f"--config.{name}={value}" for name, value in fields.items()]
+        own = ("out", "model")
+        flags = [f"--{'' if n in own else 'config.'}{n}={value}" for n, value in fields.items()]
         status = main([command, f"--config={config}", f"--workdir={workdir or tmp_path}", *flags])
         return status, capsys.readouterr().err.splitlines()
 
