@@ -80,14 +80,15 @@ def carried(share: np.ndarray, judged: np.ndarray, counts: np.ndarray) -> np.nda
       counts: table of items that both judged.
 
     Returns:
-      A value in [0, judged]; NaN where the second judge's yes is no more frequent after the first's
-      yes than after its no, so that nothing can be carried over.
+      The unbiased estimate, which chance may put below 0 or above `judged`: clip it and the ends of
+      its interval, not the resamples, which would pile up at the bound. NaN where the second
+      judge's yes is no more frequent after the first's yes than after its no, so that nothing can
+      be carried over.
     """
     sensitivity, specificity = hit_rates(counts)
     informedness = sensitivity + specificity - 1.0
     usable = np.where(informedness > _TIE, informedness, np.nan)
-    estimate = (share - (1.0 - specificity) * judged) / usable
-    return np.clip(estimate, 0.0, judged)
+    return (share - (1.0 - specificity) * judged) / usable
 
 
 def interval(

@@ -70,9 +70,7 @@ def test_on_the_sample_that_both_judged_the_estimate_is_the_first_judges_accurac
         assert np.isnan(found)
 
 
-def test_an_estimate_beyond_the_possible_is_clipped_and_a_judge_who_guesses_carries_nothing():
-    assert agreement.carried(0.02, 0.9, [40, 10, 5, 45]) == 0.0
-    assert agreement.carried(0.89, 0.9, [40, 10, 5, 45]) == 0.9
+def test_a_judge_who_guesses_carries_nothing():
     assert np.isnan(agreement.carried(0.5, 1.0, [25, 25, 25, 25]))
     assert np.isnan(agreement.carried(0.5, 1.0, [0, 0, 5, 5]))
 
@@ -160,8 +158,8 @@ def test_kappa_and_ac1_cover_the_truth_about_as_often_as_they_say(accuracy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("calibrating", [40, 150])
-def test_the_carried_accuracy_covers_the_truth_about_as_often_as_it_says(calibrating):
+@pytest.mark.parametrize("calibrating, accuracy", [(40, 0.3), (150, 0.3), (40, 0.05)])
+def test_the_carried_accuracy_covers_the_truth_about_as_often_as_it_says(calibrating, accuracy):
     """Cases of the first sample go to both judges, those of the second to the second judge."""
     trials, covered, target = 400, 0, 120
 
@@ -171,11 +169,11 @@ def test_the_carried_accuracy_covers_the_truth_about_as_often_as_it_says(calibra
     for trial in range(trials):
         rng = np.random.default_rng(trial)
         both = _tables(*_cases(rng, calibrating, 3, 0.5, 0.85, 0.9))
-        _, second = _cases(rng, target, 3, 0.3, 0.85, 0.9)
+        _, second = _cases(rng, target, 3, accuracy, 0.85, 0.9)
         by_case = np.zeros((calibrating + target, 6))
         by_case[:calibrating, :4] = both
         by_case[calibrating:, 4], by_case[calibrating:, 5] = second.mean(axis=1), 1
         strata = [0] * calibrating + [1] * target
         low, high = agreement.interval(by_case, statistic, strata=strata, **DRAWING)
-        covered += low <= 0.3 <= high
-    assert 0.92 <= covered / trials <= 0.98, covered / trials
+        covered += low <= accuracy <= high
+    assert 0.90 <= covered / trials <= 0.98, covered / trials

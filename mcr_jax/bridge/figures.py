@@ -171,7 +171,8 @@ def _carried_figures(
 ) -> dict[str, Any]:
     """Estimates the accuracy under the first judge on the cases of `target`, with its shift.
 
-    The interval carries both samples: cases are resampled with their part in each.
+    The interval carries both samples: cases are resampled with their part in each. The estimate
+    and its interval are clipped to what is possible, the shift is of the unbiased estimate.
     """
 
     def estimate(sums: np.ndarray) -> np.ndarray:
@@ -181,10 +182,12 @@ def _carried_figures(
         return _carried(sums, 4) - sums[..., 4] / sums[..., 6]
 
     sums, strata = _rows(calibration, target)
-    return {
-        name: _drawn(sums, strata, statistic, config)
-        for name, statistic in (("estimated", estimate), ("shift", shift))
+    judged = sums[:, 5].sum() / sums[:, 6].sum()
+    estimated = {
+        name: None if end is None else min(max(end, 0.0), judged)
+        for name, end in _drawn(sums, strata, estimate, config).items()
     }
+    return {"estimated": estimated, "shift": _drawn(sums, strata, shift, config)}
 
 
 def _corrected_difference(
@@ -195,7 +198,8 @@ def _corrected_difference(
 ) -> dict[str, Any]:
     """Returns the difference b - a of two models under the second judge, and carried to the first.
 
-    "second": paired by case under the second judge. "corrected": of the two estimates.
+    "second": paired by case under the second judge. "corrected": of the two unbiased
+    estimates.
     """
     of_a, of_b = (_shares((row.case, row.second) for row in rows) for rows in (a, b))
     sums, strata = _rows(calibration, of_a, of_b)

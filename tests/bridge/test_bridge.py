@@ -180,6 +180,16 @@ def test_where_a_judge_saw_a_part_of_the_cases_the_others_do_not_count_as_its_wr
     assert model["difference"]["cases"] == 1
 
 
+def test_an_estimate_and_its_interval_stay_within_what_is_possible(tmp_path):
+    rng = np.random.default_rng(2)
+    old, new = _judged(rng, 30, 0.5, specificity=0.8)
+    none = dict.fromkeys(new, False)
+    with _ledger(tmp_path / "l", {"before": {OLD: old, NEW: new}, "after": {NEW: none}}) as ledger:
+        model = bridge(ledger, (OLD, NEW), _config())["stages"]["diagnosis"]["models"]["after"]
+    assert model["estimated"]["value"] == model["estimated"]["low"] == 0.0
+    assert model["shift"]["value"] < 0
+
+
 def test_judges_that_share_no_completion_are_refused(tmp_path):
     verdicts = {"before": {OLD: {("a", 0): True}}, "after": {NEW: {("a", 0): True}}}
     with (

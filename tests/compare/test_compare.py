@@ -140,7 +140,7 @@ def pair(tmp_path_factory):
 
 @pytest.mark.promise(
     "`mcr compare` refuses models without a common case, and workdirs whose judges, prompts, "
-    "readings or splits differ; `--anyway` prints the differences and compares all the same."
+    "readings or splits differ"
 )
 @pytest.mark.parametrize(
     ("operands", "status", "words"),
@@ -165,6 +165,7 @@ def test_what_cannot_be_compared_is_one_line(pair, monkeypatch, capsys, operands
     assert not (pair / "compare.html").exists() and not (pair / "gone").exists()
 
 
+@pytest.mark.promise("`--anyway` prints the differences and compares all the same.")
 def test_anyway_prints_the_differences_and_compares(pair, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(pair)
     page = tmp_path / "page.html"
