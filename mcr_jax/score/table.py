@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from mcr_jax.generate import spending
 from mcr_jax.metrics import METRICS, of_model
 
 
@@ -22,8 +23,8 @@ def table(results: Mapping[str, Any]) -> Group:
       A title, a table and notes. The table has a row per metric, a column per model and two columns
       per pair of consecutive models. A model's cell holds value and interval and, if cases are
       unresolved, coverage and bounds; a pair's cells hold the paired difference with its interval,
-      and the p-value. The notes list outcomes of completions, rules that read the answers, and
-      verdicts that do not count. Two models fit into 80 columns.
+      and the p-value. The notes list outcomes of completions, rules that read the answers,
+      the cost, and verdicts that do not count. Two models fit into 80 columns.
     """
     models = {name: of_model(model) for name, model in results["models"].items()}
     compared = {(c["a"], c["b"], c["metric"]): c for c in results["comparisons"]}
@@ -37,6 +38,8 @@ def table(results: Mapping[str, Any]) -> Group:
         if rules := model.get("answers"):
             read = ", ".join(f"{count} {rule}" for rule, count in rules.items())
             ended.append(f"Answers of {name}, by the rule that read them: {read}")
+    if cost := spending.sentence(results):
+        ended.append(cost)
     if note := results["judge"].get("note"):
         ended.append(f"Verdicts: {note}.")
     if pairs:
