@@ -65,6 +65,15 @@ def _comparison(value: Any) -> Form:
     return {**_PAIR, **_DIFFERENCE} if compared else {"difference": Null(str), **_PAIR}
 
 
+_USD = Number(0, 1e6)
+PRICE = {  # a row of mcr_jax/prices.toml
+    **dict.fromkeys(("service", "model", "source", "valid_from", "valid_to?"), str),
+    **dict.fromkeys(("input", "output", "cached?"), _USD),
+    "batch?": _SHARE,
+    "own?": bool,
+}
+_USAGE = dict.fromkeys(("requests", "prompt_tokens", "output_tokens", "cached_tokens"), _COUNT)
+_USAGE["dollars"] = Null(_ANY)
 _METRIC_FIELDS = [m.name if m.name == HEADLINE else f"{m.name}?" for m in METRICS]
 RESULTS = {
     "notice": str,
@@ -83,15 +92,18 @@ RESULTS = {
         "note?": str,
         "verdicts": Each({"wanted": _COUNT, "settled": _COUNT}),
         "versions?": Each(Each(_COUNT)),
+        "usage?": _USAGE,
     },
     "models": Each(
         {
             **nested(dict.fromkeys(_METRIC_FIELDS, _metric)),
             "outcomes": Each(_COUNT),
             "answers?": Each(_COUNT),
+            "usage?": _USAGE,
         }
     ),
     "comparisons": [_comparison],
+    "prices?": [PRICE],
 }
 SCORES = {
     "models": Each(

@@ -125,6 +125,7 @@ _declare("", "dataset")(
 _declare("")(
     name=Field("", "name of the experiment in the report"),
     prompts=Field("", "folder whose NAME.txt files replace the shipped prompts"),
+    prices=Field("", "TOML file with prices besides those of mcr_jax/prices.toml, in its form"),
     attention=_choice(
         "attention backend; auto takes the best of the device", "auto", "xla", "cudnn", "splash"
     ),
@@ -348,6 +349,12 @@ _declare("judge")(
     ),
     quote_words=_count(4, "shortest quote, in words, that can verify a longer statement"),
     version=Field("", "model_version that counts, where the service reported several"),
+)
+# of a whole workdir, over all runs; a run stops before the call that may go over
+_declare("budget")(
+    dollars=Field(0.0, "most USD paid to services; 0 is no limit", within=(0, _INF)),
+    requests=Field(0, "most calls that services answer; 0 is no limit", within=(0, 10**12)),
+    tokens=Field(0, "most tokens, in and out; 0 is no limit", within=(0, 10**15)),
 )
 _declare("score")(
     answer=_choice(

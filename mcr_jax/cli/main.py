@@ -36,6 +36,7 @@ COMMANDS = {
     "export-log": "write completions and verdicts as a log that inspect_ai reads",
     "configs": "list the configs that --config=NAME takes",
     "launch": "run a command on TPU VMs and pods, GKE, Slurm, or as several processes",
+    "status": "show what is wanted, answered and open, and what services were paid",
     "verify": "recompute every number of results.json from the ledger, offline",
     "doctor": "check devices, versions, keys, and how to get what is missing",
 }

@@ -61,6 +61,9 @@ class Attempt:
       reading: name of the parser that made the verdict, with its settings.
       max_tokens: token limit of the call, at least the declared one; None if unknown.
       model_status: retirement notice of the service for this model.
+      service: "KIND:MODEL" of the service that was asked, such as gemini:gemini-3.5-flash-lite; ""
+        for a model of this machine, and in rows from before schema 4.
+      tier: "batch" for a call at the price of batches, "" for any other.
       id: primary key in the file; 0 before the row is written.
     """
 
@@ -80,6 +83,8 @@ class Attempt:
     reading: str = ""
     max_tokens: int | None = None
     model_status: str = ""
+    service: str = ""
+    tier: str = ""
     id: int = dataclasses.field(default=0, compare=False)
 
 
@@ -120,6 +125,7 @@ def values_of(attempt: Attempt) -> tuple[Any, ...]:
         *(json_text(a.verdict), storable(a.error), usage.prompt, usage.output, usage.cached),
         *(storable(a.model_version), a.seconds, a.mean_logprob),
         *(a.shared, a.question, a.reading, a.max_tokens, storable(a.model_status)),
+        *(a.service, a.tier),
     )
 
 
@@ -127,7 +133,7 @@ def attempt_of(values: tuple[Any, ...]) -> Attempt:
     """Reads a row of `_schema.columns`. A damaged row raises ValueError or RecursionError."""
     digest, attempt, outcome, text, verdict, error, *rest = values[7:]
     prompt, output, cached, model_version, seconds, mean_logprob, *rest = rest
-    shared, question, reading, max_tokens, model_status = rest
+    shared, question, reading, max_tokens, model_status, service, tier = rest
     return Attempt(
         id=values[0],
         row=row_key(values[1:7]),
@@ -146,4 +152,6 @@ def attempt_of(values: tuple[Any, ...]) -> Attempt:
         reading=reading,
         max_tokens=max_tokens,
         model_status=model_status,
+        service=service,
+        tier=tier,
     )

@@ -2,7 +2,7 @@
 
 from mcr_jax.generate.api import Outcome
 
-VERSION = 3
+VERSION = 4
 
 _OUTCOMES = ", ".join(f"'{outcome.value}'" for outcome in Outcome)
 _TABLES = f"""
@@ -32,6 +32,8 @@ CREATE TABLE IF NOT EXISTS attempts (
   reading          TEXT    NOT NULL DEFAULT '',
   max_tokens       INTEGER,
   model_status     TEXT    NOT NULL DEFAULT '',
+  service          TEXT    NOT NULL DEFAULT '',
+  tier             TEXT    NOT NULL DEFAULT '',
   UNIQUE (stage, case_fingerprint, model, sample, judge, repeat, digest, attempt)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS wanted (
@@ -58,6 +60,8 @@ _ADDED = (
     (3, "reading", "TEXT NOT NULL DEFAULT ''", "''"),
     (3, "max_tokens", "INTEGER", "NULL"),
     (3, "model_status", "TEXT NOT NULL DEFAULT ''", "''"),
+    (4, "service", "TEXT NOT NULL DEFAULT ''", "''"),
+    (4, "tier", "TEXT NOT NULL DEFAULT ''", "''"),
 )
 _COLUMNS = (
     *("stage", "case_fingerprint", "model", "sample", "judge", "repeat", "digest", "attempt"),
@@ -91,7 +95,7 @@ def statements(version: int) -> list[str]:
     return [*added, _QUESTIONS] if added else []
 
 
-def columns(version: int) -> str:
-    """Returns the columns to select from a file of schema `version`, the id first."""
+def columns(version: int) -> dict[str, str]:
+    """Returns the expression for each column in a file of schema `version`, the id first."""
     missing = {name: value for since, name, _, value in _ADDED if since > version}
-    return ", ".join(missing.get(name, f"a.{name}") for name in ("id", *_COLUMNS))
+    return {name: missing.get(name, f"a.{name}") for name in ("id", *_COLUMNS)}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from mcr_jax.errors import McrError
 from mcr_jax.generate import remote
 from mcr_jax.generate.api import Generator, Outcome, Remote, Reply, Request, Usage
+from mcr_jax.generate.budget import Payments
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.generate.questions import (
     Known,
@@ -172,6 +173,7 @@ def answer(
     ledger: Ledger,
     *,
     progress: Progress | None = None,
+    payments: Payments | None = None,
 ) -> Summary:
     """Answers the open rows.
 
@@ -180,6 +182,7 @@ def answer(
       generator: gets all open requests at once; a remote one gets one call per question.
       ledger: takes every answer.
       progress: called with the number of newly settled rows once they are durable.
+      payments: name the service in the rows and keep config.budget; for a remote generator.
 
     Raises:
       McrError: a row cannot be written, or an error of `remote.ask`.
@@ -187,10 +190,11 @@ def answer(
     """
     with Recorder(ledger, progress or (lambda settled: None)) as recorder:
         most = generator.most_tokens if isinstance(generator, Remote) else 0
-        settler = Settler(work.known, work.reader, work.attempts, most, recorder)
+        paid = (payments.service, payments.tier) if payments else ()
+        settler = Settler(work.known, work.reader, work.attempts, most, recorder, *paid)
         asked = work.asked
         if isinstance(generator, Remote):
-            remote.ask(work.pending, generator, settler)
+            remote.ask(work.pending, generator, settler, payments)
         else:
             _ask_batch(work.pending, generator, settler, work.attempts)
     errors = settler.errors

@@ -33,6 +33,7 @@ class Ledger:
       readonly: True if the file was opened for reading only.
       written: number of attempts that this object added or parsed again.
       memo: cache for readers, such as `generate.joined`: a text is parsed once.
+      columns: SQL of each column of `attempts a`; a constant where an older file lacks it.
     """
 
     def __init__(self, path: str | Path, *, readonly: bool = False):
@@ -83,7 +84,8 @@ class Ledger:
                 for statement in _schema.statements(self._pragma("user_version")):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {version}")
-        self._columns = _schema.columns(version)
+        self.columns = _schema.columns(version)
+        self._columns = ", ".join(self.columns.values())
         self._has_questions = version >= 3
 
     def _pragma(self, name: str) -> int:
@@ -289,6 +291,10 @@ class Ledger:
     def count(self) -> int:
         """Counts the attempts."""
         return self._fetch("SELECT count(*) FROM attempts", ())[0][0]
+
+    def select(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Returns the rows of a query that only reads. Raises McrError if the file is damaged."""
+        return self._fetch(query, values)
 
     def _fetch(self, query: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         with self._lock, self._reporting():

@@ -108,6 +108,8 @@ class Settler:
       attempts: answers per row in a run before the row stays as it is.
       most_tokens: largest token limit of a retry after a truncated reply.
       recorder: writes the rows.
+      service: "KIND:MODEL" that is paid, for the rows; "" for a model of this machine.
+      tier: "batch" or "", for the rows.
     """
 
     def __init__(
@@ -117,9 +119,12 @@ class Settler:
         attempts: int,
         most_tokens: int,
         recorder: Recorder,
+        service: str = "",
+        tier: str = "",
     ):
         self._latest, self._reader, self._attempts = dict(known), reader, attempts
         self._most_tokens, self._recorder = most_tokens, recorder
+        self._paid = {"service": service, "tier": tier}
         self._errors: dict[RowKey, str] = {}
 
     def settle(self, question: Question, reply: Reply, seconds: float) -> Question | None:
@@ -179,5 +184,6 @@ class Settler:
             seconds=seconds,
             question=question.name,
             max_tokens=question.request.max_tokens,
+            **self._paid,
             **result,
         )

@@ -2,7 +2,8 @@
 
 A call without an answer is retried later at no cost to its row. Only failures that may be due to
 the request (an error 500, a timeout, an unreadable reply) are counted; a row is given up after
-`_FAILURES_PER_ROW`. During an outage the run waits up to the pacer's patience.
+`_FAILURES_PER_ROW`. During an outage the run waits up to the pacer's patience. A call that does not
+fit into config.budget waits until those in flight have ended; if it still does not, the run ends.
 """
 
 import asyncio
@@ -15,15 +16,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mcr_jax.errors import McrError, Stopped
 from mcr_jax.generate.api import Outcome, Remote, Reply
+from mcr_jax.generate.budget import Amount, Payments
 from mcr_jax.generate.pace import Fault
 from mcr_jax.generate.questions import Question, Settler
 from mcr_jax.sigterm import caught
 
 _FAILURES_PER_ROW = 10  # free of charge; then the row is left to the next run
 _GRACE_S = 10.0  # for calls in flight when the run ends early: they are paid for
+_Call = tuple[Question, float, Amount]  # with its begin by the pacer and what it may cost at most
 
 
-def ask(questions: Iterable[Question], remote: Remote, settler: Settler) -> None:
+def ask(
+    questions: Iterable[Question],
+    remote: Remote,
+    settler: Settler,
+    payments: Payments | None = None,
+) -> None:
     """Makes calls until every question is settled or given up.
 
     If the run ends early, by SIGTERM or an error, calls in flight get 10 s to finish and are
@@ -31,10 +39,11 @@ def ask(questions: Iterable[Question], remote: Remote, settler: Settler) -> None
 
     Raises:
       McrError: the service refuses or does not come back, or rows cannot be written.
-      Stopped: SIGTERM arrived, or the service names a later time.
+      Stopped: SIGTERM arrived, the service names a later time, or the next call may go over
+        config.budget.
       KeyboardInterrupt: Ctrl-C was pressed.
     """
-    run = _Run(questions, remote, settler)
+    run = _Run(questions, remote, settler, payments)
     gc.freeze()  # otherwise the garbage collector traverses all rows again and again
     try:
         if asyncio._get_running_loop() is None:
@@ -47,12 +56,18 @@ def ask(questions: Iterable[Question], remote: Remote, settler: Settler) -> None
 
 
 class _Run:
-    def __init__(self, questions: Iterable[Question], remote: Remote, settler: Settler):
+    def __init__(
+        self,
+        questions: Iterable[Question],
+        remote: Remote,
+        settler: Settler,
+        payments: Payments | None,
+    ):
         self._queue, self._remote, self._settler = deque(questions), remote, settler
-        self._pacer = remote.pacer
+        self._pacer, self._payments = remote.pacer, payments
         # Workers make one call after another: a new task for each call costs a tenth more time.
         self._workers: set[asyncio.Task[None]] = set()
-        self._idle: list[asyncio.Future[tuple[Question, float] | None]] = []
+        self._idle: list[asyncio.Future[_Call | None]] = []
         self._in_flight = 0
         self._ending: BaseException | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -92,11 +107,26 @@ class _Run:
                 wake = min(wait, left) if left is not None else wait
                 self._timer = self._loop.call_later(wake + 0.001, self._fill)
                 break
-            self._start((self._queue.popleft(), self._pacer.begin()))
+            held = self._reserve(self._queue[0])
+            if held is None:
+                break
+            self._start((self._queue.popleft(), self._pacer.begin(), held))
         if self._ending is not None or not (self._queue or self._in_flight):
             self._finish()
 
-    def _start(self, call: tuple[Question, float]) -> None:
+    def _reserve(self, question: Question) -> Amount | None:
+        """Reserves what a call may take; None if it does not fit: ends the run if it never will."""
+        if self._payments is None:
+            return Amount()
+        budget, most = self._payments.budget, self._payments.most(question.request)
+        if budget.admits(most):
+            budget.hold(most)
+            return most
+        if not self._in_flight:
+            self._end(budget.stopped(most))
+        return None
+
+    def _start(self, call: _Call) -> None:
         """Passes a call to an idle worker, or to a new one."""
         self._in_flight += 1
         if self._idle:
@@ -106,7 +136,7 @@ class _Run:
         self._workers.add(worker)
         worker.add_done_callback(self._worker_ended)
 
-    async def _work(self, call: tuple[Question, float] | None) -> None:
+    async def _work(self, call: _Call | None) -> None:
         """Makes calls until it gets None instead of one."""
         while call is not None:
             try:
@@ -130,25 +160,33 @@ class _Run:
             self._end(problem)
             self._finish()
 
-    async def _call(self, question: Question, began: float) -> None:
-        start = time.monotonic()
-        reply = await self._remote.call(question.request, question.index)
-        if reply.outcome is Outcome.INFRA_ERROR:
-            self._failed(question, reply, began)
-            return
-        self._pacer.answered()
-        retry = self._settler.settle(question, reply, time.monotonic() - start)
-        if retry is not None:
-            self._queue.append(retry)
+    async def _call(self, question: Question, began: float, held: Amount) -> None:
+        start, request, paid = time.monotonic(), question.request, None
+        try:
+            reply = await self._remote.call(request, question.index)
+            if reply.outcome is Outcome.INFRA_ERROR:
+                paid = reply.usage if self._failed(question, reply, began) else None
+                return
+            self._pacer.answered()
+            paid = reply.usage
+            retry = self._settler.settle(question, reply, time.monotonic() - start)
+            if retry is not None:
+                self._queue.append(retry)
+        finally:
+            if self._payments is not None:
+                self._payments.end(request, held, paid)
 
-    def _failed(self, question: Question, reply: Reply, began: float) -> None:
+    def _failed(self, question: Question, reply: Reply, began: float) -> bool:
+        """Queues the question again, or records the failure and returns True."""
         self._pacer.failed(began, reply.fault, reply.retry_after, reply.error)
         if reply.fault is Fault.FAILED:
             question.failures += 1
-        if question.failures >= _FAILURES_PER_ROW:
+        given_up = question.failures >= _FAILURES_PER_ROW
+        if given_up:
             self._settler.settle(question, reply, 0.0)
         else:
             self._queue.append(question)
+        return given_up
 
     def _stop(self, number: int) -> None:
         if number == signal.SIGINT:

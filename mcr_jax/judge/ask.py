@@ -22,8 +22,9 @@ from mcr_jax.cases import Case
 from mcr_jax.completion import Completion
 from mcr_jax.config import judge_name
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.generate import driver, joined
+from mcr_jax.generate import driver, forecast, joined
 from mcr_jax.generate.api import Generator, Outcome, Remote
+from mcr_jax.generate.budget import Budget, Payments, is_service, require_price
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope, opened
 from mcr_jax.generate.questions import is_open
 from mcr_jax.generate.room import require_room
@@ -38,8 +39,9 @@ Answered = tuple[Case, RowKey, Completion]  # a case and a model's completion fo
 
 
 def check(workdir: Workdir, config: ConfigDict) -> None:
-    """Checks judge, key, prompts and version as `judge` does. Raises UsageError."""
+    """Checks judge, key, price, prompts and version as `judge` does. Raises UsageError."""
     make_judge(config)
+    require_price(config, name if is_service(name := judge_name(config)) else "")
     _texts(config)
     if workdir.ledger.exists():
         with opened(workdir) as ledger:
@@ -71,7 +73,7 @@ def judge(
     Raises:
       McrError: a model has no completions, no verdict came at all, or ledger or judge fail.
       UsageError: the config or a prompt is wrong.
-      Stopped: SIGTERM came, or the judge's daily quota is used up.
+      Stopped: SIGTERM came, the judge's daily quota is used up, or config.budget is spent.
     """
     if not workdir.ledger.exists():
         raise McrError(f"{workdir.ledger}: no completions yet; run `mcr sample` first")
@@ -98,8 +100,13 @@ def judge(
         for scope, jobs in wanted.items():
             driver.want(scope, jobs, generator, ledger)
         workdir.note("judge", _facts(name, generator, texts, config))
+        payments = None
+        if isinstance(generator, Remote) and is_service(name):
+            payments = Budget(config, ledger).of(name)
+            _forecast(wanted, generator, ledger, config, payments)
         for scope, jobs in wanted.items():
-            models[scope.model][scope.stage] = _run(scope, jobs, generator, ledger, config)
+            counts = _run(scope, jobs, generator, ledger, config, payments)
+            models[scope.model][scope.stage] = counts
             answers += ledger.answers(scope, config.judge.version).values()
     parts = [part for stages in models.values() for part in stages.values()]
     counts = {count: sum(part[count] for part in parts) for count in _COUNTS}
@@ -235,12 +242,29 @@ def _key(row: RowKey) -> str:
     return f"{row.case}/{row.model}/{row.sample}/{row.stage}"
 
 
+def _forecast(
+    wanted: Mapping[Scope, Sequence[driver.Job]],
+    generator: Remote,
+    ledger: Ledger,
+    config: ConfigDict,
+    payments: Payments,
+) -> None:
+    """Prints what the open verdicts of all scopes may cost."""
+    pending = []
+    for scope, jobs in wanted.items():
+        settings = {"attempts": config.judge.attempts, "reader": reader(scope.stage, config)}
+        pending += driver.declare(scope, jobs, generator, ledger, **settings).pending
+    if line := forecast.line(pending, payments, ledger):
+        console.say(f"judge: {line}")
+
+
 def _run(
     scope: Scope,
     jobs: Sequence[driver.Job],
     generator: Generator | Remote,
     ledger: Ledger,
     config: ConfigDict,
+    payments: Payments | None,
 ) -> dict[str, int]:
     """Requests the open verdicts of one scope; prints those still missing; returns its counts."""
     read_by, attempts = reader(scope.stage, config), config.judge.attempts
@@ -248,7 +272,8 @@ def _run(
     label = f"{scope.stage} of {scope.model}"
     status = generator.pacer.status if isinstance(generator, Remote) else None
     with console.track(label, work.total, work.held, status) as track:
-        summary = driver.answer(work, generator, ledger, progress=track.advance)
+        advance = track.advance
+        summary = driver.answer(work, generator, ledger, progress=advance, payments=payments)
     answers = ledger.answers(scope, read_by.version).values()
     left = [a for a in answers if is_open(a, read_by, attempts) or a.outcome is not Outcome.OK]
     if left:

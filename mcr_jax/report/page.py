@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from mcr_jax import artifacts
 from mcr_jax.cases import Case
 from mcr_jax.completion import RULES
+from mcr_jax.generate import spending
 from mcr_jax.generate.joined import join
 from mcr_jax.generate.ledger import opened
 from mcr_jax.metrics import HEADLINE, METRICS, of_model
@@ -68,6 +69,7 @@ def report(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Path:
         "models": [visible(name) for name in results["models"]],
         "keys": [charts.key(series) for series in range(len(results["models"]))],
         "lede": _lede(results),
+        "cost": spending.sentence(results),
         "rows": _rows(results),
         "axis": charts.axis(),
         "pairs": _pairs(results),

@@ -11,6 +11,7 @@ from mcr_jax.errors import McrError, UsageError
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate import services
 from mcr_jax.generate.api import Generator, Remote, Request
+from mcr_jax.generate.budget import require_price
 from mcr_jax.model.checkpoints import steps
 from mcr_jax.model_specs import ModelSpec
 from mcr_jax.paths import local_folder
@@ -27,7 +28,10 @@ class Candidate(abc.ABC):
 
     Attributes:
       spec: its name and kind.
+      service: "KIND:MODEL" that is paid for its completions; "" for none.
     """
+
+    service = ""
 
     def __init__(self, experiment: Experiment, spec: ModelSpec):
         self._e, self.spec = experiment, spec
@@ -122,8 +126,13 @@ class Decoder(Candidate):
 class Service(Candidate):
     """A model behind a network."""
 
+    def __init__(self, experiment: Experiment, spec: ModelSpec):
+        super().__init__(experiment, spec)
+        self.service = f"{spec.kind}:{spec.value}"
+
     def ready(self) -> None:
         self._remote  # noqa: B018 - refuses a missing key or a wrong setting
+        require_price(self._e.config, self.service)
 
     @functools.cached_property
     def _remote(self) -> Remote:

@@ -12,6 +12,7 @@ from mcr_jax.data.example import prompt_messages
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate import driver, room
 from mcr_jax.generate.api import Generator, Remote, Request
+from mcr_jax.generate.budget import Payments
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope, opened
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def draw(
     requests: Sequence[Request],
     ledger: Ledger,
     lines: Callable[[Sequence[Request]], Iterable[str]],
+    payments: Payments | None = None,
 ) -> Drawn:
     """Draws the completions of one model that are not in the ledger.
 
@@ -89,22 +91,32 @@ def draw(
       requests: one per case, as `requests` makes them.
       ledger: receives the completions.
       lines: returns lines to print before the first draw, if there is one.
+      payments: to the service of a remote model.
 
     Raises:
       McrError: the model fails, or the ledger cannot be written.
-      Stopped: SIGTERM came to a run of a remote model, or its daily quota is used up.
+      Stopped: SIGTERM came to a run of a remote model, its daily quota is used up, or
+        config.budget is spent.
     """
-    jobs = [driver.Job(row=_row(request, name), request=request) for request in requests]
     began = time.monotonic()
-    work = driver.declare(Scope(STAGE, name), jobs, model, ledger)
+    work = declare(name, model, requests, ledger)
     if work.asked:
         for line in lines(requests):
             console.say(f"sample: {line}")
     status = model.pacer.status if isinstance(model, Remote) else getattr(model, "status", None)
     with console.track(f"sample {name}", work.total, work.held, status) as progress:
-        summary = driver.answer(work, model, ledger, progress=progress.advance)
+        advance = progress.advance
+        summary = driver.answer(work, model, ledger, progress=advance, payments=payments)
     tokens = getattr(model, "tokens", 0)
     return Drawn(summary=summary, tokens=tokens, seconds=time.monotonic() - began)
+
+
+def declare(
+    name: str, model: Generator | Remote, requests: Sequence[Request], ledger: Ledger
+) -> driver.Work:
+    """Declares the completions of one model in the ledger; returns the open ones."""
+    jobs = [driver.Job(row=_row(request, name), request=request) for request in requests]
+    return driver.declare(Scope(STAGE, name), jobs, model, ledger)
 
 
 def requests(e: Experiment) -> list[Request]:

@@ -5,23 +5,27 @@ from collections.abc import Sequence
 
 from mcr_jax import console, model_specs
 from mcr_jax.experiment.experiment import Experiment, devices
+from mcr_jax.generate import forecast
 from mcr_jax.generate.api import Request
-from mcr_jax.generate.ledger import opened
+from mcr_jax.generate.budget import Budget, Payments, require_price
+from mcr_jax.generate.ledger import Ledger, opened
 from mcr_jax.sample import draw
 from mcr_jax.sample.candidates import Candidate, Decoder, candidates
 from mcr_jax.sigterm import stoppable
 
 
 def ready(experiment: Experiment) -> None:
-    """Raises UsageError if config.sample names an unknown model."""
+    """Raises UsageError if config.sample names an unknown model, or config.prices is wrong."""
     model_specs.specs(experiment.config)
+    require_price(experiment.config)
 
 
 def run(experiment: Experiment) -> None:
     """Samples the missing completions; loads only models with missing completions.
 
     Raises:
-      Stopped: SIGTERM came; every completion that was finished is in the ledger.
+      Stopped: SIGTERM came, or config.budget is spent; every completion that was finished is in
+        the ledger.
     """
     left = []
     for candidate in candidates(experiment):
@@ -53,12 +57,13 @@ def _draw(e: Experiment, left: list[Candidate]) -> None:
     draw.require_room(e, [candidate.spec.name for candidate in left])
     requests, drawn, printed = draw.requests(e), {}, set()
     with opened(e.workdir) as ledger:
+        paid = _forecast(e, left, requests, ledger)
         for candidate in left:
             name = candidate.spec.name
             model, facts = candidate.load()
             e.workdir.note(f"sample.{name}", facts)
             lines = functools.partial(_new_lines, candidate, printed)
-            drawn[name] = draw.draw(name, model, requests, ledger, lines)
+            drawn[name] = draw.draw(name, model, requests, ledger, lines, paid.get(name))
             del model  # frees its memory before the next one is loaded
     local = any(isinstance(candidate, Decoder) for candidate in left)
     facts = {"prompt": e.prompt.digest, "seed": e.config.seed, **(devices() if local else {})}
@@ -71,3 +76,19 @@ def _draw(e: Experiment, left: list[Candidate]) -> None:
                 rate = of_model.tokens / max(of_model.seconds, 1e-9)
                 done += f", {rate:,.0f} tokens/s with compilation"
         console.say(f"sample: {name}: {of_model.summary.total} completions, {done}")
+
+
+def _forecast(
+    e: Experiment, left: list[Candidate], requests: list[Request], ledger: Ledger
+) -> dict[str, Payments]:
+    """Prints what the open completions of each service may cost; returns the payments by name."""
+    budget, paid = Budget(e.config, ledger), {}
+    for candidate in left:
+        if candidate.service:
+            paid[candidate.spec.name] = budget.of(candidate.service)
+    for candidate in left:
+        if payments := paid.get(candidate.spec.name):
+            work = draw.declare(candidate.spec.name, candidate.load()[0], requests, ledger)
+            if line := forecast.line(work.pending, payments, ledger):
+                console.say(f"sample: {line}")
+    return paid

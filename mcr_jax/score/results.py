@@ -14,11 +14,14 @@ from ml_collections import ConfigDict
 from mcr_jax import artifacts, statistics
 from mcr_jax.completion import RULES
 from mcr_jax.config import judge_name
+from mcr_jax.generate import prices as price_rows
+from mcr_jax.generate import spending
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.joined import Joined, join
 from mcr_jax.generate.ledger import Attempt, opened
 from mcr_jax.metrics import METRICS, CaseScore, Estimate, nested
 from mcr_jax.score.compare import Estimates, compare
+from mcr_jax.score.cost import with_usage
 from mcr_jax.score.samples import KINDS, collect
 from mcr_jax.workdir import Workdir
 
@@ -31,17 +34,21 @@ def score(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
 
     Args:
       workdir: holds the ledger; its manifest's sections "data" and "judge" go into the results.
-      config: a resolved config; reads `name`, `seed`, `sample.models`, `judge` and `score`.
+      config: a resolved config; reads `name`, `seed`, `sample.models`, `judge`, `score`, `prices`.
 
     Returns:
-      The content of results.json, schema 1: per model its `metrics.METRICS`, "outcomes" and
-      "answers"; "comparisons" of consecutive models; "data", "judge", "config" and "notice".
+      The content of results.json, schema 1: per model its `metrics.METRICS`, "outcomes", "answers"
+      and "usage"; "comparisons" of consecutive models; "data", "judge", "config", "prices" and
+      "notice".
 
     Raises:
       McrError: a model has no completions, or a verdict in the ledger has another form.
+      UsageError: the file of config.prices cannot be used.
     """
+    prices = price_rows.load(config.prices)
     with opened(workdir, readonly=True) as ledger:
         results, scores = tabulate(join(ledger, config), workdir, config)
+        results = with_usage(results, spending.read(ledger), prices)
     workdir.write_json(workdir.scores, scores)
     workdir.write_json(workdir.results, results)
     return results
@@ -82,7 +89,7 @@ def metric(cases: Mapping[str, Estimate], config: ConfigDict) -> dict[str, Any]:
 def tabulate(
     joined: Joined, workdir: Workdir, config: ConfigDict
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Computes results.json and scores.json from the ledger and the manifest alone."""
+    """Computes results.json without usage, and scores.json, from ledger and manifest alone."""
     collected = {model: collect(samples, config) for model, samples in joined.models.items()}
     by_metric = {model: estimates(cases) for model, cases in collected.items()}
     if joined.mixed:

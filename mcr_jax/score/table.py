@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from mcr_jax.generate import spending
 from mcr_jax.metrics import METRICS, Metric, of_model
 
 _SIDE_BY_SIDE = 2  # models
@@ -30,8 +31,8 @@ def table(results: Mapping[str, Any]) -> Group:
       unresolved, coverage and bounds. A pair of consecutive models has the paired difference with
       its interval, and the p-value. Up to `_SIDE_BY_SIDE` models are columns, with their difference
       beside them; more models are rows, with the differences in a table below. The notes list
-      outcomes of completions, rules that read the answers, and verdicts that do not count. Two
-      models fit into 80 columns.
+      outcomes of completions, rules that read the answers, the cost, and verdicts that do not
+      count. Two models fit into 80 columns.
     """
     models = {name: of_model(model) for name, model in results["models"].items()}
     compared = {(c["a"], c["b"], c["metric"]): c for c in results["comparisons"]}
@@ -97,6 +98,8 @@ def _notes(results: Mapping[str, Any], paired: bool) -> list[str]:
         if rules := model.get("answers"):
             read = ", ".join(f"{count} {rule}" for rule, count in rules.items())
             notes.append(f"Answers of {name}, by the rule that read them: {read}")
+    if cost := spending.sentence(results):
+        notes.append(cost)
     if note := results["judge"].get("note"):
         notes.append(f"Verdicts: {note}.")
     return [*notes, f"{results['notice']}."]

@@ -15,10 +15,12 @@ from ml_collections import ConfigDict
 
 from mcr_jax import prompts
 from mcr_jax.cases import Case
+from mcr_jax.generate import spending
 from mcr_jax.generate.api import Outcome, Request
 from mcr_jax.generate.joined import Sample, counting, read_all, uncollected
 from mcr_jax.generate.ledger import Attempt, opened
 from mcr_jax.judges import diagnosis, reasons
+from mcr_jax.score.cost import as_stored
 from mcr_jax.score.results import tabulate
 from mcr_jax.workdir import Workdir
 
@@ -56,15 +58,16 @@ def verify(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Verif
       McrError: a file is missing or broken, or the ledger cannot be scored.
     """
     with opened(workdir, readonly=True) as ledger:
-        models = read_all(ledger, config)
+        models, spent = read_all(ledger, config), spending.read(ledger)
     again = _Again(config, cases)
     lines = []
     with uncollected():
         for samples in models.values():
             for sample in samples:
                 lines += again.differences(sample)
-    fresh = tabulate(counting(models, config), workdir, config)
+    results, scores = tabulate(counting(models, config), workdir, config)
     stored = [workdir.read_json(path) for path in (workdir.results, workdir.scores)]
+    fresh = as_stored(stored[0], results, spent, workdir), scores
     for path, old, new in zip((workdir.results, workdir.scores), stored, fresh, strict=True):
         if json.dumps(old, sort_keys=True) != json.dumps(
             new, sort_keys=True

@@ -10,8 +10,9 @@ from mcr_jax import artifacts, console, prompts
 from mcr_jax.cases import Case
 from mcr_jax.config import judge_name
 from mcr_jax.errors import McrError
-from mcr_jax.generate import driver
+from mcr_jax.generate import driver, forecast
 from mcr_jax.generate.api import Generator, Outcome, Remote
+from mcr_jax.generate.budget import Payments
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope, damaged
 from mcr_jax.judges import distortion
 from mcr_jax.judges.choose import reader
@@ -31,7 +32,12 @@ class Meaning:
     """
 
     def __init__(
-        self, ledger: Ledger, config: ConfigDict, generator: Generator | Remote, model: str
+        self,
+        ledger: Ledger,
+        config: ConfigDict,
+        generator: Generator | Remote,
+        model: str,
+        payments: Payments | None = None,
     ):
         self.about = {"identity": generator.identity, **settings(config)}
         self.verdicts: dict[RowKey, Attempt | None] = {}
@@ -40,6 +46,7 @@ class Meaning:
         self._reader = reader(distortion.STAGE, config)
         self._scope = Scope(distortion.STAGE, model, judge_name(config, config.stitch.judge))
         self._jobs: list[driver.Job] = []
+        self._payments = payments
 
     def row(self, case: Case, sample: int) -> RowKey:
         """Returns the row of the verdict on one sample of a case."""
@@ -66,9 +73,15 @@ class Meaning:
         work = driver.declare(scope, self._jobs, generator, self._ledger, **settings)
         pending = [q for q in work.pending if any(row.key in new for row in q.rows)]
         work = dataclasses.replace(work, pending=pending)
+        if self._payments and (line := forecast.line(pending, self._payments, self._ledger)):
+            console.say(f"stitch: {line}")
         status = generator.pacer.status if isinstance(generator, Remote) else None
         with console.track("distortion", work.total, work.held, status) as progress:
-            summary = driver.answer(work, generator, self._ledger, progress=progress.advance)
+            summary = driver.answer(
+                *(work, generator, self._ledger),
+                progress=progress.advance,
+                payments=self._payments,
+            )
         self.verdicts = self._ledger.answers(scope)
         left = [a for a in self.verdicts.values() if a is None or not a.outcome.settled]
         if left:

@@ -9,12 +9,14 @@ from rich.console import Console
 
 from mcr_jax import artifacts, console, prompts, statistics
 from mcr_jax import config as configs
+from mcr_jax.config import judge_name
 from mcr_jax.config_fields import FIELDS
 from mcr_jax.data import traces
 from mcr_jax.data.dataset import dataset_fingerprint
 from mcr_jax.errors import McrError
 from mcr_jax.experiment.experiment import Experiment, devices
 from mcr_jax.generate.api import Generator, Remote
+from mcr_jax.generate.budget import Budget, is_service, require_price
 from mcr_jax.generate.gemini import Gemini
 from mcr_jax.generate.ledger import Scope, opened
 from mcr_jax.generate.room import require_room
@@ -40,6 +42,8 @@ def ready(experiment: Experiment) -> None:
     if experiment.config.stitch.model == "gemini":
         _gemini(experiment.config)
     _judge(experiment.config)
+    for name in (model_name(experiment.config), _judge_name(experiment.config)):
+        require_price(experiment.config, name if is_service(name) else "")
 
 
 def run(experiment: Experiment) -> None:
@@ -61,11 +65,14 @@ def run(experiment: Experiment) -> None:
     workdir.note("stitch.model", {"identity": generator.identity, "weights": origin})
     stopped = "stopped by SIGTERM; every trace that came is kept, call again to go on"
     with stoppable(stopped), opened(workdir) as ledger:
-        name = model_name(e.config)
-        meaning = Meaning(ledger, e.config, judge, name) if judge else None
+        name, budget = model_name(e.config), Budget(e.config, ledger)
+        by = _judge_name(e.config)
+        of_judge = budget.of(by) if is_service(by) else None
+        payments = budget.of(name) if is_service(name) else None
+        meaning = Meaning(ledger, e.config, judge, name, of_judge) if judge else None
         if meaning:
             workdir.note("stitch.judge", meaning.about)
-        rows = stitch(ledger, e.config, cases, generator, name, prompt, status, meaning)
+        rows = stitch(ledger, e.config, cases, generator, name, prompt, status, meaning, payments)
     fingerprint = traces.digest({row.fingerprint: row.trace for row in rows})
     if e.config.train.traces == traces.STITCHED:  # keeps the traces of a trained model
         e.refuse_other({"traces": fingerprint})
@@ -126,6 +133,11 @@ def _generator(e: Experiment) -> tuple[Generator | Remote, str, Callable[[], str
 def _judge(config: ConfigDict) -> Generator | Remote | None:
     """Returns the generator of config.stitch.judge. Raises UsageError if it cannot be used."""
     return make_judge(config, config.stitch.judge) if config.stitch.judge else None
+
+
+def _judge_name(config: ConfigDict) -> str:
+    """Returns the ledger name of config.stitch.judge; "" without one."""
+    return judge_name(config, config.stitch.judge) if config.stitch.judge else ""
 
 
 def _prompt(config: ConfigDict) -> prompts.Prompt:

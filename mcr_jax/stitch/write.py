@@ -19,8 +19,9 @@ from mcr_jax import console
 from mcr_jax.cases import Case
 from mcr_jax.data.traces import JOINED, STITCHED, Trace
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.generate import driver
+from mcr_jax.generate import driver, forecast
 from mcr_jax.generate.api import Generator, Outcome, Remote, Request
+from mcr_jax.generate.budget import Payments
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.prompts import Prompt, inert
 from mcr_jax.statements import number_statements
@@ -93,6 +94,7 @@ def stitch(
     prompt: Prompt,
     status: Callable[[], str] | None = None,
     judge: Meaning | None = None,
+    payments: Payments | None = None,
 ) -> list[Trace]:
     """Returns one trace per case, in order; requests only replies that the ledger lacks.
 
@@ -105,6 +107,7 @@ def stitch(
       prompt: takes `statements`, one numbered line each.
       status: returns the generator's status for the progress line.
       judge: judges the traces; None to skip judging.
+      payments: to the service of a remote generator.
 
     Raises:
       UsageError: the prompt is invalid, or all attempts would be equal.
@@ -122,7 +125,7 @@ def stitch(
         wanted = {f: len(found) for f, found in samples.items()}
         wanted |= {case.fingerprint: drawn for case in again}
         jobs = [_job(case, wanted[case.fingerprint], config, model, prompt) for case in cases]
-        answers = _answers(jobs, generator, ledger, model, drawn, status)
+        answers = _answers(jobs, generator, ledger, model, drawn, status, payments)
         with console.track("audit", len(again)) as progress:
             for case in again:
                 row = RowKey(stage=STAGE, case=case.fingerprint, model=model, sample=drawn - 1)
@@ -171,13 +174,17 @@ def _answers(
     model: str,
     drawn: int,
     status: Callable[[], str] | None,
+    payments: Payments | None,
 ) -> Mapping[RowKey, Attempt]:
     """Returns the newest attempt at every wanted row. Raises McrError if a row is still open."""
     scope = Scope(STAGE, model)
     work = driver.declare(scope, jobs, generator, ledger)
+    if payments and (line := forecast.line(work.pending, payments, ledger)):
+        console.say(f"stitch: {line}")
     label = f"stitch, sample {drawn} of a case" if drawn > 1 else "stitch"
     with console.track(label, work.total, work.held, status) as progress:
-        summary = driver.answer(work, generator, ledger, progress=progress.advance)
+        advance = progress.advance
+        summary = driver.answer(work, generator, ledger, progress=advance, payments=payments)
     answers = ledger.answers(scope)
     left = [row for row, a in answers.items() if a is None or not a.outcome.settled]
     if left:

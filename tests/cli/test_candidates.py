@@ -66,6 +66,8 @@ def test_a_folder_two_services_and_a_file_are_measured_by_one_command(
     again = {**fields, "sample.models": f"o=openai:m,again=file:{tmp_path / 'o.jsonl'}"}
     assert call("eval", **again) == (0, [])
     found = results(tmp_path)
+    paid, free = found["o"].pop("usage"), found["again"].pop("usage")
+    assert (paid["requests"], free["requests"]) == (4, 0)
     assert found["again"] == found["o"]
 
 

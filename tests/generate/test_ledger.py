@@ -20,7 +20,7 @@ from mcr_jax.workdir import Workdir
 
 SCOPE = Scope("diagnosis", "sft", "offline")
 # Files of each earlier schema, written by the code of that time.
-OLD = {n: pathlib.Path(__file__).parent / "golden" / f"ledger_{n}.sqlite" for n in (1, 2)}
+OLD = {n: pathlib.Path(__file__).parent / "golden" / f"ledger_{n}.sqlite" for n in (1, 2, 3)}
 
 # Writes rows for ever, or up to a count, and acknowledges each on stdout after it is written.
 WRITER = """
@@ -192,12 +192,13 @@ def of_old_schema(ledger, schema):
         "<answer>violet rime</answer>",
         Usage(prompt=11, output=12, cached=3),
     )
-    assert answered.mean_logprob == {1: None, 2: -0.25}[schema] and missing is None
+    assert answered.mean_logprob == (None if schema == 1 else -0.25) and missing is None
     (verdict,) = ledger.answers(SCOPE).values()
     assert verdict.verdict == {"same": True}
     assert (verdict.shared, verdict.question, verdict.reading, verdict.max_tokens) == (
         *(None, "", "", None),
     )
+    assert (verdict.service, verdict.tier) == ("", "")
     assert ledger.equal(["any"]) == {}
 
 
@@ -212,7 +213,8 @@ def test_ledger_of_an_old_schema_is_read_as_it_is(tmp_path, schema):
 @pytest.mark.parametrize("schema", OLD)
 def test_ledger_of_an_old_schema_is_converted_when_opened_for_writing(tmp_path, schema):
     path = shutil.copy(OLD[schema], tmp_path)
-    newer = attempt(row(stage="sample", judge="", sample=1), mean_logprob=-0.5, question="q")
+    new = {"mean_logprob": -0.5, "question": "q", "service": "openai:m", "tier": "batch"}
+    newer = attempt(row(stage="sample", judge="", sample=1), **new)
     with Ledger(path) as ledger:
         of_old_schema(ledger, schema)
         ledger.write(newer)

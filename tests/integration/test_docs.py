@@ -28,6 +28,7 @@ PAGES = [
         for page in (
             "evaluate.md",
             "judging.md",
+            "cost.md",
             "data.md",
             "training.md",
             "stitching.md",

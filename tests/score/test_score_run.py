@@ -159,6 +159,10 @@ def test_judge_and_data_come_from_the_manifest_and_verdicts_are_counted(workdir)
             "reasons": {"wanted": 6, "settled": 5},
         },
         "versions": {"diagnosis": {"not reported": 28}, "reasons": {"not reported": 5}},
+        "usage": {
+            **dict.fromkeys(("requests", "prompt_tokens", "output_tokens", "cached_tokens"), 0),
+            "dollars": 0.0,
+        },
     }
     assert results["schema"] == 1
     assert "not for patient care" in results["notice"]
