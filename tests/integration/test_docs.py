@@ -29,6 +29,7 @@ PAGES = [
             "evaluate.md",
             "judging.md",
             "data.md",
+            "harnesses.md",
             "training.md",
             "stitching.md",
             "sampling.md",
