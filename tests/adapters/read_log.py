@@ -30,6 +30,7 @@ def main(path: str, out: pathlib.Path, *reducers: str) -> None:
                 "epoch": sample.epoch,
                 "text": sample.output.completion,
                 "stop": sample.output.stop_reason,
+                "error": sample.error and sample.error.message,
                 "input": sample.messages[0].text,
                 "scores": {n: s.model_dump(mode="json") for n, s in sample.scores.items()},
             }

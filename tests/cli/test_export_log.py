@@ -1,5 +1,6 @@
 """`mcr export-log`: a log that the real inspect_ai reads, with the numbers of results.json."""
 
+import dataclasses
 import json
 import math
 import zipfile
@@ -10,6 +11,8 @@ import pytest
 from mcr_jax.adapters.inspect_log import FOUND, VERIFIED
 from mcr_jax.completion import render
 from mcr_jax.data.dataset import load_cases
+from mcr_jax.generate.api import Outcome
+from mcr_jax.generate.ledger import Ledger, Scope
 
 THOUGHTS = "It hums, and there is no frost."
 SAMPLES = 5
@@ -71,6 +74,24 @@ def test_inspect_ai_reads_the_log_and_computes_the_same_numbers(call, measured, 
     given = {json.loads(line)["text"] for line in (workdir / "made.jsonl").read_text().splitlines()}
     assert {sample["text"] for sample in read["samples"]} == given
     assert read["header"]["model"] == "none/made" and read["header"]["config"]["epochs"] == SAMPLES
+
+
+def test_a_call_that_failed_is_an_error_in_the_log_and_unscored(call, measured):
+    workdir, fields = measured
+    with Ledger(workdir / "ledger.sqlite") as ledger:
+        answers = ledger.answers(Scope("sample", "made"))
+        row = next(row for row, attempt in answers.items() if attempt is None)
+        other = next(a for r, a in answers.items() if a is not None and r.case == row.case)
+        failed = {"outcome": Outcome.INFRA_ERROR, "text": "", "error": "no reply in 60 s"}
+        ledger.write(dataclasses.replace(other, row=row, **failed))
+    path, out = workdir / "made.eval", workdir / "read.json"
+    assert call("export-log", out=path, **fields) == (0, [])
+    read = harness_python.run("read_log.py", out, path, out, "mean")
+    assert len(read["samples"]) == 12
+    (sample,) = (s for s in read["samples"] if s["error"])
+    assert sample["error"] == "no reply in 60 s" and math.isnan(
+        sample["scores"]["diagnosis"]["value"]
+    )
 
 
 def test_the_same_ledger_gives_the_same_log(call, measured):

@@ -30,6 +30,7 @@ PAGES = [
             "judging.md",
             "cost.md",
             "data.md",
+            "harnesses.md",
             "training.md",
             "stitching.md",
             "sampling.md",
