@@ -168,7 +168,7 @@ class Payments:
         return self._amount(usage)
 
     def end(self, request: Request, held: Amount, usage: Usage | None) -> None:
-        """Counts a call that ended; `usage` is None if no row of the ledger holds it."""
+        """Counts a call that ended; `usage` is None if it was free and no row will hold it."""
         if self.budget.limited:
             paid = Amount() if usage is None else self._amount(usage)
             self.budget.settle(held, paid)

@@ -165,7 +165,8 @@ class _Run:
         try:
             reply = await self._remote.call(request, question.index)
             if reply.outcome is Outcome.INFRA_ERROR:
-                paid = reply.usage if self._failed(question, reply, began) else None
+                recorded = self._failed(question, reply, began)
+                paid = reply.usage if recorded or reply.usage.prompt else None
                 return
             self._pacer.answered()
             paid = reply.usage

@@ -100,13 +100,15 @@ def judge(
         for scope, jobs in wanted.items():
             driver.want(scope, jobs, generator, ledger)
         workdir.note("judge", _facts(name, generator, texts, config))
-        payments = None
+        payments, done = None, {}
         if isinstance(generator, Remote) and is_service(name):
             payments = Budget(config, ledger).of(name)
-            _forecast(wanted, generator, ledger, config, payments)
+            done = _forecast(wanted, generator, ledger, config, payments)
         for scope, jobs in wanted.items():
-            counts = _run(scope, jobs, generator, ledger, config, payments)
-            models[scope.model][scope.stage] = counts
+            work = done.get(scope) or _declare(scope, jobs, generator, ledger, config)
+            models[scope.model][scope.stage] = _run(
+                *(scope, work, generator, ledger, config, payments)
+            )
             answers += ledger.answers(scope, config.judge.version).values()
     parts = [part for stages in models.values() for part in stages.values()]
     counts = {count: sum(part[count] for part in parts) for count in _COUNTS}
@@ -248,19 +250,35 @@ def _forecast(
     ledger: Ledger,
     config: ConfigDict,
     payments: Payments,
-) -> None:
-    """Prints what the open verdicts of all scopes may cost."""
-    pending = []
-    for scope, jobs in wanted.items():
-        settings = {"attempts": config.judge.attempts, "reader": reader(scope.stage, config)}
-        pending += driver.declare(scope, jobs, generator, ledger, **settings).pending
+) -> dict[Scope, driver.Work]:
+    """Prints what the open verdicts of all scopes may cost.
+
+    Returns the work of each scope if none is open: otherwise the answers of one scope may be copied
+    to the next.
+    """
+    works = {
+        scope: _declare(scope, jobs, generator, ledger, config) for scope, jobs in wanted.items()
+    }
+    pending = [question for work in works.values() for question in work.pending]
     if line := forecast.line(pending, payments, ledger):
         console.say(f"judge: {line}")
+    return {} if pending else works
+
+
+def _declare(
+    scope: Scope,
+    jobs: Sequence[driver.Job],
+    generator: Generator | Remote,
+    ledger: Ledger,
+    config: ConfigDict,
+) -> driver.Work:
+    settings = {"attempts": config.judge.attempts, "reader": reader(scope.stage, config)}
+    return driver.declare(scope, jobs, generator, ledger, **settings)
 
 
 def _run(
     scope: Scope,
-    jobs: Sequence[driver.Job],
+    work: driver.Work,
     generator: Generator | Remote,
     ledger: Ledger,
     config: ConfigDict,
@@ -268,7 +286,6 @@ def _run(
 ) -> dict[str, int]:
     """Requests the open verdicts of one scope; prints those still missing; returns its counts."""
     read_by, attempts = reader(scope.stage, config), config.judge.attempts
-    work = driver.declare(scope, jobs, generator, ledger, attempts=attempts, reader=read_by)
     label = f"{scope.stage} of {scope.model}"
     status = generator.pacer.status if isinstance(generator, Remote) else None
     with console.track(label, work.total, work.held, status) as track:

@@ -114,6 +114,13 @@ def test_failed_attempts_count_and_free_retries_do_not(ledger, openai):
     assert sorted(outcomes) == ["MALFORMED"] * 2 + ["OK"] * 4
 
 
+def test_a_reply_without_an_answer_that_has_a_price_counts_within_the_run(ledger, openai):
+    openai.then(openai.replies({"choices": [], "usage": {"prompt_tokens": 11}}))
+    with pytest.raises(Stopped, match=r"^3 requests of "):
+        run(ledger, jobs(9), config(requests=3), concurrency=1)
+    assert (len(openai.calls), spent(ledger).requests) == (3, 2)
+
+
 def test_equal_questions_are_one_call(ledger, openai):
     reader = Reader(parse=lambda request, text: text, name="text/1")
     run(ledger, jobs(7), config(requests=1), reader=reader)
