@@ -70,7 +70,7 @@ def test_with_several_samples_there_is_no_mcnemar_test(tmp_path):
 def test_the_numbers_of_one_workdir_are_those_of_its_results(tmp_path):
     rng = np.random.default_rng(0)
     models = {n: cases(rng.integers(0, 2, (40, 2)).tolist()) for n in ("a", "b")}
-    workdir = scored(tmp_path, models, resamples=20_000)
+    workdir = scored(tmp_path, models, resamples=10_000)
     ours = {c["metric"]: c for c in _found(workdir.path)["comparisons"]}
     for theirs in workdir.read_json(workdir.results)["comparisons"]:
         assert {name: ours[theirs["metric"]][name] for name in theirs} == theirs
