@@ -118,14 +118,15 @@ def interval(
     """
     by_case = np.asarray(by_case, np.float64)
     total = by_case.sum(axis=0)
-    value = float(statistic(total))
-    if not np.isfinite(value):
-        return None
-    draws = statistic(_resampled(by_case, resamples, seed, strata))
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may lack one kind of item
+        value = float(statistic(total))
+        if not np.isfinite(value):
+            return None
+        draws = statistic(_resampled(by_case, resamples, seed, strata))
+        without = statistic(total - by_case)
     draws = draws[np.isfinite(draws)]
     if len(draws) < _DEFINED * resamples:
         return None
-    without = statistic(total - by_case)
     deviations = np.where(np.isfinite(without), without, value)
     deviations = deviations.mean() - deviations
     if np.ptp(draws) <= _TIE or np.all(np.abs(deviations) <= _TIE):

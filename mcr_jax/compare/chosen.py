@@ -123,7 +123,7 @@ def described(name: str, values: Sequence[str], models: Sequence[Chosen]) -> str
 
 def _facts(workdir: Workdir, results: Mapping[str, Any]) -> dict[str, str]:
     judge, config, data = results["judge"], results["config"], results["data"]
-    named, versions = judge.get("version", ""), judge.get("versions", {})
+    named, versions = _text(judge.get("version", "")), judge.get("versions", {})
     sample = artifacts.section(workdir, "sample")
     return {
         "judge": judge["name"],

@@ -154,6 +154,7 @@ def pair(tmp_path_factory):
         (["a", "a:m"], 2, ["'m' is named twice"]),
         (["a", "b", "--out=a"], 2, ["a is a folder"]),
         (["a", "gs://bucket/run"], 2, ["not a local folder"]),
+        (["a", "b", "--out=gs://bucket/x.html"], 2, ["not a local folder"]),
         (["a", "b", "--jsn=x"], 2, ["unknown flag --jsn; did you mean --json"]),
     ],
 )
@@ -241,3 +242,14 @@ def test_another_prompt_of_the_candidates_is_a_difference(tmp_path):
     scored(tmp_path / "b", {"m": cases(A)}, sample={"prompt": "2" * 64})
     models = chosen([str(tmp_path / "a"), str(tmp_path / "b")])
     assert list(differences(models)) == ["prompt"]
+
+
+@pytest.mark.parametrize("field", ["recall", "recall_verified", "right", "metrics", "kinds"])
+def test_a_damaged_file_is_one_line_that_names_it(tmp_path, capsys, field):
+    workdir = scored(tmp_path, {"a": cases(A), "b": cases(B)})
+    scores = workdir.read_json(workdir.scores)
+    scores["models"]["a"]["0" * 64][field] = {"x": 2}
+    workdir.scores.write_text(json.dumps(scores))
+    assert main(["compare", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "scores.json" in line and field in line
