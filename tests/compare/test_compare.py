@@ -237,6 +237,14 @@ def test_each_fact_is_compared(tmp_path, capsys, change, words):
     assert all(word in line for word in words), line
 
 
+def test_what_a_file_says_cannot_act_on_the_terminal(tmp_path, capsys):
+    for name, identity in (("a", "\x1b[2J one"), ("b", "\x1b]0;two\x07")):
+        scored(tmp_path / name, {"m": cases(A)}, judge={"identity": identity})
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "?[2J one (a:m)" in line and line.isprintable()
+
+
 def test_another_prompt_of_the_candidates_is_a_difference(tmp_path):
     scored(tmp_path / "a", {"m": cases(A)}, sample={"prompt": "1" * 64})
     scored(tmp_path / "b", {"m": cases(A)}, sample={"prompt": "2" * 64})
