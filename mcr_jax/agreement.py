@@ -4,6 +4,7 @@ Items of one case are not independent, so resampling draws cases. A table of cou
 [..., 4] in the order of `CELLS`; every statistic is a function of summed tables.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from mcr_jax import statistics
 CELLS = ("both", "first_only", "second_only", "neither")  # judge or judges that say yes
 _DEFINED = 0.95  # share of resamples in which a statistic must be defined to get an interval
 _TIE = 1e-12
+_CHUNK = 2_000_000  # numbers in memory at once while summing resamples
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # counts [..., n] to values [...]
 
@@ -116,14 +118,15 @@ def interval(
     """
     by_case = np.asarray(by_case, np.float64)
     total = by_case.sum(axis=0)
-    value = float(statistic(total))
-    if not np.isfinite(value):
-        return None
-    draws = statistic(_resampled(by_case, resamples, seed, strata))
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may lack one kind of item
+        value = float(statistic(total))
+        if not np.isfinite(value):
+            return None
+        draws = statistic(_resampled(by_case, resamples, seed, strata))
+        without = statistic(total - by_case)
     draws = draws[np.isfinite(draws)]
     if len(draws) < _DEFINED * resamples:
         return None
-    without = statistic(total - by_case)
     deviations = np.where(np.isfinite(without), without, value)
     deviations = deviations.mean() - deviations
     if np.ptp(draws) <= _TIE or np.all(np.abs(deviations) <= _TIE):
@@ -174,14 +177,25 @@ def _resampled(
     by_case: np.ndarray, resamples: int, seed: int, strata: Sequence[int] | None
 ) -> np.ndarray:
     """Returns sums over cases drawn with replacement, within each stratum: [resamples, n]."""
-    rng = np.random.default_rng(seed)
     labels = np.zeros(len(by_case), np.int64) if strata is None else np.asarray(strata)
-    sums = np.zeros((resamples, by_case.shape[1]))
-    for label in np.unique(labels):
-        of_stratum = by_case[labels == label]
-        cases = len(of_stratum)
-        sums += rng.multinomial(cases, np.full(cases, 1.0 / cases), resamples) @ of_stratum
-    return sums
+    order = np.argsort(labels, kind="stable")
+    sizes = tuple(np.unique(labels, return_counts=True)[1].tolist())
+    weights, ordered = _weights(sizes, resamples, seed), by_case[order]
+    rows = max(1, _CHUNK // len(by_case))
+    return np.concatenate(
+        [weights[start : start + rows] @ ordered for start in range(0, resamples, rows)]
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _weights(sizes: tuple[int, ...], resamples: int, seed: int) -> np.ndarray:
+    """Returns how often each case is drawn, strata one after another: int16 [resamples, cases].
+
+    They are kept: models have the same cases, and drawing takes most of the time.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [rng.multinomial(n, np.full(n, 1.0 / n), resamples).astype(np.int16) for n in sizes]
+    return np.concatenate(drawn, axis=1)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -112,6 +112,8 @@ SCORES = {
                 "kinds": [str],
                 "right": [Null(bool)],
                 "rules?": [Null(str)],
+                "recall?": [Null(_SHARE)],
+                "recall_verified?": [Null(_SHARE)],
                 "metrics": dict.fromkeys(_METRIC_FIELDS, Null(_SHARE)),
             }
         )

@@ -12,6 +12,11 @@ def one_line(text: str, longest: int) -> str:
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
+def printable(text: str) -> str:
+    """Replaces each character that could act on a terminal, such as an escape, by "?"."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 class McrError(Exception):
     """Failed work; the message is the line for the user. Exit status 1."""
 

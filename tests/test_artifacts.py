@@ -8,6 +8,9 @@ import pytest
 from mcr_jax import artifacts, completion, config
 from mcr_jax.cases import Case
 from mcr_jax.cli.score import show
+from mcr_jax.compare import forest, terminal
+from mcr_jax.compare.chosen import chosen, described, differences
+from mcr_jax.compare.pairs import numbers
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.experiment import seal
 from mcr_jax.experiment.experiment import Experiment
@@ -124,11 +127,19 @@ def _stitched(w):
     stitching._show(artifacts.stitching(w))
 
 
+def _compared(w):
+    models = chosen([str(w.path)])
+    found = numbers(models)
+    lines = [described(name, values, models) for name, values in differences(models).items()]
+    terminal.table(found)
+    forest.page(found, lines, {})
+
+
 READERS = {
-    "manifest.json": (_scored, _verified, _opened, _resumed, _stitched),
+    "manifest.json": (_scored, _verified, _opened, _resumed, _stitched, _compared),
     "config.json": (_opened,),
-    "results.json": (_verified, _reported, _shown),
-    "scores.json": (_verified, _reported),
+    "results.json": (_verified, _reported, _shown, _compared),
+    "scores.json": (_verified, _reported, _compared),
     "stitch.json": (_stitched,),
 }
 

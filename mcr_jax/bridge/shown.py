@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mcr_jax.bridge.figures import METRIC
+from mcr_jax.errors import printable
 
 
 def table(found: Mapping[str, Any]) -> Group:
@@ -19,7 +20,8 @@ def table(found: Mapping[str, Any]) -> Group:
     for judge, versions in found["versions"].items():
         if len(versions) > 1:
             listed = ", ".join(f"{name} ({count})" for name, count in versions.items())
-            parts.append(Text(f"The verdicts of {judge} are from several versions: {listed}."))
+            line = f"The verdicts of {judge} are from several versions: {listed}."
+            parts.append(Text(printable(line)))
     for stage, of_stage in found["stages"].items():
         parts += _stage(stage, METRIC[stage], of_stage)
     confidence = f"{100 * found['config']['confidence']:g} %"

@@ -14,7 +14,7 @@ from mcr_jax.cli.flags import Flags
 from mcr_jax.cli.stage_main import opened
 from mcr_jax.errors import UsageError
 from mcr_jax.experiment.experiment import Experiment
-from mcr_jax.paths import expanded, local_folder
+from mcr_jax.paths import local_folder
 from mcr_jax.workdir import write_text
 
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     found = run(opened(flags, writes=False), (judges[0], judges[1]))
     if out := flags.values["json"].value:
         text = json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False)
-        write_text(expanded(out), text + "\n")
+        write_text(local_folder(out), text + "\n")
 
 
 def run(experiment: Experiment, judges: tuple[str, str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from mcr_jax import console
 from mcr_jax.cli.flags import Flags
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.paths import expanded
+from mcr_jax.paths import local_folder
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,9 +32,14 @@ def main(argv: Sequence[str]) -> None:
     if not out:
         raise UsageError("--out=FILE.html is empty")
     for path in filter(None, (out, numbers)):
-        if expanded(path).is_dir():
+        if local_folder(path).is_dir():
             raise UsageError(f"{path} is a folder; name a file")
-    run(flags.operands, expanded(out), numbers and expanded(numbers), flags.values["anyway"].value)
+    run(
+        flags.operands,
+        local_folder(out),
+        numbers and local_folder(numbers),
+        flags.values["anyway"].value,
+    )
 
 
 def run(operands: Sequence[str], out: Path, numbers: Path | str, anyway: bool) -> dict[str, Any]:

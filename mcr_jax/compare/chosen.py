@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mcr_jax import artifacts
-from mcr_jax.errors import McrError, UsageError, one_line
+from mcr_jax.errors import McrError, UsageError, one_line, printable
 from mcr_jax.paths import local_folder
 from mcr_jax.workdir import Workdir
 
@@ -118,12 +118,12 @@ def described(name: str, values: Sequence[str], models: Sequence[Chosen]) -> str
         f"{one_line(value, _MAX_VALUE_CHARS)} ({', '.join(labels)})"
         for value, labels in by_value.items()
     )
-    return f"{name}: {'; '.join(parts)}"
+    return printable(f"{name}: {'; '.join(parts)}")
 
 
 def _facts(workdir: Workdir, results: Mapping[str, Any]) -> dict[str, str]:
     judge, config, data = results["judge"], results["config"], results["data"]
-    named, versions = judge.get("version", ""), judge.get("versions", {})
+    named, versions = _text(judge.get("version", "")), judge.get("versions", {})
     sample = artifacts.section(workdir, "sample")
     return {
         "judge": judge["name"],

@@ -5,6 +5,7 @@ correction is over all pairs and metrics.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,19 +14,20 @@ from ml_collections import ConfigDict
 from mcr_jax import statistics
 from mcr_jax.compare.chosen import Chosen, common, differences
 from mcr_jax.metrics import HEADLINE, METRICS, CaseScore, Estimate
+from mcr_jax.score import results
 from mcr_jax.score.compare import Estimates, compare
-from mcr_jax.score.results import NOTICE, metric
 
 SCHEMA = 1
-RESAMPLES = 20_000  # at least, also of the signs: Holm multiplies what Monte Carlo cannot go below
+RESAMPLES = 10_000  # at least
+_PER_TEST = 100  # draws: p is at least 1 / draws, and the smallest adjusted p at most 0.01
 
 
 def numbers(models: Sequence[Chosen]) -> dict[str, Any]:
     """Compares every two models.
 
     Args:
-      models: at least two; seed, confidence and resamples are those of the first's results.json,
-        resamples at least `RESAMPLES`.
+      models: at least two. Seed, confidence and resamples are those of the first's results.json;
+        many tests take more resamples, also of the signs, so that Holm's p can be small.
 
     Returns:
       "models": metrics of each over the common cases. "comparisons": one entry per pair and metric
@@ -38,7 +40,8 @@ def numbers(models: Sequence[Chosen]) -> dict[str, Any]:
     """
     cases = common(models)
     recorded = models[0].results["config"]
-    resamples = int(max(RESAMPLES, recorded["resamples"]))
+    tests = math.comb(len(models), 2) * sum(metric.compared for metric in METRICS)
+    resamples = int(max(RESAMPLES, recorded["resamples"], _PER_TEST * tests))
     score = {"confidence": recorded["confidence"], "resamples": resamples}
     config = ConfigDict({"seed": int(recorded["seed"]), "score": score})
     by_model = {model.label: _estimates(model, cases) for model in models}
@@ -56,7 +59,7 @@ def numbers(models: Sequence[Chosen]) -> dict[str, Any]:
         entry["p_holm"] = p_value
     return {
         "schema": SCHEMA,
-        "notice": NOTICE,
+        "notice": results.NOTICE,
         "config": {"seed": config.seed, **score},
         "cases": len(cases),
         "tests": len(tested),
@@ -67,7 +70,8 @@ def numbers(models: Sequence[Chosen]) -> dict[str, Any]:
                 "model": model.model,
                 "cases": len(model.cases),
                 "metrics": {
-                    name: metric(of_case, config) for name, of_case in by_model[model.label].items()
+                    name: results.metric(of_case, config)
+                    for name, of_case in by_model[model.label].items()
                 },
             }
             for model in models

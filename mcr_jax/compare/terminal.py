@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from mcr_jax.errors import printable
 from mcr_jax.metrics import METRICS
 from mcr_jax.score.table import p_text
 
@@ -31,7 +32,7 @@ def table(found: Mapping[str, Any]) -> Group:
                 p_text(entry["p_value"]),
                 p_text(entry["p_holm"]),
             ]
-        pair = escape(f"{entry['b']} − {entry['a']}")
+        pair = escape(printable(f"{entry['b']} − {entry['a']}"))
         shown.add_row(pair, _SHORT[entry["metric"]], *cells, str(entry["cases"]))
     confidence = f"{100 * found['config']['confidence']:g} %"
     title = Text(f"{found['cases']} common cases [{confidence} interval]", style="table.title")

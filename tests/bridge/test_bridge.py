@@ -190,6 +190,15 @@ def test_an_estimate_and_its_interval_stay_within_what_is_possible(tmp_path):
     assert model["shift"]["value"] < 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_model_with_one_case_beside_a_larger_sample(tmp_path):
+    old, new = _judged(np.random.default_rng(3), 30, 0.5)
+    verdicts = {"before": {OLD: old, NEW: new}, "after": {NEW: {("alone", 0): True}}}
+    with _ledger(tmp_path / "l", verdicts) as ledger:
+        model = bridge(ledger, (OLD, NEW), _config())["stages"]["diagnosis"]["models"]["after"]
+    assert model["estimated"]["value"] == 1.0 and model["difference"]["cases"] == 0
+
+
 def test_judges_that_share_no_completion_are_refused(tmp_path):
     verdicts = {"before": {OLD: {("a", 0): True}}, "after": {NEW: {("a", 0): True}}}
     with (

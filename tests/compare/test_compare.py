@@ -70,7 +70,7 @@ def test_with_several_samples_there_is_no_mcnemar_test(tmp_path):
 def test_the_numbers_of_one_workdir_are_those_of_its_results(tmp_path):
     rng = np.random.default_rng(0)
     models = {n: cases(rng.integers(0, 2, (40, 2)).tolist()) for n in ("a", "b")}
-    workdir = scored(tmp_path, models, resamples=20_000)
+    workdir = scored(tmp_path, models, resamples=10_000)
     ours = {c["metric"]: c for c in _found(workdir.path)["comparisons"]}
     for theirs in workdir.read_json(workdir.results)["comparisons"]:
         assert {name: ours[theirs["metric"]][name] for name in theirs} == theirs
@@ -154,6 +154,7 @@ def pair(tmp_path_factory):
         (["a", "a:m"], 2, ["'m' is named twice"]),
         (["a", "b", "--out=a"], 2, ["a is a folder"]),
         (["a", "gs://bucket/run"], 2, ["not a local folder"]),
+        (["a", "b", "--out=gs://bucket/x.html"], 2, ["not a local folder"]),
         (["a", "b", "--jsn=x"], 2, ["unknown flag --jsn; did you mean --json"]),
     ],
 )
@@ -236,8 +237,27 @@ def test_each_fact_is_compared(tmp_path, capsys, change, words):
     assert all(word in line for word in words), line
 
 
+def test_what_a_file_says_cannot_act_on_the_terminal(tmp_path, capsys):
+    for name, identity in (("a", "\x1b[2J one"), ("b", "\x1b]0;two\x07")):
+        scored(tmp_path / name, {"m": cases(A)}, judge={"identity": identity})
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "?[2J one (a:m)" in line and line.isprintable()
+
+
 def test_another_prompt_of_the_candidates_is_a_difference(tmp_path):
     scored(tmp_path / "a", {"m": cases(A)}, sample={"prompt": "1" * 64})
     scored(tmp_path / "b", {"m": cases(A)}, sample={"prompt": "2" * 64})
     models = chosen([str(tmp_path / "a"), str(tmp_path / "b")])
     assert list(differences(models)) == ["prompt"]
+
+
+@pytest.mark.parametrize("field", ["recall", "recall_verified", "right", "metrics", "kinds"])
+def test_a_damaged_file_is_one_line_that_names_it(tmp_path, capsys, field):
+    workdir = scored(tmp_path, {"a": cases(A), "b": cases(B)})
+    scores = workdir.read_json(workdir.scores)
+    scores["models"]["a"]["0" * 64][field] = {"x": 2}
+    workdir.scores.write_text(json.dumps(scores))
+    assert main(["compare", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "scores.json" in line and field in line
