@@ -47,6 +47,8 @@ def _draw(e: Experiment, left: list[Candidate]) -> None:
             model, facts = candidate.load()
             e.workdir.note(f"sample.{name}", facts)
             drawn[name] = draw.draw(name, model, requests, ledger, candidate.lines)
+            for line in candidate.notices(ledger):
+                console.say(f"sample: {line}")
             del model  # frees its memory before the next one is loaded
     e.workdir.note("sample", {"prompt": e.prompt.digest, "seed": e.config.seed, **devices()})
     for name, of_model in drawn.items():
