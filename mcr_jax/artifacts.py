@@ -60,11 +60,18 @@ def _figure(value: Any) -> Form:
     return {"value": _ANY, **dict.fromkeys(("low", "high") if "low" in value else (), _ANY)}
 
 
+def _agreement(value: Any) -> Form:
+    if not isinstance(value, dict) or value.get("value") is None:
+        return {"value": Null(str)}
+    return {"value": _POINTS, "low": Null(_ANY), "high": Null(_ANY)}
+
+
 def _comparison(value: Any) -> Form:
     compared = isinstance(value, dict) and value.get("difference") is not None
     return {**_PAIR, **_DIFFERENCE} if compared else {"difference": Null(str), **_PAIR}
 
 
+_AGREEMENT = {"n": _COUNT, **dict.fromkeys(("raw", "kappa", "ac1"), _agreement)}
 _METRIC_FIELDS = [m.name if m.name == HEADLINE else f"{m.name}?" for m in METRICS]
 RESULTS = {
     "notice": str,
@@ -82,7 +89,22 @@ RESULTS = {
         "note?": str,
         "verdicts": Each({"wanted": _COUNT, "settled": _COUNT}),
         "versions?": Each(Each(_COUNT)),
+        "status?": Each(str),
+        "repeat?": _COUNT,
+        "repeatability?": Each(_figure),
     },
+    "judges?": Each(
+        {
+            "identity?": str,
+            "note?": str,
+            "status?": Each(str),
+            "versions": Each(Each(_COUNT)),
+            "verdicts": Each({"wanted": _COUNT, "settled": _COUNT}),
+            "agreement": {"diagnosis": _AGREEMENT, "reasons": _AGREEMENT},
+            "repeatability?": Each(_figure),
+            "models": Each(nested(dict.fromkeys(_METRIC_FIELDS, _metric))),
+        }
+    ),
     "models": Each(
         {
             **nested(dict.fromkeys(_METRIC_FIELDS, _metric)),

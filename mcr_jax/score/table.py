@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from mcr_jax.metrics import METRICS, of_model
+from mcr_jax.metrics import HEADLINE, METRICS, of_model
 
 
 def table(results: Mapping[str, Any]) -> Group:
@@ -39,6 +39,11 @@ def table(results: Mapping[str, Any]) -> Group:
             ended.append(f"Answers of {name}, by the rule that read them: {read}")
     if note := results["judge"].get("note"):
         ended.append(f"Verdicts: {note}.")
+    for name, judge in results.get("judges", {}).items():
+        ended.append(f"Judge {name}: {_other_judge(judge, results['judge']['name'])}.")
+    for stage, share in results["judge"].get("repeatability", {}).items():
+        if share["value"] is not None:
+            ended.append(f"Same {stage} verdict in every repeat: {share['value']:.3f}.")
     if pairs:
         ended.insert(0, "Differences are paired by case; p unadjusted.")
     name = results["config"]["name"] or "results"
@@ -61,6 +66,25 @@ def table(results: Mapping[str, Any]) -> Group:
                 cells += _comparison(compared.get((*pair, metric.name)))
             shown.add_row(metric.short, *cells)
     return Group(title, shown, notes)
+
+
+def _other_judge(judge: Mapping[str, Any], first: str) -> str:
+    """Returns values and agreement of a further judge in words."""
+    values = [
+        f"{HEADLINE} {found['value']:.3f} for {name}"
+        for name, model in judge["models"].items()
+        if (found := of_model(model)[HEADLINE])["value"] is not None
+    ]
+    agreed = judge["agreement"]["diagnosis"]
+    if agreed["raw"]["value"] is not None:
+        figures = {"agreement": agreed["raw"], "kappa": agreed["kappa"], "AC1": agreed["ac1"]}
+        listed = ", ".join(
+            f"{word} {found['value']:.3f}"
+            for word, found in figures.items()
+            if found["value"] is not None
+        )
+        values.append(f"with {first} on {agreed['n']} diagnoses: {listed}")
+    return "; ".join(values) or "unresolved"
 
 
 def _metric(metric: Mapping[str, Any] | None) -> str:

@@ -24,7 +24,7 @@ def test_a_missing_checkpoint_is_told_before_base_is_sampled(call, tmp_path, com
     ("fields", "status", "told"),
     [
         ({"judge.name": "gemini"}, 2, ["GEMINI_API_KEY", "config.judge.name"]),
-        ({"judge.name": "tarot"}, 2, ["set it to offline or gemini"]),
+        ({"judge.name": "tarot"}, 2, ["set it to offline, gemini"]),
         ({"prompts": "own"}, 2, ["own/judge_reasons.txt", "{{statements}}, {{trace}}"]),
         ({"model.folder": ""}, 2, ["--config.model.folder=DIR"]),
         ({"model.folder": "gone"}, 2, ["config.model.folder=gone: no such", "--local-dir=gone"]),
