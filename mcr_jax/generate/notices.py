@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 SOON_DAYS = 90  # a shutdown nearer than this is a warning
 _DAY = re.compile(r"\b20\d\d-\d\d-\d\d\b")
-# A dated or numbered snapshot, such as -2024-07-18, -001 or -preview-09-2025 after the name.
-_SNAPSHOT = re.compile(r"(?:[-@:](?:preview|exp|latest))?(?:[-@:][\d-]+)?")
+# A dated or numbered snapshot or a revision after the name: -2024-07-18, -001, -preview-09-2025,
+# or @main of `transformers serve`.
+_SNAPSHOT = re.compile(r"(?:[-@:](?:preview|exp|latest))?(?:[-@:][\d-]+|@[\w.]+)?")
 
 
 def shutdown(status: str) -> datetime.date | None:

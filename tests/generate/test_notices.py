@@ -36,6 +36,7 @@ def test_a_shutdown_within_90_days_is_a_warning(status, words):
         ("models/gemini-2.5-flash", "gemini-2.5-flash-001", True),
         ("gemini-2.5-flash", "gemini-2.5-flash-preview-09-2025", True),
         ("Qwen/Qwen3-8B", "qwen/qwen3-8b", True),
+        ("/models/tiny/", "tiny@main", True),
         ("any", "", True),
         ("gpt-4o", "gpt-4o-mini", False),
         ("gpt-4o", "gpt-4o-mini-2024-07-18", False),
