@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import gc
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -121,6 +121,21 @@ def read_all(ledger: Ledger, config: ConfigDict, judge: Judge) -> dict[str, list
         }
 
 
+def rejudged(
+    ledger: Ledger, config: ConfigDict, judge: Judge, models: Mapping[str, list[Sample]]
+) -> dict[str, list[Sample]]:
+    """Joins as `read_all` for another judge of the same completions, which are not read again."""
+    with uncollected():
+        found = {}
+        for model, samples in models.items():
+            verdicts = _Verdicts(ledger, config, model, judge)
+            found[model] = [
+                dataclasses.replace(sample, **verdicts.on(sample.row, sample.said))
+                for sample in samples
+            ]
+        return found
+
+
 def counting(models: dict[str, list[Sample]], judge: Judge) -> Joined:
     """Drops the verdicts of `read_all` that do not count by the versions of `judge`."""
     versions = _versions(sample for samples in models.values() for sample in samples)
@@ -158,22 +173,12 @@ def _samples(ledger: Ledger, config: ConfigDict, model: str, judge: Judge) -> li
     attempts = ledger.answers(Scope("sample", model))
     if not attempts:
         raise McrError(f"{ledger.path}: no completions of model {model!r}; run `mcr sample` first")
-    mode, further = config.score.answer, range(1, config.judge.repeat)
-    diagnoses, reasons = (
-        {
-            _place(row): verdict
-            for row, verdict in ledger.answers(
-                Scope(stage, model, judge.name), judge.versions[stage]
-            ).items()
-        }
-        for stage in STAGES
-    )
+    mode, verdicts = config.score.answer, _Verdicts(ledger, config, model, judge)
     joined = []
-    for at, row in sorted((_place(row), row) for row in attempts):
+    for row in sorted(attempts, key=_place):
         attempt = attempts.pop(row)
         said = read_once(ledger, attempt, mode)
         answered = said is not None and said.answer is not None
-        traced = said is not None and said.trace and row.sample < config.judge.recall_samples
         joined.append(
             Sample(
                 row=row,
@@ -181,18 +186,39 @@ def _samples(ledger: Ledger, config: ConfigDict, model: str, judge: Judge) -> li
                 error=attempt.error if attempt else "",
                 said=said,
                 text=attempt.text if attempt and not answered else "",
-                diagnosis=diagnoses.get(at) if answered else None,
-                reasons=reasons.get(at) if traced else None,
-                repeats=tuple(
-                    (
-                        diagnoses.get((*at[:2], repeat)) if answered else None,
-                        reasons.get((*at[:2], repeat)) if traced else None,
-                    )
-                    for repeat in further
-                ),
+                **verdicts.on(row, said),
             )
         )
     return joined
+
+
+class _Verdicts:
+    """Verdicts of one judge on the completions of one model."""
+
+    def __init__(self, ledger: Ledger, config: ConfigDict, model: str, judge: Judge):
+        self._recalled, self._further = config.judge.recall_samples, range(1, config.judge.repeat)
+        self._diagnoses, self._reasons = (
+            {
+                _place(row): verdict
+                for row, verdict in ledger.answers(
+                    Scope(stage, model, judge.name), judge.versions[stage]
+                ).items()
+            }
+            for stage in STAGES
+        )
+
+    def on(self, row: RowKey, said: Completion | None) -> dict[str, Any]:
+        """Returns the fields `diagnosis`, `reasons` and `repeats` of the sample at `row`."""
+        answered = said is not None and said.answer is not None
+        traced = said is not None and said.trace and row.sample < self._recalled
+        first, *others = (
+            (
+                self._diagnoses.get((row.case, row.sample, repeat)) if answered else None,
+                self._reasons.get((row.case, row.sample, repeat)) if traced else None,
+            )
+            for repeat in (0, *self._further)
+        )
+        return {"diagnosis": first[0], "reasons": first[1], "repeats": tuple(others)}
 
 
 def _versions(samples: Iterable[Sample]) -> dict[str, dict[str, int]]:

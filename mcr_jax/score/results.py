@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from mcr_jax import artifacts, statistics
 from mcr_jax.completion import RULES
-from mcr_jax.generate.joined import Joined, join
+from mcr_jax.generate.joined import Joined, Sample, counting, join
 from mcr_jax.generate.ledger import opened
 from mcr_jax.judge_specs import Judge, headline
 from mcr_jax.metrics import METRICS, CaseScore, Estimate, nested
@@ -42,7 +42,8 @@ def score(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
       McrError: a model has no completions, or a verdict in the ledger has another form.
     """
     with opened(workdir, readonly=True) as ledger:
-        joined, others = join(ledger, config), several.further(ledger, config)
+        joined = join(ledger, config)
+        others = several.further(ledger, config, joined)
         results, scores = tabulate(joined, others, workdir, config)
     workdir.write_json(workdir.scores, scores)
     workdir.write_json(workdir.results, results)
@@ -83,7 +84,7 @@ def metric(cases: Mapping[str, Estimate], config: ConfigDict) -> dict[str, Any]:
 
 def tabulate(
     joined: Joined,
-    others: Iterable[tuple[Judge, Joined]],
+    others: Iterable[tuple[Judge, dict[str, list[Sample]]]],
     workdir: Workdir,
     config: ConfigDict,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -91,7 +92,7 @@ def tabulate(
 
     Args:
       joined: the completions with the verdicts of the first judge.
-      others: the further judges, each with the same completions and its verdicts.
+      others: the further judges, as `several.further` yields them.
       workdir: its manifest is read.
       config: as for `score`.
     """
@@ -142,9 +143,9 @@ def tabulate(
             for model, cases in collected.items()
         },
     }
-    for other, of_other in others:
+    for other, samples in others:
         results.setdefault("judges", {})[other.name], cases = _further(
-            other, of_other, joined, workdir, config
+            other, counting(samples, other), joined, workdir, config
         )
         scores.setdefault("judges", {})[other.name] = cases
     return results, scores

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from mcr_jax import artifacts, judge_specs, statistics
 from mcr_jax.generate.api import Outcome
-from mcr_jax.generate.joined import Joined, Sample, counting, read_all
+from mcr_jax.generate.joined import Joined, Sample, rejudged
 from mcr_jax.generate.ledger import Attempt, Ledger
 from mcr_jax.judge_specs import Judge
 from mcr_jax.score.samples import flags, kind, majority, right
@@ -18,10 +18,15 @@ from mcr_jax.workdir import Workdir
 Votes = Sequence[bool | None]  # on one diagnosis or one statement, one per repeat
 
 
-def further(ledger: Ledger, config: ConfigDict) -> Iterator[tuple[Judge, Joined]]:
-    """Yields each judge after the first with its verdicts, one at a time to save memory."""
+def further(
+    ledger: Ledger, config: ConfigDict, first: Joined
+) -> Iterator[tuple[Judge, dict[str, list[Sample]]]]:
+    """Yields each judge after the first, one at a time to save memory.
+
+    With it, all its verdicts on the completions of `first`, also those that do not count.
+    """
     for judge in judge_specs.judges(config)[1:]:
-        yield judge, counting(read_all(ledger, config, judge), judge)
+        yield judge, rejudged(ledger, config, judge, first.models)
 
 
 def about(

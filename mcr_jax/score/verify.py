@@ -7,7 +7,7 @@ parses replies when they arrive: a verdict edited by hand shows as a difference.
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 from mcr_jax import judge_specs, prompts
 from mcr_jax.cases import Case
 from mcr_jax.generate.api import Outcome, Request
-from mcr_jax.generate.joined import Joined, Sample, counting, read_all, uncollected
-from mcr_jax.generate.ledger import Attempt, Ledger, opened
+from mcr_jax.generate.joined import Sample, counting, read_all, uncollected
+from mcr_jax.generate.ledger import Attempt, opened
 from mcr_jax.judge_specs import Judge
 from mcr_jax.judges import diagnosis, reasons
+from mcr_jax.score import several
 from mcr_jax.score.results import tabulate
 from mcr_jax.workdir import Workdir
 
@@ -57,9 +58,9 @@ def verify(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Verif
     with opened(workdir, readonly=True) as ledger:
         models = read_all(ledger, config, judge)
         lines += again.of_models(models)
-        fresh = tabulate(
-            counting(models, judge), _further(ledger, config, again, lines), workdir, config
-        )
+        joined = counting(models, judge)
+        others = again.checked(several.further(ledger, config, joined), lines)
+        fresh = tabulate(joined, others, workdir, config)
     stored = [workdir.read_json(path) for path in (workdir.results, workdir.scores)]
     for path, old, new in zip((workdir.results, workdir.scores), stored, fresh, strict=True):
         if json.dumps(old, sort_keys=True) != json.dumps(
@@ -67,16 +68,6 @@ def verify(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Verif
         ):  # cheap; most are equal
             lines += [f"{path.name}: {line}" for line in _differences(old, new, "")]
     return Verified(lines, again.verdicts, again.unchecked)
-
-
-def _further(
-    ledger: Ledger, config: ConfigDict, again: "_Again", lines: list[str]
-) -> Iterator[tuple[Judge, Joined]]:
-    """Yields the further judges for `tabulate`; adds lines on their verdicts to `lines`."""
-    for judge in judge_specs.judges(config)[1:]:
-        models = read_all(ledger, config, judge)
-        lines += again.of_models(models)
-        yield judge, counting(models, judge)
 
 
 class _Again:
@@ -103,6 +94,14 @@ class _Again:
                 for sample in samples
                 for line in self._differences(sample)
             ]
+
+    def checked(
+        self, judges: Iterable[tuple[Judge, dict[str, list[Sample]]]], lines: list[str]
+    ) -> Iterator[tuple[Judge, dict[str, list[Sample]]]]:
+        """Yields `judges`, and adds the lines of `of_models` on each to `lines`."""
+        for judge, models in judges:
+            lines += self.of_models(models)
+            yield judge, models
 
     def _differences(self, sample: Sample) -> Iterator[str]:
         """Yields a line for each verdict on a completion that differs when parsed again."""

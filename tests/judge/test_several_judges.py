@@ -237,7 +237,6 @@ def test_the_pair_of_the_paper_asks_one_model_per_stage(workdir, openai, capsys)
     assert len(openai.calls) == 5
 
 
-@pytest.mark.promise("A judge that cannot be called is one line before the first completion")
 @pytest.mark.parametrize(
     ("models", "words"),
     [
