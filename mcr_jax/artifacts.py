@@ -60,6 +60,12 @@ def _figure(value: Any) -> Form:
     return {"value": _ANY, **dict.fromkeys(("low", "high") if "low" in value else (), _ANY)}
 
 
+def _agreement(value: Any) -> Form:
+    if not isinstance(value, dict) or value.get("value") is None:
+        return {"value": Null(str)}
+    return {"value": _POINTS, "low": Null(_ANY), "high": Null(_ANY)}
+
+
 def _comparison(value: Any) -> Form:
     compared = isinstance(value, dict) and value.get("difference") is not None
     return {**_PAIR, **_DIFFERENCE} if compared else {"difference": Null(str), **_PAIR}
@@ -74,6 +80,7 @@ PRICE = {  # a row of mcr_jax/prices.toml
 }
 _USAGE = dict.fromkeys(("requests", "prompt_tokens", "output_tokens", "cached_tokens"), _COUNT)
 _USAGE["dollars"] = Null(_ANY)
+_AGREEMENT = {"n": _COUNT, **dict.fromkeys(("raw", "kappa", "ac1"), _agreement)}
 _METRIC_FIELDS = [m.name if m.name == HEADLINE else f"{m.name}?" for m in METRICS]
 RESULTS = {
     "notice": str,
@@ -93,7 +100,22 @@ RESULTS = {
         "verdicts": Each({"wanted": _COUNT, "settled": _COUNT}),
         "versions?": Each(Each(_COUNT)),
         "usage?": _USAGE,
+        "status?": Each(str),
+        "repeat?": _COUNT,
+        "repeatability?": Each(_figure),
     },
+    "judges?": Each(
+        {
+            "identity?": str,
+            "note?": str,
+            "status?": Each(str),
+            "versions": Each(Each(_COUNT)),
+            "verdicts": Each({"wanted": _COUNT, "settled": _COUNT}),
+            "agreement": {"diagnosis": _AGREEMENT, "reasons": _AGREEMENT},
+            "repeatability?": Each(_figure),
+            "models": Each(nested(dict.fromkeys(_METRIC_FIELDS, _metric))),
+        }
+    ),
     "models": Each(
         {
             **nested(dict.fromkeys(_METRIC_FIELDS, _metric)),

@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mcr_jax import judge_specs
 from mcr_jax.config_fields import FIELDS
 from mcr_jax.errors import McrError, UsageError
 
@@ -46,9 +47,13 @@ def check(config: ConfigDict, origin: str) -> ConfigDict:
 
 
 def judge_name(config: ConfigDict, name: str = "") -> str:
-    """Returns a judge's name in the ledger: offline | gemini:MODEL; default config.judge.name."""
-    kind = name or config.judge.name
-    return kind if kind == "offline" else f"{kind}:{config.judge.model}"
+    """Returns a judge's name in the ledger: that of the first judge, or of the kind `name`.
+
+    Raises UsageError if config.judge.models is wrong.
+    """
+    if not name:
+        return judge_specs.headline(config).name
+    return judge_specs.plain_name(name, config.judge.model)
 
 
 def sampling_dtype(config: ConfigDict) -> str:

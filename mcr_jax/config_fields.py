@@ -78,6 +78,10 @@ def _each_once(values: tuple[str, ...]) -> bool:
     return bool(values) and len(set(values)) == len(values)
 
 
+def _each_once_or_none(values: tuple[str, ...]) -> bool:
+    return len(set(values)) == len(values)
+
+
 def _is_day(text: str) -> bool:
     try:
         datetime.date.fromisoformat(text)
@@ -325,6 +329,18 @@ _declare("sample")(
 _declare("judge")(
     name=Field("offline", "offline | gemini | openai (any server of chat completions)"),
     model=Field("gemini-3.5-flash-lite", "model of a judge behind a network"),
+    models=Field(
+        (),
+        "judges in place of judge.name and judge.model, each SPEC or NAME=SPEC: offline, "
+        "gemini:MODEL, openai:MODEL, a pair diagnosis:MODEL+reasons:MODEL, or paper, the pair of "
+        "the paper; the first is the headline, the others are agreement",
+        rule=(_each_once_or_none, "some judges, each once"),
+    ),
+    repeat=Field(
+        1,
+        "verdicts of each judge on each completion; the headline takes their majority",
+        within=(1, 100),
+    ),
     thinking=Field(
         "",
         "thinking of Gemini: minimal | low | medium | high | xhigh for Gemini 3 and later, a "
@@ -348,7 +364,11 @@ _declare("judge")(
         0.01, "exit status 1 if a larger share of verdicts is missing", within=(0, 1)
     ),
     quote_words=_count(4, "shortest quote, in words, that can verify a longer statement"),
-    version=Field("", "model_version that counts, where the service reported several"),
+    version=Field(
+        "",
+        "model_version of the first judge that counts, where the service reported several; "
+        "DIAGNOSIS+REASONS for a pair",
+    ),
 )
 # of a whole workdir, over all runs; a run stops before the call that may go over
 _declare("budget")(

@@ -39,6 +39,8 @@ class CaseScore:
       recall: one number per sample judged for recall (samples 0, 1, ...): the share of statements
         found in the trace; None while unresolved.
       recall_verified: the same, of statements found with a quote that stands in the trace.
+      repeats: with several verdicts per sample, the last three by name, each sample a list of one
+        value per repeat; else empty.
     """
 
     kinds: Sequence[str]
@@ -46,6 +48,7 @@ class CaseScore:
     right: Sequence[bool | None]
     recall: Sequence[float | None]
     recall_verified: Sequence[float | None]
+    repeats: Mapping[str, Sequence[Sequence[Any]]] = dataclasses.field(default_factory=dict)
 
 
 class Chart(NamedTuple):

@@ -17,6 +17,7 @@ UNTRAINED, TRAINED = "base", "sft"
 OWN = (UNTRAINED, TRAINED)  # models of the workdir itself
 FOLDER, FILE = "hf", "file"
 GEMINI, OPENAI = "gemini", "openai"
+OFFLINE = "offline"  # fixed rules; a judge only
 _FORM = re.compile(r"(?:(?P<name>[^=:/\\]+)=)?(?P<kind>[^:@]+)(?:(?P<sign>[:@])(?P<value>.+))?")
 _ENDPOINT = re.compile(r"(?P<name>[\w.-]+)=(?P<url>https?://[^\s]+)(?:\s+(?P<key>\w+))?")
 _MAX_NAME_CHARS = 80
@@ -81,12 +82,23 @@ def parse(text: str, named: Collection[str] = ()) -> ModelSpec:
         name = (name or text).strip()
         step = kind == TRAINED and sign == "@" and value.isdecimal()
         known = (kind in OWN and sign is None) or step or (kind in kinds and sign == ":")
-        if known and len(name) <= _MAX_NAME_CHARS and name.isprintable():
+        if known and _is_name(name):
             return ModelSpec(name, kind, (value or "").strip())
     raise UsageError(
         f"there is no model {text!r}: name base, sft, sft@STEP, "
         f"{', '.join(f'{kind}:…' for kind in kinds)}, or NAME= one of these"
     )
+
+
+def checked_name(name: str, text: str) -> str:
+    """Returns `name`, the name in `text`. Raises UsageError if it cannot name a model."""
+    if name and _is_name(name):
+        return name
+    raise UsageError(f"{text!r} needs a name of 1 to {_MAX_NAME_CHARS} printable characters")
+
+
+def _is_name(name: str) -> bool:
+    return len(name) <= _MAX_NAME_CHARS and name.isprintable()
 
 
 def specs(config: ConfigDict) -> list[ModelSpec]:

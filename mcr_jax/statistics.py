@@ -7,7 +7,7 @@ trials; with means near one half both covered 95 %.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from scipy import special
@@ -150,3 +150,138 @@ def holm(p_values: Sequence[float]) -> list[float]:
         least = max(least, min(1.0, (len(p_values) - i) * p_values[at]))
         adjusted[at] = least
     return adjusted
+
+
+def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> float | None:
+    """Returns Cohen's kappa (1960): agreement beyond the chance of two raters' own shares.
+
+    (po - pe) / (1 - pe), with pe = sum over labels of share in `a` times share in `b`. None without
+    pairs, or if both raters use one and the same label only.
+
+    Args:
+      a: labels by one rater.
+      b: labels of the same units by another.
+    """
+    return _defined(_beyond(_crossed(a, b), _cohen_chance))
+
+
+def gwet_ac1(a: Sequence[Hashable], b: Sequence[Hashable]) -> float | None:
+    """Returns Gwet's AC1 (2008): like kappa, but stable where one label is rare.
+
+    (po - pe) / (1 - pe), with pe = sum over q labels of s (1 - s) / (q - 1), s the mean share of a
+    label in `a` and `b`. None without pairs. Fewer than two labels count as two.
+    """
+    return _defined(_beyond(_crossed(a, b), _gwet_chance))
+
+
+def _crossed(a: Sequence[Hashable], b: Sequence[Hashable]) -> np.ndarray:
+    """Counts pairs of labels: float64 [q, q], q at least 2."""
+    labels = {label: at for at, label in enumerate(dict.fromkeys((*a, *b)))}
+    table = np.zeros((max(2, len(labels)),) * 2)
+    for of_a, of_b in zip(a, b, strict=True):
+        table[labels[of_a], labels[of_b]] += 1
+    return table
+
+
+# Agreement by chance, of tables of pairs of labels as shares, [..., q, q].
+_Chance = Callable[[np.ndarray], np.ndarray]
+
+
+def _no_chance(shares: np.ndarray) -> np.ndarray:
+    return np.zeros(shares.shape[:-2])
+
+
+def _cohen_chance(shares: np.ndarray) -> np.ndarray:
+    return (shares.sum(-1) * shares.sum(-2)).sum(-1)
+
+
+def _gwet_chance(shares: np.ndarray) -> np.ndarray:
+    of_label = (shares.sum(-1) + shares.sum(-2)) / 2
+    return (of_label * (1 - of_label)).sum(-1) / (shares.shape[-1] - 1)
+
+
+_AGREEMENTS = {"raw": _no_chance, "kappa": _cohen_chance, "ac1": _gwet_chance}
+
+
+def _beyond(tables: np.ndarray, chance: _Chance) -> np.ndarray:
+    """Returns the agreement beyond chance in each of `tables` [..., q, q]; NaN if undefined."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = tables / tables.sum((-2, -1))[..., None, None]
+        expected = chance(shares)
+        observed = np.trace(shares, axis1=-2, axis2=-1)
+        return np.where(expected < 1 - _TIE, (observed - expected) / (1 - expected), np.nan)
+
+
+def _defined(value: np.ndarray) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def agreement(
+    tables: Sequence[np.ndarray], *, confidence: float, resamples: int, seed: int
+) -> dict[str, dict[str, float | None]]:
+    """Returns raw agreement, Cohen's kappa and Gwet's AC1 of two raters, pooled over cases.
+
+    The intervals are BCa over cases: samples of one case are not independent. If all pairs agree,
+    so do those of every resample; then the interval of raw agreement is that of `_all_equal`, and
+    the others follow from it with the pooled chance.
+
+    Args:
+      tables: pairs of labels counted per case, each [q, q]; cases without pairs may be there.
+      confidence: nominal coverage, in (0, 1).
+      resamples: number of bootstrap tables.
+      seed: of the draws.
+
+    Returns:
+      {"raw", "kappa", "ac1": {"value", "low", "high"}}; None where a number is undefined.
+    """
+    nothing = dict.fromkeys(("value", "low", "high"))
+    counted = [table for table in tables if np.sum(table) > 0]
+    if not counted:
+        return {name: dict(nothing) for name in _AGREEMENTS}
+    by_case, alpha = np.asarray(counted, np.float64), 1.0 - confidence
+    pooled = by_case.sum(0)
+    drawn = _bootstrap_tables(by_case, resamples, seed)
+    found = {}
+    for name, chance in _AGREEMENTS.items():
+        value = _defined(_beyond(pooled, chance))
+        if value is None:
+            found[name] = dict(nothing)
+            continue
+        if np.trace(pooled) == pooled.sum():
+            raw, high = _all_equal(1.0, len(by_case), alpha, (0.0, 1.0))
+            expected = float(chance(pooled / pooled.sum()))
+            low = (raw - expected) / (1 - expected)
+        else:
+            low, high = _table_interval(value, chance, by_case, drawn, alpha)
+        found[name] = {"value": value, "low": low, "high": high}
+    return found
+
+
+def _bootstrap_tables(by_case: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Tables of `resamples` draws of cases with replacement: float64 [resamples, q, q]."""
+    rng = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // by_case.size)
+    chunks = [
+        by_case[rng.integers(0, len(by_case), (min(rows, resamples - start), len(by_case)))].sum(1)
+        for start in range(0, resamples, rows)
+    ]
+    return np.concatenate(chunks)
+
+
+def _table_interval(
+    value: float, chance: _Chance, by_case: np.ndarray, drawn: np.ndarray, alpha: float
+) -> tuple[float | None, float | None]:
+    """Returns the BCa interval of an agreement; None if the draws leave it undefined.
+
+    The jackknife leaves out one case at a time.
+    """
+    values = _beyond(drawn, chance)
+    values = values[np.isfinite(values)]
+    left = _beyond(by_case.sum(0) - by_case, chance)
+    if len(values) < 2 or np.ptp(values) <= _TIE or not np.isfinite(left).all():
+        return None, None
+    deviations = left.mean() - left
+    if not np.any(deviations):
+        return None, None
+    low, high = np.quantile(values, bca_levels(value, values, deviations, alpha))
+    return float(low), float(high)

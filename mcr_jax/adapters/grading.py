@@ -16,7 +16,7 @@ from mcr_jax.cases import Case
 from mcr_jax.data.dataset import load_cases
 from mcr_jax.data.example import prompt_messages
 from mcr_jax.generate.api import Outcome, Reply, Request
-from mcr_jax.generate.joined import JUDGED, Sample, read
+from mcr_jax.generate.joined import STAGES, Sample, read
 from mcr_jax.generate.ledger import Attempt, RowKey
 from mcr_jax.generate.questions import read as read_verdict
 from mcr_jax.generate.questions import token_limit
@@ -95,7 +95,7 @@ class Grader:
     def __init__(self, config: ConfigDict):
         self.config = config
         self._prompts = {
-            stage: prompts.load(JUDGES[stage].PROMPT, config.prompts) for stage in JUDGED
+            stage: prompts.load(JUDGES[stage].PROMPT, config.prompts) for stage in STAGES
         }
 
     async def grade(
@@ -105,7 +105,7 @@ class Grader:
         outcome: Outcome,
         sample: int,
         ask: Ask,
-        stages: Collection[str] = JUDGED,
+        stages: Collection[str] = STAGES,
     ) -> Sample:
         """Returns a completion with its verdicts.
 
@@ -121,7 +121,7 @@ class Grader:
         said = read(
             Attempt(row=row, digest="", attempt=1, outcome=outcome, text=text), self.answers
         )
-        verdicts: dict[str, Attempt | None] = dict.fromkeys(JUDGED)
+        verdicts: dict[str, Attempt | None] = dict.fromkeys(STAGES)
         if said is not None and said.answer is not None and "diagnosis" in stages:
             asked = diagnosis.request(
                 "diagnosis",

@@ -22,11 +22,11 @@ from ml_collections import ConfigDict
 from mcr_jax import __version__, disk
 from mcr_jax.adapters.grading import TASK, question
 from mcr_jax.cases import Case
-from mcr_jax.config import judge_name
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.joined import Joined, Sample, join
 from mcr_jax.generate.ledger import Attempt, Ledger, Scope
+from mcr_jax.judge_specs import headline
 from mcr_jax.prompts import Prompt
 from mcr_jax.score.results import NOTICE, estimates, metric
 from mcr_jax.score.samples import ANSWERED, NO_ANSWER, collect, kind, right, sample_recall
@@ -174,7 +174,7 @@ def _spec(
     data: Mapping[str, Any],
 ) -> dict[str, Any]:
     ids = list(dict.fromkeys(sample.row.case for sample in samples))
-    identity = digest([model, ids, judge_name(config), config.seed, created])
+    identity = digest([model, ids, headline(config).name, config.seed, created])
     epochs = 1 + max(sample.row.sample for sample in samples)
     return {
         "eval_id": identity[:22],
@@ -191,7 +191,7 @@ def _spec(
         "metadata": {
             "notice": NOTICE,
             "written_by": "mcr export-log",
-            "judge": judge_name(config),
+            "judge": headline(config).name,
             "data": dict(data),
         },
         "scorers": [

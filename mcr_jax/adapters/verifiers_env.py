@@ -22,7 +22,8 @@ from mcr_jax.cases import Case
 from mcr_jax.completion import Completion, parse, with_thoughts
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate.api import Outcome, Remote, Reply, Request
-from mcr_jax.generate.joined import JUDGED, Sample
+from mcr_jax.generate.joined import Sample
+from mcr_jax.judge_specs import STAGES
 from mcr_jax.judges.choose import make_judge
 from mcr_jax.score.samples import kind, right, sample_recall
 
@@ -94,7 +95,7 @@ def load_environment(
 
 
 def _rubric(grader: Grader, ask: Ask, recall_weight: float | None, parser: vf.Parser) -> vf.Rubric:
-    stages = JUDGED if recall_weight is not None else ("diagnosis",)
+    stages = STAGES if recall_weight is not None else ("diagnosis",)
 
     async def graded(state: vf.State) -> Sample:
         if _SAMPLE not in state:

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mcr_jax import agreement, model_specs, statistics
+from mcr_jax import agreement, judge_specs, model_specs, statistics
 from mcr_jax.bridge.verdicts import Both, Flags, pairs, read
 from mcr_jax.errors import McrError
-from mcr_jax.generate import joined
 from mcr_jax.generate.ledger import Ledger
 from mcr_jax.metrics import Estimate
 from mcr_jax.score.compare import paired
@@ -44,7 +43,7 @@ def bridge(ledger: Ledger, judges: tuple[str, str], config: ConfigDict) -> dict[
       McrError: a judge has no verdicts, no item has a verdict of both, or a row is damaged.
     """
     scopes = ledger.scopes()
-    there = sorted({scope.judge for scope in scopes if scope.stage in joined.JUDGED})
+    there = sorted({scope.judge for scope in scopes if scope.stage in judge_specs.STAGES})
     for judge in judges:
         if judge not in there:
             raise McrError(

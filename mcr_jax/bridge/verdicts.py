@@ -14,11 +14,11 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from mcr_jax import artifacts
-from mcr_jax.config import judge_name
 from mcr_jax.errors import McrError
 from mcr_jax.generate import joined
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope, damaged
+from mcr_jax.judge_specs import headline
 from mcr_jax.score.samples import ANSWERED, WRONG, kind
 
 _FIELD = {"diagnosis": "same", "reasons": "found"}  # of a verdict
@@ -122,7 +122,7 @@ def _completions(
 def _given(
     ledger: Ledger, scope: Scope, needed: set[tuple[str, int]], config: ConfigDict
 ) -> _Given:
-    version = config.judge.version if scope.judge == judge_name(config) else ""
+    version = config.judge.version if scope.judge == headline(config).name else ""
     answers = ledger.answers(scope, version)
     wanted = {_place(row) for row in answers if row.repeat == 0}
     verdicts = {

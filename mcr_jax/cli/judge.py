@@ -1,8 +1,9 @@
 """Judges the completions: correctness of the diagnosis and recall of the clinician's reasons.
 
---config.judge.name=gemini uses Gemini (set GEMINI_API_KEY); offline applies fixed rules. Every call
-requests missing verdicts again. The exit status is 1 if the share of missing verdicts exceeds
-config.judge.unresolved_limit.
+--config.judge.name=gemini uses Gemini (set GEMINI_API_KEY); offline applies fixed rules;
+--config.judge.models=A,B takes several judges, and --config.judge.repeat=N repeats their verdicts.
+Every call requests missing verdicts again. The exit status is 1 if the share of missing verdicts
+exceeds config.judge.unresolved_limit.
 """
 
 from collections.abc import Sequence

@@ -34,7 +34,7 @@ def opened(flags: Flags, judge: str = "", writes: bool = True) -> Experiment:
 
     Args:
       flags: parsed flags.
-      judge: replaces config.judge.name unless empty.
+      judge: replaces config.judge.name and config.judge.models unless empty.
       writes: False in all but one of the processes that share the workdir.
 
     Raises:
@@ -49,7 +49,7 @@ def opened(flags: Flags, judge: str = "", writes: bool = True) -> Experiment:
     config = flags.config()
     if judge:
         with config.unlocked():
-            config.judge.name = judge
+            config.judge.name, config.judge.models = judge, ()
     return Experiment(config, Workdir(path, writes))
 
 

@@ -35,9 +35,9 @@ class RowKey:
     judge: str = ""
     repeat: int = 0
 
-    def judged(self, stage: str, judge: str) -> "RowKey":
+    def judged(self, stage: str, judge: str, repeat: int = 0) -> "RowKey":
         """Returns the row of the verdict that `judge` gives on this completion in `stage`."""
-        return dataclasses.replace(self, stage=stage, judge=judge)
+        return dataclasses.replace(self, stage=stage, judge=judge, repeat=repeat)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -245,6 +245,16 @@ class Ledger:
             for values in rows
         }
 
+    def reported(self, scope: Scope) -> set[tuple[str, str]]:
+        """Returns model_version and model_status of the attempts at the wanted rows of `scope`."""
+        query = """
+          SELECT DISTINCT a.model_version, a.model_status FROM attempts a JOIN wanted w
+          ON a.stage = w.stage AND a.case_fingerprint = w.case_fingerprint AND a.model = w.model
+            AND a.sample = w.sample AND a.judge = w.judge AND a.repeat = w.repeat
+            AND a.digest = w.digest
+          WHERE w.stage = ? AND w.model = ? AND w.judge = ?"""
+        return set(self._fetch(query, scope))
+
     def held(self, scope: Scope) -> int:
         """Counts the wanted rows of `scope` that have an attempt, good or bad."""
         query = """

@@ -3,49 +3,56 @@
 Each completion with exactly one answer goes to the diagnosis judge; the first traces of each case
 go to the reasons judge. Rows are joined by case fingerprint, model and sample. Each run of `mcr
 judge` requests the missing and the failed verdicts (truncated, blocked, malformed); equal questions
-share one request.
+share one request. With config.judge.models several judges do so, one after another, each in rows of
+its own; config.judge.repeat asks each of them again, with another seed.
 
 A service may change the model behind a name, so each verdict keeps its reported model_version.
-`config.judge.version` names the one that counts. Verdicts of other versions then count as missing,
-and each run of `mcr judge` requests them once. The old ones stay in the ledger and count again if
-the setting names their version or is empty.
+`config.judge.version` names the one of the first judge that counts. Verdicts of other versions then
+count as missing, and each run of `mcr judge` requests them once. The old ones stay in the ledger
+and count again if the setting names their version or is empty.
 """
 
 import collections
+import dataclasses
+import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mcr_jax import console, model_specs, prompts
+from mcr_jax import artifacts, console, judge_specs, model_specs, prompts
 from mcr_jax.cases import Case
 from mcr_jax.completion import Completion
-from mcr_jax.config import judge_name
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.generate import driver, forecast, joined
-from mcr_jax.generate.api import Generator, Outcome, Remote
+from mcr_jax.generate import driver, forecast, joined, notices
+from mcr_jax.generate.api import Generator, Outcome, Remote, Request
 from mcr_jax.generate.budget import Budget, Payments, is_service, require_price
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope, opened
 from mcr_jax.generate.questions import is_open
 from mcr_jax.generate.room import require_room
+from mcr_jax.judge_specs import Judge
 from mcr_jax.judges import diagnosis, reasons
-from mcr_jax.judges.choose import JUDGES, make_judge, reader, readings
+from mcr_jax.judges.choose import JUDGES, make_judges, reader, readings
+from mcr_jax.model_specs import ModelSpec
 from mcr_jax.workdir import Workdir
 
 _VERDICT_TOKENS = 250  # of a verdict with its quotes, about
 _COUNTS = ("total", "asked", "settled", "unresolved")
 
 Answered = tuple[Case, RowKey, Completion]  # a case and a model's completion for it
+Generators = Mapping[str, Generator | Remote]  # of a judge, by stage
 
 
 def check(workdir: Workdir, config: ConfigDict) -> None:
-    """Checks judge, key, price, prompts and version as `judge` does. Raises UsageError."""
-    make_judge(config)
-    require_price(config, name if is_service(name := judge_name(config)) else "")
+    """Checks judges, keys, prices, prompts and version as `judge` does. Raises UsageError."""
+    make_judges(config)
+    for each in judge_specs.judges(config):
+        for spec in each.models.values():
+            require_price(config, service if is_service(service := _service(spec)) else "")
     _texts(config)
     if workdir.ledger.exists():
         with opened(workdir) as ledger:
-            _check_version(ledger, judge_name(config), config)
+            _check_version(ledger, judge_specs.headline(config), config)
 
 
 def judge(
@@ -59,66 +66,101 @@ def judge(
 
     Args:
       workdir: its ledger holds the completions and receives the verdicts; its manifest receives
-        the judge's name, identity and prompt digests.
+        the judges' names, identities, retirement notices and prompt digests.
       config: a resolved config; reads `sample.models`, `judge` and `prompts`.
       cases: the cases to judge; completions of others are ignored.
-      generator: replaces the configured judge; verdicts keep the configured name.
+      generator: replaces all models of the judges; verdicts keep the configured names.
 
     Returns:
-      Counts of verdicts, {"judge": NAME, "total", "asked", "settled", "unresolved", "versions":
-      {model_version: verdicts}, "models": {MODEL: {"diagnosis": {the four counts}, "reasons": {the
-      four counts}}}}. `asked`: rows open at the start; 0 if nothing was left to do. `settled`:
-      those closed since. `unresolved`: rows without a verdict.
+      Counts of the first judge's verdicts, {"judge": NAME, "total", "asked", "settled",
+      "unresolved", "versions": {model_version: verdicts}, "models": {MODEL: {"diagnosis": {the four
+      counts}, "reasons": {the four counts}}}}, and "further": the same of each further judge.
+      `asked`: rows open at the start; 0 if nothing was left to do. `settled`: those closed since.
+      `unresolved`: rows without a verdict.
 
     Raises:
       McrError: a model has no completions, no verdict came at all, or ledger or judge fail.
       UsageError: the config or a prompt is wrong.
-      Stopped: SIGTERM came, the judge's daily quota is used up, or config.budget is spent.
+      Stopped: SIGTERM came, a judge's daily quota is used up, or config.budget is spent.
     """
     if not workdir.ledger.exists():
         raise McrError(f"{workdir.ledger}: no completions yet; run `mcr sample` first")
-    texts = _texts(config)
-    name, models, answers = (
-        judge_name(config),
-        {model: {} for model in model_specs.names(config)},
-        [],
-    )
+    texts, judges = _texts(config), judge_specs.judges(config)
     with opened(workdir) as ledger:
         completions = {
             model: list(_completions(ledger, model, cases, config))
             for model in model_specs.names(config)
         }
-        generator = generator or make_judge(config)
-        _check_version(ledger, name, config)
+        if generator is None:
+            generators = make_judges(config)
+        else:
+            generators = {each.name: dict.fromkeys(JUDGES, generator) for each in judges}
+        _check_version(ledger, judges[0], config)
         wanted = {
-            Scope(stage, model, name): _JOBS[stage](rows, name, texts, config)
-            for model, rows in completions.items()
-            for stage in JUDGES
+            each.name: {
+                Scope(stage, model, each.name): _JOBS[stage](rows, each.name, texts, config)
+                for model, rows in completions.items()
+                for stage in JUDGES
+            }
+            for each in judges
         }
-        remedy, count = "use another --workdir", sum(map(len, wanted.values()))
-        require_room(workdir, wanted, count, _VERDICT_TOKENS, remedy)
-        for scope, jobs in wanted.items():
-            driver.want(scope, jobs, generator, ledger)
-        workdir.note("judge", _facts(name, generator, texts, config))
-        payments, done = None, {}
-        if isinstance(generator, Remote) and is_service(name):
-            payments = Budget(config, ledger).of(name)
-            done = _forecast(wanted, generator, ledger, config, payments)
-        for scope, jobs in wanted.items():
-            work = done.get(scope) or _declare(scope, jobs, generator, ledger, config)
-            models[scope.model][scope.stage] = _run(
-                *(scope, work, generator, ledger, config, payments)
-            )
-            answers += ledger.answers(scope, config.judge.version).values()
+        scopes = {scope: jobs for of_judge in wanted.values() for scope, jobs in of_judge.items()}
+        remedy, count = "use another --workdir", sum(map(len, scopes.values()))
+        require_room(workdir, scopes, count, _VERDICT_TOKENS, remedy)
+        for scope, jobs in scopes.items():
+            driver.want(scope, jobs, generators[scope.judge][scope.stage], ledger)
+        counts, budget = [], Budget(config, ledger)
+        for each in judges:
+            of_judge = wanted[each.name], generators[each.name], texts
+            counts.append(_judge(each, *of_judge, budget, workdir, ledger, config))
+    return {**counts[0], "further": counts[1:]}
+
+
+def _service(spec: ModelSpec) -> str:
+    return f"{spec.kind}:{spec.value}"
+
+
+def _judge(
+    judge: Judge,
+    wanted: Mapping[Scope, Sequence[driver.Job]],
+    generators: Generators,
+    texts: Mapping[str, prompts.Prompt],
+    budget: Budget,
+    workdir: Workdir,
+    ledger: Ledger,
+    config: ConfigDict,
+) -> dict[str, Any]:
+    """Requests the open verdicts of one judge; returns its counts, see `judge`."""
+    facts, answers = _facts(judge, generators, texts, config), []
+    models: dict[str, dict[str, dict[str, int]]] = {scope.model: {} for scope in wanted}
+    _note(workdir, judge, {**facts, **_noted_status(workdir, facts)}, config)
+    payments: dict[str, Payments | None] = dict.fromkeys(JUDGES)
+    works: dict[Scope, driver.Work] = {}
+    for stages in judge.parts:
+        service, generator = _service(judge.models[stages[0]]), generators[stages[0]]
+        if isinstance(generator, Remote) and is_service(service):
+            payments |= dict.fromkeys(stages, budget.of(service))
+            part = {scope: jobs for scope, jobs in wanted.items() if scope.stage in stages}
+            works |= _forecast(part, generator, ledger, judge, config, payments[stages[0]])
+    for scope, jobs in wanted.items():
+        version, generator = judge.versions[scope.stage], generators[scope.stage]
+        work = works.get(scope) or _declare(scope, jobs, generator, ledger, version, config)
+        models[scope.model][scope.stage] = _run(
+            *(scope, work, generator, ledger, version, config, payments[scope.stage])
+        )
+        answers += ledger.answers(scope, version).values()
+    made = [attempt for attempt in answers if attempt]
+    _note(workdir, judge, {**facts, **_status(judge, made)}, config)
     parts = [part for stages in models.values() for part in stages.values()]
     counts = {count: sum(part[count] for part in parts) for count in _COUNTS}
     if counts["total"] and counts["unresolved"] == counts["total"]:
         raise McrError(
-            f"not one of {counts['total']} verdicts could be had from {name}: {_causes(answers)}"
+            f"not one of {counts['total']} verdicts could be had from {judge.name}: "
+            f"{_causes(answers)}"
         )
     versions = _versions(answers)
-    _say_about_the_service(name, answers, versions, config)
-    return {"judge": name, **counts, "versions": versions, "models": models}
+    _say_about_the_service(judge, made)
+    return {"judge": judge.name, **counts, "versions": versions, "models": models}
 
 
 def too_few(counts: Mapping[str, Any], config: ConfigDict) -> str:
@@ -142,34 +184,70 @@ def _texts(config: ConfigDict) -> dict[str, prompts.Prompt]:
     return {stage: prompts.load(JUDGES[stage].PROMPT, config.prompts) for stage in JUDGES}
 
 
-def _check_version(ledger: Ledger, name: str, config: ConfigDict) -> None:
+def _check_version(ledger: Ledger, judge: Judge, config: ConfigDict) -> None:
     """Raises UsageError if there are verdicts and none is of config.judge.version."""
-    wanted = config.judge.version
-    if not wanted:
-        return
-    scopes = [Scope(stage, model, name) for model in model_specs.names(config) for stage in JUDGES]
-    seen = _versions(a for scope in scopes for a in ledger.answers(scope, wanted).values())
-    if seen and wanted not in seen:
-        raise UsageError(
-            f"config.judge.version={wanted!r} gave none of the verdicts of {name}, but "
-            f"{_listed(seen)} did: name one of these, or '' for any"
-        )
+    models = model_specs.names(config)
+    for stages in judge.parts:
+        if not (wanted := judge.versions[stages[0]]):
+            continue
+        scopes = [Scope(stage, model, judge.name) for model in models for stage in stages]
+        seen = _versions(a for scope in scopes for a in ledger.answers(scope, wanted).values())
+        if seen and wanted not in seen:
+            raise UsageError(
+                f"config.judge.version={wanted!r} gave none of the verdicts of {judge.name}, but "
+                f"{_listed(seen)} did: name one of these, or '' for any"
+            )
 
 
 def _facts(
-    name: str,
-    generator: Generator | Remote,
+    judge: Judge,
+    generators: Generators,
     texts: Mapping[str, prompts.Prompt],
     config: ConfigDict,
 ) -> dict[str, Any]:
-    """Returns the judge's facts for the manifest."""
+    """Returns a judge's facts for the manifest."""
+    identities = {stage: generator.identity for stage, generator in generators.items()}
+    identity = "; ".join(f"{stage}: {identity}" for stage, identity in identities.items())
+    if len(set(identities.values())) == 1:
+        identity = identities["diagnosis"]
     return {
-        "name": name,
-        "identity": generator.identity,
+        "name": judge.name,
+        "identity": identity,
         "max_tokens": config.judge.max_tokens,
         "prompts": {prompt.name: prompt.digest for prompt in texts.values()},
         "readings": readings(config),
     }
+
+
+def _note(workdir: Workdir, judge: Judge, facts: Mapping[str, Any], config: ConfigDict) -> None:
+    """Records the facts of a judge: the first in "judge", others by name in "judges"."""
+    first, *others = (each.name for each in judge_specs.judges(config))
+    if judge.name == first:
+        workdir.note("judge", facts)
+        return
+    noted = artifacts.section(workdir, "judges")
+    kept = {name: of_judge for name, of_judge in noted.items() if name in others}
+    workdir.note("judges", {**kept, judge.name: dict(facts)})
+
+
+def _noted_status(workdir: Workdir, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns {"status": ...} as it stands in the manifest for the same models, else {}."""
+    noted = artifacts.section(workdir, "judges").get(facts["name"])
+    for found in (artifacts.section(workdir, "judge"), noted):
+        found = found if isinstance(found, dict) else {}
+        same = all(found.get(key) == facts[key] for key in ("name", "identity"))
+        if same and "status" in found:
+            return {"status": found["status"]}
+    return {}
+
+
+def _status(judge: Judge, answers: Iterable[Attempt]) -> dict[str, Any]:
+    """Returns {"status": the newest retirement notice of each model}, {} without any."""
+    found = {}
+    for attempt in sorted(answers, key=lambda attempt: attempt.id):
+        if attempt.model_status:
+            found[judge.models[attempt.row.stage].name] = attempt.model_status
+    return {"status": found} if found else {}
 
 
 def _versions(answers: Iterable[Attempt | None]) -> dict[str, int]:
@@ -181,17 +259,20 @@ def _listed(versions: Mapping[str, int]) -> str:
     return ", ".join(f"{version or 'no name'} ({n})" for version, n in versions.items())
 
 
-def _say_about_the_service(
-    name: str, answers: Iterable[Attempt | None], versions: Mapping[str, int], config: ConfigDict
-) -> None:
-    """Prints several model versions, if there are, and the service's notices on the model."""
-    if len(versions) > 1 and not config.judge.version:
-        console.say(
-            f"judge: the verdicts of {name} are from {len(versions)} model versions, "
-            f"{_listed(versions)}: results.json pools none until config.judge.version names one"
-        )
-    for status in sorted({a.model_status for a in answers if a and a.model_status}):
-        console.say(f"judge: the service says of {name}: {status}")
+def _say_about_the_service(judge: Judge, answers: Sequence[Attempt]) -> None:
+    """Prints several model versions, if there are, and the service's notices on the models."""
+    for stages in judge.parts:
+        of_model = [a for a in answers if a.row.stage in stages]
+        model, versions = judge.models[stages[0]], _versions(of_model)
+        name = f"{judge.name} ({model.name})" if judge.is_pair else judge.name
+        if len(versions) > 1 and not judge.versions[stages[0]]:
+            console.say(
+                f"judge: the verdicts of {name} are from {len(versions)} model versions, "
+                f"{_listed(versions)}: results.json pools none until config.judge.version names one"
+            )
+        reported = {(a.model_version, a.model_status) for a in of_model}
+        for line in notices.lines(name, model.value, reported, datetime.date.today()):
+            console.say(f"judge: {line}")
 
 
 def _completions(
@@ -213,12 +294,13 @@ def _diagnosis_jobs(
 ) -> list[driver.Job]:
     limit, prompt = config.judge.max_tokens, texts["diagnosis"]
     return [
-        driver.Job(
-            row=(place := row.judged("diagnosis", judge)),
-            request=diagnosis.request(_key(place), case, said.answer, prompt, max_tokens=limit),
+        _job(
+            place := row.judged("diagnosis", judge, repeat),
+            diagnosis.request(_key(place), case, said.answer, prompt, max_tokens=limit),
         )
         for case, row, said in rows
         if said.answer is not None
+        for repeat in range(config.judge.repeat)
     ]
 
 
@@ -228,26 +310,36 @@ def _reasons_jobs(
     c, prompt = config.judge, texts["reasons"]
     settings = {"quote_words": c.quote_words, "max_tokens": c.max_tokens}
     return [
-        driver.Job(
-            row=(place := row.judged("reasons", judge)),
-            request=reasons.request(_key(place), case, said.trace, prompt, **settings),
+        _job(
+            place := row.judged("reasons", judge, repeat),
+            reasons.request(_key(place), case, said.trace, prompt, **settings),
         )
         for case, row, said in rows
         if said.trace and row.sample < c.recall_samples
+        for repeat in range(c.repeat)
     ]
+
+
+def _job(row: RowKey, request: Request) -> driver.Job:
+    """Returns the job of a verdict; each repeat has a seed of its own."""
+    if row.repeat:
+        request = dataclasses.replace(request, seed=row.repeat)
+    return driver.Job(row=row, request=request)
 
 
 _JOBS = {"diagnosis": _diagnosis_jobs, "reasons": _reasons_jobs}
 
 
 def _key(row: RowKey) -> str:
-    return f"{row.case}/{row.model}/{row.sample}/{row.stage}"
+    """Returns the key of a request; that of the first repeat is as without repeats."""
+    return f"{row.case}/{row.model}/{row.sample}/{row.stage}" + f"/{row.repeat}" * bool(row.repeat)
 
 
 def _forecast(
     wanted: Mapping[Scope, Sequence[driver.Job]],
     generator: Remote,
     ledger: Ledger,
+    judge: Judge,
     config: ConfigDict,
     payments: Payments,
 ) -> dict[Scope, driver.Work]:
@@ -257,7 +349,8 @@ def _forecast(
     to the next.
     """
     works = {
-        scope: _declare(scope, jobs, generator, ledger, config) for scope, jobs in wanted.items()
+        scope: _declare(scope, jobs, generator, ledger, judge.versions[scope.stage], config)
+        for scope, jobs in wanted.items()
     }
     pending = [question for work in works.values() for question in work.pending]
     if line := forecast.line(pending, payments, ledger):
@@ -270,9 +363,11 @@ def _declare(
     jobs: Sequence[driver.Job],
     generator: Generator | Remote,
     ledger: Ledger,
+    version: str,
     config: ConfigDict,
 ) -> driver.Work:
-    settings = {"attempts": config.judge.attempts, "reader": reader(scope.stage, config)}
+    read_by = reader(scope.stage, config, version)
+    settings = {"attempts": config.judge.attempts, "reader": read_by}
     return driver.declare(scope, jobs, generator, ledger, **settings)
 
 
@@ -281,12 +376,15 @@ def _run(
     work: driver.Work,
     generator: Generator | Remote,
     ledger: Ledger,
+    version: str,
     config: ConfigDict,
     payments: Payments | None,
 ) -> dict[str, int]:
     """Requests the open verdicts of one scope; prints those still missing; returns its counts."""
-    read_by, attempts = reader(scope.stage, config), config.judge.attempts
+    read_by, attempts = reader(scope.stage, config, version), config.judge.attempts
     label = f"{scope.stage} of {scope.model}"
+    if len(config.judge.models) > 1:
+        label += f" by {scope.judge}"
     status = generator.pacer.status if isinstance(generator, Remote) else None
     with console.track(label, work.total, work.held, status) as track:
         advance = track.advance

@@ -33,8 +33,12 @@ def run(experiment: Experiment) -> Judged:
     """
     with stoppable("stopped by SIGTERM; every verdict that came is kept, call again to go on"):
         counts = judge(experiment.workdir, experiment.config, experiment.eval_cases())
-    done = f"{counts['asked']} asked now" if counts["asked"] else "nothing to do"
-    left = f", {counts['unresolved']} unresolved" if counts["unresolved"] else ""
-    console.say(f"judge: {counts['judge']}: {counts['total']} verdicts, {done}{left}")
-    problem = too_few(counts, experiment.config)
-    return Judged(whole=not counts["unresolved"], problem=problem)
+    whole, problems = True, []
+    for of_judge in (counts, *counts["further"]):
+        done = f"{of_judge['asked']} asked now" if of_judge["asked"] else "nothing to do"
+        left = f", {of_judge['unresolved']} unresolved" if of_judge["unresolved"] else ""
+        console.say(f"judge: {of_judge['judge']}: {of_judge['total']} verdicts, {done}{left}")
+        whole = whole and not of_judge["unresolved"]
+        if problem := too_few(of_judge, experiment.config):
+            problems.append(f"{of_judge['judge']}: {problem}" if counts["further"] else problem)
+    return Judged(whole=whole, problem="; ".join(problems))

@@ -1,8 +1,8 @@
-"""Makes the judge that a config names, and the readers of its replies."""
+"""Makes the judges that a config names, and the readers of their replies."""
 
 from ml_collections import ConfigDict
 
-from mcr_jax import model_specs
+from mcr_jax import judge_specs, model_specs
 from mcr_jax.errors import UsageError
 from mcr_jax.generate import services
 from mcr_jax.generate.api import Generator, Remote
@@ -19,19 +19,40 @@ def make_judge(config: ConfigDict, name: str = "") -> Generator | Remote:
     Raises:
       UsageError: the name is unknown, or the key of the service is missing.
     """
-    section = config.judge
-    name = name or section.name
-    if name == "offline":
+    name = name or config.judge.name
+    return _make(name, config.judge.model, config)
+
+
+def make_judges(config: ConfigDict) -> dict[str, dict[str, Generator | Remote]]:
+    """Returns the generators of the judges by name and stage; equal models share one.
+
+    Raises:
+      UsageError: a judge is unknown, or the key of a service is missing.
+    """
+    made: dict[tuple[str, str], Generator | Remote] = {}
+    for judge in judge_specs.judges(config):
+        for _, kind, value in judge.models.values():
+            if (kind, value) not in made:
+                made[kind, value] = _make(kind, value, config)
+    return {
+        judge.name: {stage: made[spec.kind, spec.value] for stage, spec in judge.models.items()}
+        for judge in judge_specs.judges(config)
+    }
+
+
+def _make(kind: str, model: str, config: ConfigDict) -> Generator | Remote:
+    if kind == "offline":
         from mcr_jax.judges.offline import OfflineJudge
 
         return OfflineJudge()
     named = model_specs.endpoints(config)
-    if name not in (*services.KINDS, *named):
+    if kind not in (*services.KINDS, *named):
         listed = ", ".join((*services.KINDS, *named))
-        raise UsageError(f"config field judge.name is {name!r}: set it to offline, {listed}")
+        raise UsageError(f"config field judge.name is {kind!r}: set it to offline, {listed}")
+    section = config.judge
     return services.make(
-        name,
-        section.model,
+        kind,
+        model,
         named,
         timeout=section.timeout,
         concurrency=section.concurrency,
@@ -40,11 +61,16 @@ def make_judge(config: ConfigDict, name: str = "") -> Generator | Remote:
     )
 
 
-def reader(stage: str, config: ConfigDict) -> Reader:
-    """Returns the reader of a stage of `mcr judge`, or of `distortion.STAGE` in `mcr stitch`."""
+def reader(stage: str, config: ConfigDict, version: str = "") -> Reader:
+    """Returns the reader of a stage of `mcr judge`, or of `distortion.STAGE` in `mcr stitch`.
+
+    Args:
+      stage: in the ledger.
+      config: reads `judge.quote_words`.
+      version: the only model_version that counts; "" for any.
+    """
     judge = _PARSED[stage]
     words = f" quote_words={config.judge.quote_words}" if stage != "diagnosis" else ""
-    version = config.judge.version if stage in JUDGES else ""
     return Reader(parse=judge.parse, name=judge.READING + words, version=version)
 
 

@@ -77,6 +77,8 @@ def report(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Path:
         "answers": _answers(results),
         "mode": visible(results["config"].get("answer", "")),
         **_judge(results["judge"]),
+        "judges": _judges(results),
+        "repeatability": _repeatability(results),
         **_charts(results, scores, artifacts.metrics(workdir)),
         "index": payload.embed(
             {
@@ -201,6 +203,39 @@ def _judge(judge: Mapping[str, Any]) -> dict[str, str]:
     words = {"judge": judge["name"], "versions": versions}
     words |= {name: judge.get(name, "") for name in ("identity", "note")}
     return {name: visible(text) for name, text in words.items()}
+
+
+def _judges(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the rows of the table of judges, the headline first; [] for one judge."""
+    others = results.get("judges", {})
+    if not others:
+        return []
+    every = {results["judge"]["name"]: {"models": results["models"]}, **others}
+    rows = []
+    for name, judge in every.items():
+        by_model = [of_model(judge["models"].get(model, {})) for model in results["models"]]
+        rows.append(
+            {
+                "name": visible(name),
+                "note": visible(judge.get("note", "")),
+                "values": [[of.get(metric) for of in by_model] for metric in SCATTER[::-1]],
+                "agreement": judge.get("agreement", {}).get("diagnosis"),
+            }
+        )
+    return rows
+
+
+def _repeatability(results: Mapping[str, Any]) -> str:
+    """Returns a sentence on the repeats of the headline judge; "" without repeats."""
+    judge = results["judge"]
+    shares = [
+        f"{charts.percent(share['value'])} of {unit}"
+        for stage, unit in (("diagnosis", "diagnoses"), ("reasons", "statements"))
+        if (share := judge.get("repeatability", {}).get(stage)) and share["value"] is not None
+    ]
+    if not shares:
+        return ""
+    return f"All repeats of a verdict agree on {' and '.join(shares)} (mean over cases)."
 
 
 def _answers(results: Mapping[str, Any]) -> list[dict[str, Any]]:

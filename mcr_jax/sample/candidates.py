@@ -1,6 +1,7 @@
 """Candidates of an evaluation: each kind of model of config.sample.models behind one interface."""
 
 import abc
+import datetime
 import functools
 import json
 from collections.abc import Iterable, Sequence
@@ -9,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from mcr_jax import model_specs
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.experiment.experiment import Experiment
-from mcr_jax.generate import services
+from mcr_jax.generate import notices, services
 from mcr_jax.generate.api import Generator, Remote, Request
 from mcr_jax.generate.budget import require_price
+from mcr_jax.generate.ledger import Ledger, Scope
 from mcr_jax.model.checkpoints import steps
 from mcr_jax.model_specs import ModelSpec
 from mcr_jax.paths import local_folder
 from mcr_jax.sample import finished
-from mcr_jax.sample.draw import held, too_long
+from mcr_jax.sample.draw import STAGE, held, too_long
 from mcr_jax.workdir import digest
 
 if TYPE_CHECKING:
@@ -50,6 +52,10 @@ class Candidate(abc.ABC):
 
     def lines(self, requests: Sequence[Request]) -> Iterable[str]:
         """Returns lines to print before its first completion."""
+        return ()
+
+    def notices(self, ledger: Ledger) -> Iterable[str]:
+        """Returns lines to print after its last completion, on what its service reported."""
         return ()
 
 
@@ -129,6 +135,10 @@ class Service(Candidate):
     def __init__(self, experiment: Experiment, spec: ModelSpec):
         super().__init__(experiment, spec)
         self.service = f"{spec.kind}:{spec.value}"
+
+    def notices(self, ledger: Ledger) -> list[str]:
+        reported = ledger.reported(Scope(STAGE, self.spec.name))
+        return notices.lines(self.spec.name, self.spec.value, reported, datetime.date.today())
 
     def ready(self) -> None:
         self._remote  # noqa: B018 - refuses a missing key or a wrong setting

@@ -64,6 +64,8 @@ def _draw(e: Experiment, left: list[Candidate]) -> None:
             e.workdir.note(f"sample.{name}", facts)
             lines = functools.partial(_new_lines, candidate, printed)
             drawn[name] = draw.draw(name, model, requests, ledger, lines, paid.get(name))
+            for line in candidate.notices(ledger):
+                console.say(f"sample: {line}")
             del model  # frees its memory before the next one is loaded
     local = any(isinstance(candidate, Decoder) for candidate in left)
     facts = {"prompt": e.prompt.digest, "seed": e.config.seed, **(devices() if local else {})}

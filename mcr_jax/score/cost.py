@@ -12,9 +12,9 @@ from mcr_jax import artifacts
 from mcr_jax.errors import McrError
 from mcr_jax.generate import prices as price_rows
 from mcr_jax.generate import spending
-from mcr_jax.generate.joined import JUDGED
 from mcr_jax.generate.prices import Prices
 from mcr_jax.generate.spending import Spent
+from mcr_jax.judge_specs import STAGES
 from mcr_jax.workdir import Workdir
 
 
@@ -29,7 +29,7 @@ def with_usage(
       prices: the rows to choose from.
     """
     name = results["judge"]["name"]
-    of_judge = [part for part in spent if part.scope.judge == name and part.scope.stage in JUDGED]
+    of_judge = [part for part in spent if part.scope.judge == name and part.scope.stage in STAGES]
     judge = spending.total(of_judge, prices)
     models = {
         model: spending.total(

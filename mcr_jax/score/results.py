@@ -6,20 +6,20 @@ config give the same bytes.
 
 import collections
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from mcr_jax import artifacts, statistics
 from mcr_jax.completion import RULES
-from mcr_jax.config import judge_name
 from mcr_jax.generate import prices as price_rows
 from mcr_jax.generate import spending
-from mcr_jax.generate.api import Outcome
-from mcr_jax.generate.joined import Joined, join
-from mcr_jax.generate.ledger import Attempt, opened
+from mcr_jax.generate.joined import Joined, Sample, counting, join
+from mcr_jax.generate.ledger import opened
+from mcr_jax.judge_specs import Judge, headline
 from mcr_jax.metrics import METRICS, CaseScore, Estimate, nested
+from mcr_jax.score import several
 from mcr_jax.score.compare import Estimates, compare
 from mcr_jax.score.cost import with_usage
 from mcr_jax.score.samples import KINDS, collect
@@ -39,7 +39,8 @@ def score(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
     Returns:
       The content of results.json, schema 1: per model its `metrics.METRICS`, "outcomes", "answers"
       and "usage"; "comparisons" of consecutive models; "data", "judge", "config", "prices" and
-      "notice".
+      "notice". All verdicts in them are of the first judge; "judges" holds the further ones, if
+      there are any.
 
     Raises:
       McrError: a model has no completions, or a verdict in the ledger has another form.
@@ -47,7 +48,9 @@ def score(workdir: Workdir, config: ConfigDict) -> dict[str, Any]:
     """
     prices = price_rows.load(config.prices)
     with opened(workdir, readonly=True) as ledger:
-        results, scores = tabulate(join(ledger, config), workdir, config)
+        joined = join(ledger, config)
+        others = several.further(ledger, config, joined)
+        results, scores = tabulate(joined, others, workdir, config)
         results = with_usage(results, spending.read(ledger), prices)
     workdir.write_json(workdir.scores, scores)
     workdir.write_json(workdir.results, results)
@@ -87,26 +90,37 @@ def metric(cases: Mapping[str, Estimate], config: ConfigDict) -> dict[str, Any]:
 
 
 def tabulate(
-    joined: Joined, workdir: Workdir, config: ConfigDict
+    joined: Joined,
+    others: Iterable[tuple[Judge, dict[str, list[Sample]]]],
+    workdir: Workdir,
+    config: ConfigDict,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Computes results.json without usage, and scores.json, from ledger and manifest alone."""
+    """Computes results.json without usage, and scores.json, from ledger and manifest alone.
+
+    Args:
+      joined: the completions with the verdicts of the first judge.
+      others: the further judges, as `several.further` yields them.
+      workdir: its manifest is read.
+      config: as for `score`.
+    """
     collected = {model: collect(samples, config) for model, samples in joined.models.items()}
-    by_metric = {model: estimates(cases) for model, cases in collected.items()}
-    if joined.mixed:
-        by_metric = {model: _without_values(of_model) for model, of_model in by_metric.items()}
-    name, noted = judge_name(config), artifacts.section(workdir, "judge", {"identity?": str})
-    if noted.get("name", name) != name:  # `mcr judge` ran with another judge since
+    by_metric = _estimates(joined, collected)
+    first = headline(config)
+    noted = artifacts.section(workdir, "judge", {"identity?": str})
+    if noted.get("name", first.name) != first.name:  # `mcr judge` ran with another judge since
         noted = {}
     judge = {
         **noted,
-        "name": name,
-        "verdicts": _verdict_counts(joined, config),
+        "name": first.name,
+        "verdicts": several.verdict_counts(joined, config),
         "versions": joined.versions,
     }
     if config.judge.version:
         judge["version"] = config.judge.version
     if joined.note:
         judge["note"] = joined.note
+    if config.judge.repeat > 1:
+        judge |= several.repeated(joined, config)
     results = {
         "schema": SCHEMA,
         "notice": NOTICE,
@@ -137,11 +151,48 @@ def tabulate(
             for model, cases in collected.items()
         },
     }
+    for other, samples in others:
+        results.setdefault("judges", {})[other.name], cases = _further(
+            other, counting(samples, other), joined, workdir, config
+        )
+        scores.setdefault("judges", {})[other.name] = cases
     return results, scores
 
 
+def _further(
+    judge: Judge, joined: Joined, first: Joined, workdir: Workdir, config: ConfigDict
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the entries of a further judge in results.json and scores.json."""
+    collected = {model: collect(samples, config) for model, samples in joined.models.items()}
+    by_metric = _estimates(joined, collected)
+    entry = several.about(judge, joined, first, workdir, config)
+    entry["models"] = {
+        model: nested({name: metric(of_case, config) for name, of_case in of_model.items()})
+        for model, of_model in by_metric.items()
+    }
+    judged = ("right", "recall", "recall_verified", "repeats")
+    cases = {
+        model: {
+            f: {name: values for name in judged if (values := getattr(case, name))}
+            for f, case in of_model.items()
+        }
+        for model, of_model in collected.items()
+    }
+    return entry, cases
+
+
+def _estimates(
+    joined: Joined, collected: Mapping[str, Mapping[str, CaseScore]]
+) -> dict[str, Estimates]:
+    """Returns the estimates of each model; bounds alone if verdicts of two versions are mixed."""
+    by_metric = {model: estimates(cases) for model, cases in collected.items()}
+    if joined.mixed:
+        return {model: _without_values(of_model) for model, of_model in by_metric.items()}
+    return by_metric
+
+
 def _without_values(by_metric: Estimates) -> Estimates:
-    """Returns the bounds of estimates alone: verdicts of several judges have no mean."""
+    """Returns the bounds of estimates alone: verdicts of several versions have no mean."""
     return {
         name: {f: estimate._replace(value=None) for f, estimate in of_case.items()}
         for name, of_case in by_metric.items()
@@ -162,24 +213,5 @@ def _model_results(
 
 def _case_json(fingerprint: str, case: CaseScore, by_metric: Estimates) -> dict[str, Any]:
     values = {name: of_case[fingerprint].value for name, of_case in by_metric.items()}
-    return {**vars(case), "metrics": values}
-
-
-def _verdict_counts(joined: Joined, config: ConfigDict) -> dict[str, dict[str, int]]:
-    """Counts, per stage, the verdicts that the completions need and those that are there."""
-    samples = [sample for of_model in joined.models.values() for sample in of_model]
-    said = [sample for sample in samples if sample.said is not None]
-    wanted = {
-        "diagnosis": [s.diagnosis for s in said if s.said.answer is not None],
-        "reasons": [
-            s.reasons for s in said if s.said.trace and s.row.sample < config.judge.recall_samples
-        ],
-    }
-    return {
-        stage: {"wanted": len(verdicts), "settled": sum(map(_settled, verdicts))}
-        for stage, verdicts in wanted.items()
-    }
-
-
-def _settled(verdict: Attempt | None) -> bool:
-    return verdict is not None and verdict.outcome is Outcome.OK
+    fields = {name: value for name, value in vars(case).items() if name != "repeats" or value}
+    return {**fields, "metrics": values}

@@ -1,8 +1,14 @@
-"""Scores of single samples: how a completion ended, whether it is right, recall of its trace."""
+"""Scores of single samples: how a completion ended, whether it is right, recall of its trace.
+
+Of repeated verdicts, the majority decides the diagnosis: more than half of all repeats, so that a
+tie is unresolved, and so is what missing repeats could turn. Recall is the mean of the repeats that
+are there.
+"""
 
 import itertools
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -39,19 +45,48 @@ def collect(samples: Sequence[Sample], config: ConfigDict) -> dict[str, CaseScor
     for case, of_case in itertools.groupby(samples, key=lambda sample: sample.row.case):
         rows = list(of_case)
         kinds = [kind(sample.outcome, sample.said) for sample in rows]
+        rights = [
+            [right(of, verdict) for verdict in row.diagnoses]
+            for of, row in zip(kinds, rows, strict=True)
+        ]
         shares = [
-            sample_recall(sample.said, sample.reasons)
-            for sample in rows
-            if sample.row.sample < config.judge.recall_samples
+            [sample_recall(row.said, verdict) for verdict in row.recalls]
+            for row in rows
+            if row.row.sample < config.judge.recall_samples
         ]
         collected[case] = CaseScore(
             kinds=kinds,
             rules=[sample.said and sample.said.rule for sample in rows],
-            right=[right(of, row.diagnosis) for of, row in zip(kinds, rows, strict=True)],
-            recall=[share.found for share in shares],
-            recall_verified=[share.verified for share in shares],
+            right=[majority(of_sample) for of_sample in rights],
+            recall=[_mean([share.found for share in of_sample]) for of_sample in shares],
+            recall_verified=[
+                _mean([share.verified for share in of_sample]) for of_sample in shares
+            ],
+            repeats=_repeats(rights, shares) if config.judge.repeat > 1 else {},
         )
     return collected
+
+
+def majority(votes: Sequence[bool | None]) -> bool | None:
+    """Returns what more than half of `votes` say; None if neither True nor False has as many."""
+    for side in (True, False):
+        if 2 * votes.count(side) > len(votes):
+            return side
+    return None
+
+
+def _mean(shares: Sequence[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _repeats(rights: Any, shares: Any) -> dict[str, list[list[Any]]]:
+    """Returns the values of each repeat, by sample."""
+    return {
+        "right": rights,
+        "recall": [[share.found for share in of_sample] for of_sample in shares],
+        "recall_verified": [[share.verified for share in of_sample] for of_sample in shares],
+    }
 
 
 def kind(outcome: Outcome | None, said: Completion | None) -> str:
@@ -126,7 +161,21 @@ def sample_recall(said: Completion | None, verdict: Attempt | None) -> Shares:
 
 
 def _share(attempt: Attempt, field: str) -> float:
-    flags = attempt.verdict.get(field) if isinstance(attempt.verdict, dict) else None
-    if not isinstance(flags, list) or not flags or not all(isinstance(f, bool) for f in flags):
+    found = flags(attempt, field)
+    return sum(found) / len(found)
+
+
+def flags(attempt: Attempt, field: str) -> list[bool]:
+    """Returns one boolean per statement from a verdict on a trace.
+
+    Args:
+      attempt: the reasons judge's, with outcome OK.
+      field: "found" or "verified".
+
+    Raises:
+      McrError: the verdict lacks them.
+    """
+    found = attempt.verdict.get(field) if isinstance(attempt.verdict, dict) else None
+    if not isinstance(found, list) or not found or not all(isinstance(f, bool) for f in found):
         raise McrError(damaged(attempt, f"lacks one {field!r} per statement"))
-    return sum(flags) / len(flags)
+    return found

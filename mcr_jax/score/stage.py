@@ -1,5 +1,6 @@
 """The scoring stage: computes results.json from the ledger."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from mcr_jax import console
@@ -18,13 +19,20 @@ def run(experiment: Experiment) -> dict[str, Any]:
             "score: the verdicts may have been read by other rules than this config's; `mcr judge` "
             "reads their replies again without a call"
         )
+    _say_of(judge, "")
+    for name, other in results.get("judges", {}).items():
+        _say_of(other, f" of {name}")
+    return results
+
+
+def _say_of(judge: Mapping[str, Any], whose: str) -> None:
+    """Prints that verdicts do not count, or how many are missing."""
     if "note" in judge:
-        console.say(f"score: {judge['note']}")
-        return results
+        console.say(f"score:{f' verdicts{whose}:' if whose else ''} {judge['note']}")
+        return
     for stage, count in judge["verdicts"].items():
         if left := count["wanted"] - count["settled"]:
             console.say(
-                f"score: {left} of {count['wanted']} {stage} verdicts are missing and count as "
-                "unresolved; run `mcr judge` again"
+                f"score: {left} of {count['wanted']} {stage} verdicts{whose} are missing and count "
+                "as unresolved; run `mcr judge` again"
             )
-    return results

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mcr_jax.generate import spending
-from mcr_jax.metrics import METRICS, Metric, of_model
+from mcr_jax.metrics import HEADLINE, METRICS, Metric, of_model
 
 _SIDE_BY_SIDE = 2  # models
 _INTERVAL_CHARS = len("[0.000, 0.000]")
@@ -102,7 +102,31 @@ def _notes(results: Mapping[str, Any], paired: bool) -> list[str]:
         notes.append(cost)
     if note := results["judge"].get("note"):
         notes.append(f"Verdicts: {note}.")
+    for name, judge in results.get("judges", {}).items():
+        notes.append(f"Judge {name}: {_other_judge(judge, results['judge']['name'])}.")
+    for stage, share in results["judge"].get("repeatability", {}).items():
+        if share["value"] is not None:
+            notes.append(f"Same {stage} verdict in every repeat: {share['value']:.3f}.")
     return [*notes, f"{results['notice']}."]
+
+
+def _other_judge(judge: Mapping[str, Any], first: str) -> str:
+    """Returns values and agreement of a further judge in words."""
+    values = [
+        f"{HEADLINE} {found['value']:.3f} for {name}"
+        for name, model in judge["models"].items()
+        if (found := of_model(model)[HEADLINE])["value"] is not None
+    ]
+    agreed = judge["agreement"]["diagnosis"]
+    if agreed["raw"]["value"] is not None:
+        figures = {"agreement": agreed["raw"], "kappa": agreed["kappa"], "AC1": agreed["ac1"]}
+        listed = ", ".join(
+            f"{word} {found['value']:.3f}"
+            for word, found in figures.items()
+            if found["value"] is not None
+        )
+        values.append(f"with {first} on {agreed['n']} diagnoses: {listed}")
+    return "; ".join(values) or "unresolved"
 
 
 def _metric(metric: Mapping[str, Any] | None) -> str:

@@ -8,18 +8,20 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from mcr_jax import prompts
+from mcr_jax import judge_specs, prompts
 from mcr_jax.cases import Case
 from mcr_jax.generate import spending
 from mcr_jax.generate.api import Outcome, Request
 from mcr_jax.generate.joined import Sample, counting, read_all, uncollected
 from mcr_jax.generate.ledger import Attempt, opened
+from mcr_jax.judge_specs import Judge
 from mcr_jax.judges import diagnosis, reasons
+from mcr_jax.score import several
 from mcr_jax.score.cost import as_stored
 from mcr_jax.score.results import tabulate
 from mcr_jax.workdir import Workdir
@@ -57,15 +59,14 @@ def verify(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Verif
     Raises:
       McrError: a file is missing or broken, or the ledger cannot be scored.
     """
+    judge, again, lines = judge_specs.headline(config), _Again(config, cases), []
     with opened(workdir, readonly=True) as ledger:
-        models, spent = read_all(ledger, config), spending.read(ledger)
-    again = _Again(config, cases)
-    lines = []
-    with uncollected():
-        for samples in models.values():
-            for sample in samples:
-                lines += again.differences(sample)
-    results, scores = tabulate(counting(models, config), workdir, config)
+        models = read_all(ledger, config, judge)
+        lines += again.of_models(models)
+        joined = counting(models, judge)
+        others = again.checked(several.further(ledger, config, joined), lines)
+        results, scores = tabulate(joined, others, workdir, config)
+        spent = spending.read(ledger)
     stored = [workdir.read_json(path) for path in (workdir.results, workdir.scores)]
     fresh = as_stored(stored[0], results, spent, workdir), scores
     for path, old, new in zip((workdir.results, workdir.scores), stored, fresh, strict=True):
@@ -91,12 +92,30 @@ class _Again:
         }
         self.verdicts = self.unchecked = 0
 
-    def differences(self, sample: Sample) -> Iterator[str]:
+    def of_models(self, models: Mapping[str, Sequence[Sample]]) -> list[str]:
+        """Returns a line for each verdict that differs when it is parsed again."""
+        with uncollected():
+            return [
+                line
+                for samples in models.values()
+                for sample in samples
+                for line in self._differences(sample)
+            ]
+
+    def checked(
+        self, judges: Iterable[tuple[Judge, dict[str, list[Sample]]]], lines: list[str]
+    ) -> Iterator[tuple[Judge, dict[str, list[Sample]]]]:
+        """Yields `judges`, and adds the lines of `of_models` on each to `lines`."""
+        for judge, models in judges:
+            lines += self.of_models(models)
+            yield judge, models
+
+    def _differences(self, sample: Sample) -> Iterator[str]:
         """Yields a line for each verdict on a completion that differs when parsed again."""
-        for attempt in (sample.diagnosis, sample.reasons):
+        for attempt in (*sample.diagnoses, *sample.recalls):
             if attempt is None or attempt.outcome not in (Outcome.OK, Outcome.MALFORMED):
                 continue
-            if attempt is sample.reasons and sample.row.case not in self._asked:
+            if attempt.row.stage == "reasons" and sample.row.case not in self._asked:
                 self.unchecked += 1
                 continue
             self.verdicts += 1
@@ -107,15 +126,16 @@ class _Again:
                 verdict, given = None, f"none: {error}"
             if stored != verdict:
                 row = attempt.row
+                repeat = f", repeat {row.repeat}" if row.repeat else ""
                 yield (
                     f"ledger row {attempt.id}, {row.stage} of case {row.case[:12]}, model "
-                    f"{row.model}, sample {row.sample}: the verdict is {_short(stored)}, its reply "
-                    f"gives {given or _short(verdict)}"
+                    f"{row.model}, sample {row.sample}{repeat}: the verdict is {_short(stored)}, "
+                    f"its reply gives {given or _short(verdict)}"
                 )
 
     def _read(self, sample: Sample, attempt: Attempt) -> Any:
         """Returns the verdict in a reply. Raises ValueError if it holds none."""
-        if attempt is sample.diagnosis:
+        if attempt.row.stage == "diagnosis":
             return diagnosis.parse(Request(key="", messages=()), attempt.text)
         asked = self._asked[sample.row.case]
         fields = {**asked.fields, "trace": sample.said.trace}

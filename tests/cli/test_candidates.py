@@ -133,6 +133,39 @@ def test_an_openai_compatible_server_judges(call, tmp_path, openai, test_cases):
     of_judge = json.loads((tmp_path / "results.json").read_text())["judge"]
     assert of_judge["name"] == "openai:vllm-model" and of_judge["identity"] == "openai/vllm-model"
     assert main(["verify", f"--workdir={tmp_path}"]) == 0
+    # A workdir from before there were several judges asks nothing again.
+    stored, calls = json.loads((tmp_path / "config.json").read_text()), len(openai.calls)
+    for field in ("models", "repeat"):
+        del stored["judge"][field]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    before = (tmp_path / "results.json").read_bytes()
+    assert main(["eval", f"--workdir={tmp_path}"]) == 0 and len(openai.calls) == calls
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+@pytest.mark.promise("`judge.unresolved_limit` is for each judge")
+def test_missing_verdicts_of_a_further_judge_end_the_command_with_its_name(
+    call, tmp_path, openai, test_cases
+):
+    made = tmp_path / "made.jsonl"
+    lines = [
+        {"case": test_cases[0].fingerprint, "text": render(THOUGHTS, answer)}
+        for answer in (test_cases[0].final_diagnosis, "Sable gout")
+    ]
+    made.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fields = {"sample.models": f"made=file:{made}", "data.eval_cases": 1, "judge.attempts": 1}
+    fields |= {"judge.models": "offline,o=openai:m", "judge.concurrency": 1}
+    assert call("sample", **fields) == (0, [])
+    openai.then(openai.says("maybe"))
+    status, (line,) = call("judge", **fields)
+    assert status == 1 and "o: 1 of 3 verdicts are missing" in line
+    assert call("judge", **fields) == (0, [])
+    assert call("eval", **fields) == (0, [])
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["judge"]["name"] == "offline" and found["judges"]["o"]["identity"] == "openai/m"
+    assert found["judges"]["o"]["agreement"]["diagnosis"]["raw"]["value"] == 1.0
+    assert "Table of judges" in (tmp_path / "report.html").read_text()
+    assert main(["verify", f"--workdir={tmp_path}"]) == 0
 
 
 def test_a_named_endpoint_is_a_candidate_and_a_judge_and_needs_its_own_key_only(

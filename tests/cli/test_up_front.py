@@ -20,11 +20,14 @@ def test_a_missing_checkpoint_is_told_before_base_is_sampled(call, tmp_path, com
     assert not (tmp_path / "ledger.sqlite").exists()
 
 
+@pytest.mark.promise("A judge that cannot be called is one line before the first completion")
 @pytest.mark.parametrize(
     ("fields", "status", "told"),
     [
         ({"judge.name": "gemini"}, 2, ["GEMINI_API_KEY", "config.judge.name"]),
         ({"judge.name": "tarot"}, 2, ["set it to offline, gemini, openai"]),
+        ({"judge.models": "offline,gemini"}, 2, ["GEMINI_API_KEY"]),
+        ({"judge.models": "offline,x=hf:DIR"}, 2, ["'hf:DIR'", "served"]),
         ({"prompts": "own"}, 2, ["own/judge_reasons.txt", "{{statements}}, {{trace}}"]),
         ({"model.folder": ""}, 2, ["--config.model.folder=DIR"]),
         ({"model.folder": "gone"}, 2, ["config.model.folder=gone: no such", "--local-dir=gone"]),

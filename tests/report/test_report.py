@@ -1,5 +1,6 @@
 """The report, from a real ledger to a real browser."""
 
+import dataclasses
 import io
 import json
 import re
@@ -375,3 +376,48 @@ def test_text_has_contrast_and_the_page_fits_a_phone(opened, contrasts, scheme):
     ratios = contrasts(opened)
     assert len(ratios) > 50
     assert [text for ratio, text in ratios if ratio < 4.5] == []
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+@pytest.mark.promise("The report shows them in a table.")
+def test_the_reader_sees_the_judges_side_by_side_when_there_are_several(
+    browser, contrasts, tmp_path, width
+):
+    workdir, other, hostile = Workdir(tmp_path), _config(), f"o{SCRIPT}"
+    with other.unlocked():
+        other.judge.models = ("offline", f"{hostile}=openai:m")
+    with Ledger(workdir.ledger) as ledger:
+        _write(ledger)
+        for model in PLAN:  # the other judge finds every diagnosis right
+            scope = Scope("diagnosis", model, JUDGE)
+            rows = {
+                row: dataclasses.replace(row, judge=hostile)
+                for row, attempt in ledger.answers(scope).items()
+                if attempt
+            }
+            ledger.declare(Scope("diagnosis", model, hostile), dict.fromkeys(rows.values(), "d"))
+            for row in rows.values():
+                same = {"outcome": Outcome.OK, "verdict": {"same": True}, "text": '{"same": true}'}
+                ledger.write(Attempt(row=row, digest="d", attempt=1, **same))
+    workdir.note("data", {"dataset": "fictional", "synthetic": True, "cases": 3})
+    results = scoring.score(workdir, other)
+    page.report(workdir, other, CASES)
+    tab = browser.new_page(viewport={"width": width, "height": 900})
+    tab.goto(workdir.report.as_uri())
+    judges = tab.get_by_role("region", name="Table of judges")
+    rows = judges.locator("tbody tr")
+    assert rows.count() == 2
+    assert rows.nth(0).locator("th").inner_text() == JUDGE
+    assert rows.nth(1).locator("th").inner_text() == hostile
+    assert "headline" in rows.nth(0).inner_text()
+    agreed = results["judges"][hostile]["agreement"]["diagnosis"]
+    assert 0 < agreed["raw"]["value"] < 1
+    words = rows.nth(1).inner_text()
+    assert f"{agreed['raw']['value']:.2f}" in words and f"{agreed['ac1']['value']:.2f}" in words
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert [text for ratio, text in contrasts(tab) if ratio < 4.5] == []
+    tab.close()
+
+
+def test_one_judge_has_no_table_of_judges(html):
+    assert "Table of judges" not in html

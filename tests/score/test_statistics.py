@@ -194,3 +194,80 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(raw, alpha):
             break
         rejected.add(i)
     assert {i for i, p in enumerate(statistics.holm(raw)) if p <= alpha} == rejected
+
+
+def _labels(both, first, second, neither):
+    """Labels of two raters with these counts."""
+    pairs = [(1, 1)] * both + [(1, 0)] * first + [(0, 1)] * second + [(0, 0)] * neither
+    return zip(*pairs, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("counts", "kappa", "ac1"),
+    [
+        # po 0.7; shares 0.5 and 0.6: pe of kappa 0.5, of AC1 2 x 0.55 x 0.45 = 0.495
+        ((20, 5, 10, 15), 0.2 / 0.5, 0.205 / 0.505),
+        # po 0.9; shares 0.95 and 0.95: pe of kappa 0.905, of AC1 2 x 0.95 x 0.05 = 0.095
+        ((90, 5, 5, 0), (0.9 - 0.905) / 0.095, 0.805 / 0.905),
+        ((3, 0, 0, 1), 1.0, 1.0),
+        ((0, 2, 2, 0), -1.0, -1.0),
+        ((4, 0, 0, 0), None, 1.0),
+    ],
+)
+def test_kappa_and_ac1_are_those_worked_out_by_hand(counts, kappa, ac1):
+    a, b = _labels(*counts)
+    assert statistics.cohen_kappa(a, b) == (kappa if kappa is None else pytest.approx(kappa))
+    assert statistics.gwet_ac1(a, b) == pytest.approx(ac1)
+
+
+def test_kappa_and_ac1_of_three_labels_are_those_worked_out_by_hand():
+    a, b = "aabbccca", "aabbccab"  # po 6/8; counts 3, 2, 3 and 3, 3, 2
+    assert statistics.cohen_kappa(a, b) == pytest.approx((48 - 21) / (64 - 21))
+    # AC1: s = 6/16, 5/16, 5/16; pe = (60 + 55 + 55) / 256 / 2 = 85/256
+    assert statistics.gwet_ac1(a, b) == pytest.approx((192 - 85) / (256 - 85))
+    assert statistics.cohen_kappa("", "") is statistics.gwet_ac1("", "") is None
+
+
+def _agreed(tables, **options):
+    return statistics.agreement(
+        tables, **{"confidence": 0.95, "resamples": 4000, "seed": 0} | options
+    )
+
+
+def test_the_interval_of_kappa_is_that_of_scipy_over_cases_within_monte_carlo_error():
+    rng = np.random.default_rng(5)
+    tables = [rng.multinomial(10, [0.4, 0.1, 0.15, 0.35]).reshape(2, 2) for _ in range(60)]
+    by_case = np.array(tables)
+    pairs = [(i, j, n) for i in (0, 1) for j in (0, 1) if (n := by_case.sum(0)[i, j])]
+    a = [i for i, _, n in pairs for _ in range(n)]
+    b = [j for _, j, n in pairs for _ in range(n)]
+    ours = _agreed(tables)
+    assert ours["kappa"]["value"] == pytest.approx(statistics.cohen_kappa(a, b))
+    assert ours["ac1"]["value"] == pytest.approx(statistics.gwet_ac1(a, b))
+
+    def kappa(both, first, second, neither):
+        n = both + first + second + neither
+        n1, n2 = both.sum() + first.sum(), both.sum() + second.sum()
+        n = n.sum()
+        chance = (n1 * n2 + (n - n1) * (n - n2)) / n**2
+        return ((both.sum() + neither.sum()) / n - chance) / (1 - chance)
+
+    theirs = stats.bootstrap(
+        tuple(by_case.reshape(-1, 4).T),
+        kappa,
+        paired=True,
+        vectorized=False,
+        n_resamples=4000,
+        method="BCa",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    low, high = ours["kappa"]["low"], ours["kappa"]["high"]
+    np.testing.assert_allclose([low, high], theirs, atol=0.08 * (theirs.high - theirs.low))
+
+
+def test_perfect_agreement_is_not_certainty_and_one_case_has_no_interval():
+    perfect = _agreed([np.diag([3, 2])] * 40)
+    raw_low = (0.05 / 2) ** (1 / 40)  # Clopper-Pearson of 40 of 40
+    assert perfect["raw"] == {"value": 1.0, "low": pytest.approx(raw_low), "high": 1.0}
+    assert perfect["kappa"]["low"] == pytest.approx((raw_low - 0.52) / 0.48)
+    assert _agreed([np.array([[3, 1], [0, 2]])])["kappa"]["low"] is None

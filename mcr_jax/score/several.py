@@ -1,0 +1,169 @@
+"""Several judges, and several verdicts of one: agreement with the headline, and repeatability."""
+
+import collections
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mcr_jax import artifacts, judge_specs, statistics
+from mcr_jax.generate.api import Outcome
+from mcr_jax.generate.joined import Joined, Sample, rejudged
+from mcr_jax.generate.ledger import Attempt, Ledger
+from mcr_jax.judge_specs import Judge
+from mcr_jax.score.samples import flags, kind, majority, right
+from mcr_jax.workdir import Workdir
+
+Votes = Sequence[bool | None]  # on one diagnosis or one statement, one per repeat
+
+
+def further(
+    ledger: Ledger, config: ConfigDict, first: Joined
+) -> Iterator[tuple[Judge, dict[str, list[Sample]]]]:
+    """Yields each judge after the first, one at a time to save memory.
+
+    With it, all its verdicts on the completions of `first`, also those that do not count.
+    """
+    for judge in judge_specs.judges(config)[1:]:
+        yield judge, rejudged(ledger, config, judge, first.models)
+
+
+def about(
+    judge: Judge, joined: Joined, first: Joined, workdir: Workdir, config: ConfigDict
+) -> dict[str, Any]:
+    """Returns what results.json says of a further judge, without its metrics.
+
+    Args:
+      judge: the judge.
+      joined: its verdicts.
+      first: the verdicts of the headline on the same completions.
+      workdir: its manifest names the judge's identity and retirement notices.
+      config: reads `judge`, `score` and `seed`.
+
+    Raises:
+      McrError: a verdict or the manifest has another form.
+    """
+    form = {f"{judge.name}?": {"identity?": str}}
+    noted = artifacts.section(workdir, "judges", form).get(judge.name, {})
+    told = {name: noted[name] for name in ("identity", "status") if name in noted}
+    if joined.mixed:
+        told["note"] = (
+            "it reported several versions, so it has no value; name it first in "
+            "config.judge.models, and in config.judge.version the version that counts"
+        )
+    return {
+        **told,
+        "verdicts": verdict_counts(joined, config),
+        "versions": joined.versions,
+        "agreement": agreement(first, joined, config),
+        **(repeated(joined, config) if config.judge.repeat > 1 else {}),
+    }
+
+
+def verdict_counts(joined: Joined, config: ConfigDict) -> dict[str, dict[str, int]]:
+    """Counts, per stage, the verdicts that the completions need and those that are there."""
+    said = [s for samples in joined.models.values() for s in samples if s.said is not None]
+    wanted = {
+        "diagnosis": [v for s in said if s.said.answer is not None for v in s.diagnoses],
+        "reasons": [
+            v
+            for s in said
+            if s.said.trace and s.row.sample < config.judge.recall_samples
+            for v in s.recalls
+        ],
+    }
+    return {
+        stage: {"wanted": len(verdicts), "settled": sum(map(_settled, verdicts))}
+        for stage, verdicts in wanted.items()
+    }
+
+
+def agreement(first: Joined, other: Joined, config: ConfigDict) -> dict[str, Any]:
+    """Compares the verdicts of two judges on the same completions, of all models together.
+
+    Returns:
+      For "diagnosis" (one unit per completion) and "reasons" (one per statement, found or not):
+      "n", the units that both resolved, with "raw", "kappa" and "ac1" of `statistics.agreement`.
+    """
+    tables = {stage: collections.defaultdict(_table) for stage in judge_specs.STAGES}
+    for model, samples in first.models.items():
+        for a, b in zip(samples, other.models[model], strict=True):
+            pairs = {
+                "diagnosis": [(_diagnosis(a), _diagnosis(b))],
+                "reasons": zip(_statements(a), _statements(b), strict=False),
+            }
+            for stage, of_stage in pairs.items():
+                for votes in of_stage:
+                    says = [majority(of_judge) for of_judge in votes]
+                    if None not in says:
+                        tables[stage][a.row.case][int(says[0]), int(says[1])] += 1
+    drawing = {
+        "confidence": config.score.confidence,
+        "resamples": config.score.resamples,
+        "seed": config.seed,
+    }
+    return {
+        stage: {
+            "n": int(sum(table.sum() for table in by_case.values())),
+            **statistics.agreement([by_case[case] for case in sorted(by_case)], **drawing),
+        }
+        for stage, by_case in tables.items()
+    }
+
+
+def repeated(joined: Joined, config: ConfigDict) -> dict[str, Any]:
+    """Returns {"repeat", "repeatability"} of a judge with several verdicts per completion.
+
+    Repeatability is the share of units with the same verdict in every repeat, with an interval over
+    cases, by stage. Units are completions and, for reasons, statements; a unit counts if every
+    repeat is there.
+    """
+    found = {}
+    for stage, of_sample in (("diagnosis", _diagnosis), ("reasons", _statements)):
+        by_case = collections.defaultdict(list)
+        for samples in joined.models.values():
+            for sample in samples:
+                units = of_sample(sample)
+                for votes in [units] if stage == "diagnosis" else units:
+                    if votes and None not in votes:
+                        by_case[sample.row.case].append(len(set(votes)) == 1)
+        found[stage] = _share(by_case.values(), config)
+    return {"repeat": config.judge.repeat, "repeatability": found}
+
+
+def _share(by_case: Iterable[Sequence[bool]], config: ConfigDict) -> dict[str, Any]:
+    """Returns the mean over cases of a share, with its interval."""
+    cases = [sum(units) / len(units) for units in by_case]
+    if not cases:
+        return {"cases": 0, **dict.fromkeys(("value", "low", "high"))}
+    low, high = statistics.interval(
+        cases,
+        confidence=config.score.confidence,
+        resamples=config.score.resamples,
+        seed=config.seed,
+    )
+    return {"cases": len(cases), "value": statistics.mean(cases), "low": low, "high": high}
+
+
+def _table() -> np.ndarray:
+    return np.zeros((2, 2))
+
+
+def _diagnosis(sample: Sample) -> Votes:
+    """Returns the verdicts on a completion; () where no judge is needed."""
+    if sample.said is None or sample.said.answer is None:
+        return ()
+    ended = kind(sample.outcome, sample.said)
+    return [right(ended, verdict) for verdict in sample.diagnoses]
+
+
+def _statements(sample: Sample) -> list[Votes]:
+    """Returns the verdicts on each statement, [] where a repeat is missing."""
+    if not all(map(_settled, sample.recalls)):
+        return []
+    return list(zip(*(flags(verdict, "found") for verdict in sample.recalls), strict=False))
+
+
+def _settled(verdict: Attempt | None) -> bool:
+    return verdict is not None and verdict.outcome is Outcome.OK
