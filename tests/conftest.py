@@ -211,7 +211,7 @@ def tiny_shape():
 CHROMIUM = "/usr/bin/chromium"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     """Chromium."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mcr_jax import artifacts, console, judge_specs, model_specs, prompts
+from mcr_jax import console, judge_specs, model_specs, prompts
 from mcr_jax.cases import Case
 from mcr_jax.completion import Completion
 from mcr_jax.errors import McrError, UsageError
@@ -30,9 +30,10 @@ from mcr_jax.generate.budget import Budget, Payments, is_service, require_price
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope, opened
 from mcr_jax.generate.questions import is_open
 from mcr_jax.generate.room import require_room
+from mcr_jax.judge import manifest
 from mcr_jax.judge_specs import Judge
 from mcr_jax.judges import diagnosis, reasons
-from mcr_jax.judges.choose import JUDGES, make_judges, reader, readings
+from mcr_jax.judges.choose import JUDGES, make_judges, reader
 from mcr_jax.model_specs import ModelSpec
 from mcr_jax.workdir import Workdir
 
@@ -131,9 +132,9 @@ def _judge(
     config: ConfigDict,
 ) -> dict[str, Any]:
     """Requests the open verdicts of one judge; returns its counts, see `judge`."""
-    facts, answers = _facts(judge, generators, texts, config), []
+    facts, answers = manifest.facts(judge, generators, texts, config), []
     models: dict[str, dict[str, dict[str, int]]] = {scope.model: {} for scope in wanted}
-    _note(workdir, judge, {**facts, **_noted_status(workdir, facts)}, config)
+    manifest.note(workdir, judge, {**facts, **manifest.noted_status(workdir, facts)}, config)
     payments: dict[str, Payments | None] = dict.fromkeys(JUDGES)
     works: dict[Scope, driver.Work] = {}
     for stages in judge.parts:
@@ -150,7 +151,7 @@ def _judge(
         )
         answers += ledger.answers(scope, version).values()
     made = [attempt for attempt in answers if attempt]
-    _note(workdir, judge, {**facts, **_status(judge, made)}, config)
+    manifest.note(workdir, judge, {**facts, **manifest.status(judge, made)}, config)
     parts = [part for stages in models.values() for part in stages.values()]
     counts = {count: sum(part[count] for part in parts) for count in _COUNTS}
     if counts["total"] and counts["unresolved"] == counts["total"]:
@@ -197,57 +198,6 @@ def _check_version(ledger: Ledger, judge: Judge, config: ConfigDict) -> None:
                 f"config.judge.version={wanted!r} gave none of the verdicts of {judge.name}, but "
                 f"{_listed(seen)} did: name one of these, or '' for any"
             )
-
-
-def _facts(
-    judge: Judge,
-    generators: Generators,
-    texts: Mapping[str, prompts.Prompt],
-    config: ConfigDict,
-) -> dict[str, Any]:
-    """Returns a judge's facts for the manifest."""
-    identities = {stage: generator.identity for stage, generator in generators.items()}
-    identity = "; ".join(f"{stage}: {identity}" for stage, identity in identities.items())
-    if len(set(identities.values())) == 1:
-        identity = identities["diagnosis"]
-    return {
-        "name": judge.name,
-        "identity": identity,
-        "max_tokens": config.judge.max_tokens,
-        "prompts": {prompt.name: prompt.digest for prompt in texts.values()},
-        "readings": readings(config),
-    }
-
-
-def _note(workdir: Workdir, judge: Judge, facts: Mapping[str, Any], config: ConfigDict) -> None:
-    """Records the facts of a judge: the first in "judge", others by name in "judges"."""
-    first, *others = (each.name for each in judge_specs.judges(config))
-    if judge.name == first:
-        workdir.note("judge", facts)
-        return
-    noted = artifacts.section(workdir, "judges")
-    kept = {name: of_judge for name, of_judge in noted.items() if name in others}
-    workdir.note("judges", {**kept, judge.name: dict(facts)})
-
-
-def _noted_status(workdir: Workdir, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {"status": ...} as it stands in the manifest for the same models, else {}."""
-    noted = artifacts.section(workdir, "judges").get(facts["name"])
-    for found in (artifacts.section(workdir, "judge"), noted):
-        found = found if isinstance(found, dict) else {}
-        same = all(found.get(key) == facts[key] for key in ("name", "identity"))
-        if same and "status" in found:
-            return {"status": found["status"]}
-    return {}
-
-
-def _status(judge: Judge, answers: Iterable[Attempt]) -> dict[str, Any]:
-    """Returns {"status": the newest retirement notice of each model}, {} without any."""
-    found = {}
-    for attempt in sorted(answers, key=lambda attempt: attempt.id):
-        if attempt.model_status:
-            found[judge.models[attempt.row.stage].name] = attempt.model_status
-    return {"status": found} if found else {}
 
 
 def _versions(answers: Iterable[Attempt | None]) -> dict[str, int]:
