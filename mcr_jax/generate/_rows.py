@@ -1,6 +1,7 @@
 """Ledger rows as Python values, and their conversion to and from SQLite tuples."""
 
 import dataclasses
+import enum
 import json
 from typing import Any, NamedTuple
 
@@ -81,6 +82,117 @@ class Attempt:
     max_tokens: int | None = None
     model_status: str = ""
     id: int = dataclasses.field(default=0, compare=False)
+
+
+class BatchState(enum.StrEnum):
+    """State of a batch. In the last four nothing more is expected of the service."""
+
+    PLANNED = "planned"  # nothing was submitted yet
+    SUBMITTING = "submitting"  # the service may have the job; its name is not known
+    SUBMITTED = "submitted"
+    POLLING = "polling"
+    DOWNLOADING = "downloading"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_open(self) -> bool:
+        """True if replies may still come."""
+        ended = (BatchState.DONE, BatchState.FAILED, BatchState.CANCELLED, BatchState.EXPIRED)
+        return self not in ended
+
+
+class Item(NamedTuple):
+    """One call of a batch.
+
+    Attributes:
+      rows: keys and request digests of the rows that get its answer.
+      question: `Attempt.question` of the call.
+      index: index of the answer within the request.
+      max_tokens: token limit of the call.
+    """
+
+    rows: tuple[tuple[RowKey, str], ...]
+    question: str
+    index: int
+    max_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One batch job at a service.
+
+    Attributes:
+      id: our nonce, which the service stores with the job and every request of it.
+      service: identity of the generator.
+      scope: scope of every row.
+      items: its calls; the key of a request is `key_of(index)`.
+      state: see `BatchState`.
+      name: name of the job at the service; "" until the reply to the submission.
+      submitted_at: time before the submission, ISO 8601 in UTC; "" before it.
+      error: one line where the batch failed.
+    """
+
+    id: str
+    service: str
+    scope: Scope
+    items: tuple[Item, ...]
+    state: BatchState = BatchState.PLANNED
+    name: str = ""
+    submitted_at: str = ""
+    error: str = ""
+
+    def key_of(self, index: int) -> str:
+        """Returns the key of request `index`, unlike that of any other batch."""
+        return f"{self.id}-{index}"
+
+    @property
+    def rows(self) -> list[tuple[RowKey, str]]:
+        """Keys and digests of all rows."""
+        return [row for item in self.items for row in item.rows]
+
+
+BATCH_COLUMNS = "id, service, stage, model, judge, rows, state, name, submitted_at, error"
+
+
+def batch_values(batch: Batch) -> tuple[Any, ...]:
+    """Returns the values of a batch in the order of `BATCH_COLUMNS`."""
+    items = [
+        [
+            [[row.case, row.sample, row.repeat, digest] for row, digest in item.rows],
+            *item[1:],
+        ]
+        for item in batch.items
+    ]
+    return (
+        *(batch.id, batch.service, *batch.scope, json.dumps(items), str(batch.state)),
+        *(storable(batch.name), batch.submitted_at, storable(batch.error)),
+    )
+
+
+def batch_of(values: tuple[Any, ...]) -> Batch:
+    """Reads a row of `BATCH_COLUMNS`. A damaged row raises ValueError, TypeError or KeyError."""
+    number, service, stage, model, judge, rows, state, name, submitted_at, error = values
+    scope = Scope(stage, model, judge)
+    items = []
+    for keys, question, index, max_tokens in json.loads(rows):
+        of_item = tuple(
+            (row_key((stage, case, model, sample, judge, repeat)), digest)
+            for case, sample, repeat, digest in keys
+        )
+        items.append(Item(of_item, question, index, max_tokens))
+    return Batch(
+        id=number,
+        service=service,
+        scope=scope,
+        items=tuple(items),
+        state=BatchState(state),
+        name=name,
+        submitted_at=submitted_at,
+        error=error,
+    )
 
 
 def storable(text: str) -> str:

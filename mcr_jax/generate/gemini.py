@@ -10,12 +10,15 @@ import asyncio
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mcr_jax.errors import McrError, Stopped, UsageError, one_line
 from mcr_jax.generate import connections, quota
 from mcr_jax.generate.api import Message, Outcome, Reply, Request, Usage
 from mcr_jax.generate.pace import Fault, Pacer
+
+if TYPE_CHECKING:
+    from mcr_jax.generate.gemini_batch import GeminiBatch
 
 API_VERSION = "v1beta"
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")  # the first that is set is used
@@ -44,6 +47,7 @@ class Gemini:
       samples: True if temperature, top_p and top_k are sent.
       pacer: rate limit and backoff of all calls.
       most_tokens: largest token limit of one reply, thoughts included.
+      model, key, base_url: of every call; no base URL is that of Google.
     """
 
     most_tokens = 65_536
@@ -79,10 +83,10 @@ class Gemini:
             )
         self._thinking = _thinking_of(model, thinking)
         self.samples = (_generation(model) or 0) < 3
-        self._key, self._base_url = _key(), _base_url()
+        self.key, self.base_url = _key(), _base_url()
         self.identity = identity(model, thinking)
         self.pacer = Pacer(concurrency, patience=patience, backoff=backoff)
-        self._model, self._timeout, self._concurrency = model, timeout, concurrency
+        self.model, self._timeout, self._concurrency = model, timeout, concurrency
         self._client: Any = None
         self._configs: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
@@ -101,7 +105,7 @@ class Gemini:
         try:
             async with asyncio.timeout(self._timeout):
                 response = await self._client.models.generate_content(
-                    model=self._model, contents=contents, config=config
+                    model=self.model, contents=contents, config=config
                 )
         except self._api_error as error:
             return self._refused(request, index, error)
@@ -133,15 +137,39 @@ class Gemini:
         self._http = connections.client(self._concurrency)
         self._client = genai.Client(
             vertexai=False,
-            api_key=self._key,
+            api_key=self.key,
             http_options=types.HttpOptions(
-                base_url=self._base_url,
+                base_url=self.base_url,
                 api_version=API_VERSION,
                 timeout=max(1, round(self._timeout * 1000)),
                 retry_options=types.HttpRetryOptions(attempts=1),
                 httpx_async_client=self._http,
             ),
         ).aio
+
+    def batch_wire(self) -> "GeminiBatch":
+        """Returns the batches of the service."""
+        from mcr_jax.generate.gemini_batch import GeminiBatch
+
+        return GeminiBatch(self)
+
+    def asked(self, request: Request, index: int) -> dict[str, Any]:
+        """Returns contents and config of a call, for a batch."""
+        from google.genai import types
+
+        self._types = types
+        system, contents = _contents(request.messages)
+        return {"contents": contents, "config": self._cached_config(request, index, system)}
+
+    def read(self, request: Request, index: int, response: Any) -> Reply:
+        """Turns a response with status 200 into a reply."""
+        return _read(request, index, response)
+
+    def refused_in_batch(self, request: Request, index: int, message: str) -> Reply:
+        """Returns the reply for a request that failed in a batch."""
+        if _TOO_LONG.search(message):
+            return _reply(request, index, Outcome.PROMPT_TOO_LONG, error=self.line(message))
+        return self._failed(request, index, message)
 
     def _cached_config(self, request: Request, index: int, system: str) -> Any:
         """Caches `_config` for requests with the same settings."""
@@ -180,7 +208,7 @@ class Gemini:
 
     def _refused(self, request: Request, index: int, error: Any) -> Reply:
         """Turns a status other than 200 into a reply, or raises to end the run."""
-        code, message = error.code, self._line(str(error.message or error.status or "no reason"))
+        code, message = error.code, self.line(str(error.message or error.status or "no reason"))
         if code in (400, 413) and _TOO_LONG.search(message):
             return _reply(request, index, Outcome.PROMPT_TOO_LONG, error=message)
         if 400 <= code < 500 and code not in _TRANSIENT:
@@ -188,13 +216,13 @@ class Gemini:
                 400: f"check the key in {_key_name()} and the settings",
                 401: f"check the key in {_key_name()}",
                 403: f"check the permissions of the key in {_key_name()}",
-                404: f"check that the model {self._model} exists, and {BASE_URL} if it is set",
+                404: f"check that the model {self.model} exists, and {BASE_URL} if it is set",
             }
             hint = hints.get(code, f"check {BASE_URL} if it is set")
             raise McrError(f"Gemini refused the call (HTTP {code}): {message}; {hint}") from None
         details = _details(error.details)
         if code == 429 and (name := quota.of_the_day(details)):
-            raise Stopped(quota.line(self._line(name))) from None
+            raise Stopped(quota.line(self.line(name))) from None
         return self._failed(
             request,
             index,
@@ -204,11 +232,11 @@ class Gemini:
         )
 
     def _failed(self, request: Request, index: int, line: str, **known: Any) -> Reply:
-        return _reply(request, index, Outcome.INFRA_ERROR, error=self._line(line), **known)
+        return _reply(request, index, Outcome.INFRA_ERROR, error=self.line(line), **known)
 
-    def _line(self, text: str) -> str:
+    def line(self, text: str) -> str:
         """Returns one short line without the key, which an error may repeat."""
-        return one_line(text.replace(self._key, "[key]"), 300)
+        return one_line(text.replace(self.key, "[key]"), 300)
 
 
 def _generation(model: str) -> int | None:

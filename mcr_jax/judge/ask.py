@@ -24,6 +24,7 @@ from mcr_jax.config import judge_name
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate import driver, joined
 from mcr_jax.generate.api import Generator, Outcome, Remote
+from mcr_jax.generate.batch_wire import Batched
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope, opened
 from mcr_jax.generate.questions import is_open
 from mcr_jax.generate.room import require_room
@@ -87,6 +88,8 @@ def judge(
             for model in model_specs.names(config)
         }
         generator = generator or make_judge(config)
+        if config.judge.batch and isinstance(generator, Remote):
+            generator = Batched(generator, config.judge.patience)
         _check_version(ledger, name, config)
         wanted = {
             Scope(stage, model, name): _JOBS[stage](rows, name, texts, config)
@@ -98,6 +101,9 @@ def judge(
         for scope, jobs in wanted.items():
             driver.want(scope, jobs, generator, ledger)
         workdir.note("judge", _facts(name, generator, texts, config))
+        if isinstance(generator, Batched):
+            for scope, jobs in wanted.items():
+                driver.submit(_declared(scope, jobs, generator, ledger, config), generator, ledger)
         for scope, jobs in wanted.items():
             models[scope.model][scope.stage] = _run(scope, jobs, generator, ledger, config)
             answers += ledger.answers(scope, config.judge.version).values()
@@ -235,6 +241,17 @@ def _key(row: RowKey) -> str:
     return f"{row.case}/{row.model}/{row.sample}/{row.stage}"
 
 
+def _declared(
+    scope: Scope,
+    jobs: Sequence[driver.Job],
+    generator: Generator | Remote,
+    ledger: Ledger,
+    config: ConfigDict,
+) -> driver.Work:
+    read_by, attempts = reader(scope.stage, config), config.judge.attempts
+    return driver.declare(scope, jobs, generator, ledger, attempts=attempts, reader=read_by)
+
+
 def _run(
     scope: Scope,
     jobs: Sequence[driver.Job],
@@ -244,10 +261,9 @@ def _run(
 ) -> dict[str, int]:
     """Requests the open verdicts of one scope; prints those still missing; returns its counts."""
     read_by, attempts = reader(scope.stage, config), config.judge.attempts
-    work = driver.declare(scope, jobs, generator, ledger, attempts=attempts, reader=read_by)
+    work = _declared(scope, jobs, generator, ledger, config)
     label = f"{scope.stage} of {scope.model}"
-    status = generator.pacer.status if isinstance(generator, Remote) else None
-    with console.track(label, work.total, work.held, status) as track:
+    with console.track(label, work.total, work.held, driver.status_of(generator)) as track:
         summary = driver.answer(work, generator, ledger, progress=track.advance)
     answers = ledger.answers(scope, read_by.version).values()
     left = [a for a in answers if is_open(a, read_by, attempts) or a.outcome is not Outcome.OK]

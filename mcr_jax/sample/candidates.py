@@ -3,7 +3,7 @@
 import abc
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mcr_jax import model_specs
@@ -11,11 +11,13 @@ from mcr_jax.errors import McrError, UsageError
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate import services
 from mcr_jax.generate.api import Generator, Remote, Request
+from mcr_jax.generate.batch_wire import Batched
+from mcr_jax.generate.ledger import Ledger
 from mcr_jax.model.checkpoints import steps
 from mcr_jax.model_specs import ModelSpec
 from mcr_jax.paths import local_folder
 from mcr_jax.sample import finished
-from mcr_jax.sample.draw import held, too_long
+from mcr_jax.sample.draw import held, submit, too_long
 from mcr_jax.workdir import digest
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ class Candidate(abc.ABC):
     @abc.abstractmethod
     def load(self) -> tuple[Generator | Remote, dict[str, Any]]:
         """Returns the model and the facts of it for the manifest."""
+
+    def submit(self, requests: Sequence[Request], ledger: Ledger) -> None:  # noqa: B027 - optional
+        """Starts the work that goes on elsewhere, such as batches at a service."""
 
     def lines(self, requests: list[Request]) -> Iterable[str]:
         """Returns lines to print before its first completion."""
@@ -128,7 +133,7 @@ class Service(Candidate):
     @functools.cached_property
     def _remote(self) -> Remote:
         c = self._e.config
-        return services.make(
+        service = services.make(
             self.spec.kind,
             self.spec.value,
             timeout=c.sample.timeout,
@@ -136,11 +141,17 @@ class Service(Candidate):
             thinking=c.sample.thinking,
             patience=c.judge.patience,
         )
+        return Batched(service, c.judge.patience) if c.sample.batch else service
 
     def complete(self) -> int | None:
         thinking = self._e.config.sample.thinking
         identity = services.identity(self.spec.kind, self.spec.value, thinking)
         return held(self._e, self.spec.name, identity)
+
+    def submit(self, requests: Sequence[Request], ledger: Ledger) -> None:
+        """Submits its open completions, if config.sample.batch."""
+        if isinstance(self._remote, Batched):
+            submit(self.spec.name, self._remote, requests, ledger)
 
     def load(self) -> tuple[Remote, dict[str, Any]]:
         return self._remote, {"identity": self._remote.identity}

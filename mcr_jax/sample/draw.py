@@ -12,6 +12,7 @@ from mcr_jax.data.example import prompt_messages
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate import driver, room
 from mcr_jax.generate.api import Generator, Remote, Request
+from mcr_jax.generate.batch_wire import Batched
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope, opened
 
 if TYPE_CHECKING:
@@ -100,11 +101,17 @@ def draw(
     if work.asked:
         for line in lines(requests):
             console.say(f"sample: {line}")
-    status = model.pacer.status if isinstance(model, Remote) else getattr(model, "status", None)
+    status = driver.status_of(model)
     with console.track(f"sample {name}", work.total, work.held, status) as progress:
         summary = driver.answer(work, model, ledger, progress=progress.advance)
     tokens = getattr(model, "tokens", 0)
     return Drawn(summary=summary, tokens=tokens, seconds=time.monotonic() - began)
+
+
+def submit(name: str, model: Batched, requests: Sequence[Request], ledger: Ledger) -> None:
+    """Submits the open completions of a model behind a network as batches; `draw` fetches them."""
+    jobs = [driver.Job(row=_row(request, name), request=request) for request in requests]
+    driver.submit(driver.declare(Scope(STAGE, name), jobs, model, ledger), model, ledger)
 
 
 def requests(e: Experiment) -> list[Request]:

@@ -42,6 +42,8 @@ def _draw(e: Experiment, left: list[Candidate]) -> None:
     draw.require_room(e, [candidate.spec.name for candidate in left])
     requests, drawn = draw.requests(e), {}
     with opened(e.workdir) as ledger:
+        for candidate in left:  # the services work while the others sample
+            candidate.submit(requests, ledger)
         for candidate in left:
             name = candidate.spec.name
             model, facts = candidate.load()
