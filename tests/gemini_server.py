@@ -269,7 +269,9 @@ class GeminiServer:
             return Answer(body=b"{}", headers={"X-Goog-Upload-URL": url})
         if path.startswith("/to/files/"):
             name = path.removeprefix("/to/")
-            self.files[name] = body
+            self.files[name] = self.files.get(name, b"") + body  # large files come in chunks
+            if "finalize" not in headers["x-goog-upload-command"]:
+                return Answer(body=b"{}", headers={"X-Goog-Upload-Status": "active"})
             made = json.dumps({"file": {"name": name, "uri": self.url, "mimeType": "x"}}).encode()
             return self._step(
                 "upload", Answer(body=made, headers={"X-Goog-Upload-Status": "final"})

@@ -62,6 +62,7 @@ class Attempt:
       reading: name of the parser that made the verdict, with its settings.
       max_tokens: token limit of the call, at least the declared one; None if unknown.
       model_status: retirement notice of the service for this model.
+      batch: id of the batch that the reply came from, at half the price; "" for a direct call.
       id: primary key in the file; 0 before the row is written.
     """
 
@@ -81,6 +82,7 @@ class Attempt:
     reading: str = ""
     max_tokens: int | None = None
     model_status: str = ""
+    batch: str = ""
     id: int = dataclasses.field(default=0, compare=False)
 
 
@@ -232,6 +234,7 @@ def values_of(attempt: Attempt) -> tuple[Any, ...]:
         *(json_text(a.verdict), storable(a.error), usage.prompt, usage.output, usage.cached),
         *(storable(a.model_version), a.seconds, a.mean_logprob),
         *(a.shared, a.question, a.reading, a.max_tokens, storable(a.model_status)),
+        a.batch,
     )
 
 
@@ -239,7 +242,7 @@ def attempt_of(values: tuple[Any, ...]) -> Attempt:
     """Reads a row of `_schema.columns`. A damaged row raises ValueError or RecursionError."""
     digest, attempt, outcome, text, verdict, error, *rest = values[7:]
     prompt, output, cached, model_version, seconds, mean_logprob, *rest = rest
-    shared, question, reading, max_tokens, model_status = rest
+    shared, question, reading, max_tokens, model_status, batch = rest
     return Attempt(
         id=values[0],
         row=row_key(values[1:7]),
@@ -258,4 +261,5 @@ def attempt_of(values: tuple[Any, ...]) -> Attempt:
         reading=reading,
         max_tokens=max_tokens,
         model_status=model_status,
+        batch=batch,
     )

@@ -33,6 +33,7 @@ CREATE TABLE IF NOT EXISTS attempts (
   reading          TEXT    NOT NULL DEFAULT '',
   max_tokens       INTEGER,
   model_status     TEXT    NOT NULL DEFAULT '',
+  batch            TEXT    NOT NULL DEFAULT '',
   UNIQUE (stage, case_fingerprint, model, sample, judge, repeat, digest, attempt)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS wanted (
@@ -75,6 +76,7 @@ _ADDED = (
     (3, "reading", "TEXT NOT NULL DEFAULT ''", "''"),
     (3, "max_tokens", "INTEGER", "NULL"),
     (3, "model_status", "TEXT NOT NULL DEFAULT ''", "''"),
+    (4, "batch", "TEXT NOT NULL DEFAULT ''", "''"),
 )
 _COLUMNS = (
     *("stage", "case_fingerprint", "model", "sample", "judge", "repeat", "digest", "attempt"),

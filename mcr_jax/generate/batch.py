@@ -277,20 +277,20 @@ class _Run:
             found = by_key.pop(batch.key_of(index), [])
             if question is None:
                 if len(found) == 1:
-                    sink.groups += self._unread(item, found[0], reader, seconds)
+                    sink.groups += self._unread(batch.id, item, found[0], reader, seconds)
                 continue
             reply = None
             if len(found) == 1:
                 reply = self._wire.reply(found[0], question.request, question.index)
             if reply is not None and reply.outcome is not Outcome.INFRA_ERROR:
-                retry = settler.settle(question, reply, seconds)
+                retry = settler.settle(question, reply, seconds, batch.id)
                 self.waiting += [retry] if retry is not None else []
                 continue
             question.failures += 1
             if question.failures < attempts:
                 self.waiting.append(question)
             elif reply is not None:
-                settler.settle(question, reply, seconds)
+                settler.settle(question, reply, seconds, batch.id)
             else:
                 settler.give_up(question, look.error or "no reply in the batch")
         groups, sink.groups = sink.groups, []
@@ -309,7 +309,7 @@ class _Run:
             )
 
     def _unread(
-        self, item: Item, result: Any, reader: Reader | None, seconds: float
+        self, batch: str, item: Item, result: Any, reader: Reader | None, seconds: float
     ) -> list[list[Attempt]]:
         """Returns a group of attempts with a reply to rows that are no longer open: it is paid for.
 
@@ -338,6 +338,7 @@ class _Run:
             mean_logprob=reply.mean_logprob,
             question=item.question,
             max_tokens=item.max_tokens,
+            batch=batch,
         )
         group = [
             dataclasses.replace(

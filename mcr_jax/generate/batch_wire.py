@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from mcr_jax.errors import McrError
+from mcr_jax.errors import McrError, Stopped
 from mcr_jax.generate._rows import BatchState
 from mcr_jax.generate.api import Remote, Reply, Request
 from mcr_jax.generate.pace import Pacer
@@ -53,6 +53,13 @@ class Unavailable(Exception):
     def __init__(self, line: str, *, refused: bool = False, retry_after: float | None = None):
         super().__init__(line)
         self.refused, self.retry_after = refused, retry_after
+
+
+def signal_in(error: BaseException | None) -> Stopped | None:
+    """Returns the `Stopped` of a signal that a client has turned into its own error, or None."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class UnknownJob(McrError):

@@ -16,7 +16,7 @@ from mcr_jax.errors import McrError, one_line
 from mcr_jax.generate import connections
 from mcr_jax.generate._rows import BatchState
 from mcr_jax.generate.api import Reply, Request
-from mcr_jax.generate.batch_wire import Entry, Look, Unavailable, UnknownJob
+from mcr_jax.generate.batch_wire import Entry, Look, Unavailable, UnknownJob, signal_in
 from mcr_jax.generate.gemini import API_VERSION, Gemini
 from mcr_jax.generate.openai_batch import results
 
@@ -106,6 +106,8 @@ class GeminiBatch:
         error = str(failed.get("message") or "")
         if failed and state is BatchState.POLLING:
             state = BatchState.FAILED
+        if job.get("done") is True and state is BatchState.POLLING:
+            state = BatchState.DONE
         if state is BatchState.EXPIRED:
             error = error or "the batch expired before this request was answered"
         counts = _mapping(facts.get("batchStats"))
@@ -199,6 +201,8 @@ class _Errors:
         return self._client
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if (stop := signal_in(error)) is not None:
+            raise stop from None
         from google.genai import errors
 
         transport, away = connections.errors()

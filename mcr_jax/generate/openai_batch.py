@@ -13,7 +13,7 @@ from mcr_jax.generate import connections
 from mcr_jax.generate._openai_reply import read
 from mcr_jax.generate._rows import BatchState
 from mcr_jax.generate.api import Reply, Request
-from mcr_jax.generate.batch_wire import Entry, Look, Unavailable, UnknownJob
+from mcr_jax.generate.batch_wire import Entry, Look, Unavailable, UnknownJob, signal_in
 
 if TYPE_CHECKING:
     from mcr_jax.generate.openai import OpenAI
@@ -167,6 +167,8 @@ class _Errors:
         return self._client
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if (stop := signal_in(error)) is not None:
+            raise stop from None
         import openai
 
         if isinstance(error, openai.APIStatusError):

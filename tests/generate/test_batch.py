@@ -126,6 +126,10 @@ def test_a_batch_gives_the_rows_that_direct_calls_give(server, ledger, tmp_path)
     for row, attempt in expected.items():
         assert [getattr(found[row], f) for f in fields] == [getattr(attempt, f) for f in fields]
     assert verdicts(ledger) == RIGHT and states(ledger) == ["done"]
+    with sqlite3.connect(ledger.path) as db:
+        assert {a.batch for a in found.values()} == {
+            db.execute("SELECT id FROM batches").fetchone()[0]
+        }
     assert schema == SCHEMA  # the client may change it, and with it the digests
     (job,) = server.jobs
     sent = [json.dumps(body, sort_keys=True) for _, body in job.requests]
@@ -141,6 +145,13 @@ def test_a_batch_gives_the_rows_that_direct_calls_give(server, ledger, tmp_path)
 def test_small_batches_go_inline_and_larger_ones_as_a_file(server, ledger):
     run(server, ledger)
     assert (server.jobs[0].inline, server.uploads) == ((True, 0) if server.inline else (False, 1))
+
+
+def test_a_file_that_is_uploaded_in_chunks_is_whole(gemini, ledger):
+    gemini.make = lambda: Gemini("gemini-2.5-flash")
+    jobs = [job(i, prompt="word " * 200_000) for i in range(MANY)]  # 12 MB, in chunks of 8
+    assert run(gemini, ledger, jobs).settled == MANY
+    assert [len(job.requests) for job in gemini.jobs] == [MANY] and verdicts(ledger) == RIGHT
 
 
 def test_completions_are_drawn_by_batches_with_a_seed_each(server, ledger):
@@ -401,6 +412,19 @@ def test_a_parameter_that_openai_refuses_in_a_batch_is_left_out_of_the_next(open
     assert run(openai, ledger).settled == MANY
     assert [len(job.requests) for job in openai.jobs] == [12, 12]
     assert openai.purposes == [b"batch"] * 2 and verdicts(ledger) == RIGHT
+
+
+def test_a_signal_that_the_client_turns_into_an_error_of_the_connection_ends_the_run(
+    server, ledger, monkeypatch
+):
+    def send(*unused, **options):
+        raise Stopped("stopped by SIGTERM")
+
+    with pytest.raises(Stopped):
+        run(server, ledger, clock=stopping(1))
+    monkeypatch.setattr("httpx2.HTTPTransport.handle_request", send)
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM; at the service .* goes on"):
+        run(server, ledger)
 
 
 def test_a_service_without_batches_is_refused():
