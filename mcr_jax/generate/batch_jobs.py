@@ -79,7 +79,9 @@ class Jobs:
                 batch = self.put(batch, state=BatchState.PLANNED, error=str(error))
                 if self._pause.now() >= give_up:
                     self.put(batch, state=BatchState.FAILED, error=str(error))
-                    raise McrError(f"no batch was submitted: {error}") from None
+                    raise McrError(
+                        f"no batch was submitted: {error}; run the command again to submit it"
+                    ) from None
                 self._pause.sleep(error.retry_after or wait)
                 wait = min(wait * 2, _BACKOFF_S[1])
             except McrError as error:
@@ -93,11 +95,12 @@ class Jobs:
         The reply to the submission was lost, and the service's list may lag behind.
         """
         sent = datetime.datetime.fromisoformat(batch.submitted_at).timestamp()
+        latest = min(sent, self._pause.now()) + LOOKUP_S  # a clock may have been set back
         while True:
             name = self._patiently(lambda: self._wire.find(batch.id, sent - _CLOCK_SKEW_S))
             if name:
                 return self.put(batch, state=BatchState.SUBMITTED, name=name)
-            if (left := sent + LOOKUP_S - self._pause.now()) <= 0:
+            if (left := latest - self._pause.now()) <= 0:
                 lost = "the submission did not arrive"
                 return self.put(batch, state=BatchState.CANCELLED, error=lost)
             self._pause.sleep(min(left, POLL_S[0]))

@@ -208,7 +208,7 @@ class _Errors:
         transport, away = connections.errors()
         if isinstance(error, errors.APIError | _Status):
             line = self._service.line(f"HTTP {error.code}: {one_line(str(error.message), 200)}")
-            if error.code == 404 and self._name:
+            if error.code in (403, 404) and self._name:  # 403: a file that was deleted
                 raise UnknownJob(f"Gemini knows no {self._name} ({line})") from None
             if 400 <= error.code < 500 and error.code not in _TRANSIENT:
                 raise McrError(f"Gemini refused a batch ({line})") from None
@@ -231,6 +231,8 @@ class _Canned:
     """
 
     def __init__(self) -> None:
+        from google.genai import types
+
         module = http_modules.installed()[0]
         self._sent, self._answer = b"", b"{}"
 
@@ -240,6 +242,9 @@ class _Canned:
 
         http = module.Client(transport=module.MockTransport(handle))
         self._client = _client("none", "http://offline.invalid", http)
+        fields = types.GenerateContentConfig.model_fields
+        once = {name: False for name in ("automatic_continuation",) if name in fields}
+        self._config = types.GenerateContentConfig(**once)  # no second call
 
     def body(self, model: str, asked: Mapping[str, Any]) -> Any:
         """Returns the JSON that a call with these arguments sends."""
@@ -250,7 +255,7 @@ class _Canned:
     def response(self, body: Mapping[str, Any]) -> Any:
         """Returns the response that the client makes of this JSON."""
         self._answer = json.dumps(body).encode()
-        return self._client.models.generate_content(model="m", contents="?")
+        return self._client.models.generate_content(model="m", contents="?", config=self._config)
 
 
 def _client(key: str, base_url: str | None, http: Any) -> Any:

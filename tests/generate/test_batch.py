@@ -21,7 +21,11 @@ from mcr_jax.generate.open_batches import open_batches
 from mcr_jax.generate.openai import OpenAI
 from mcr_jax.generate.questions import Reader
 
-NOTE = {"type": "object", "properties": {"quote": {"type": "string"}}, "required": ["quote"]}
+NOTE = {
+    "type": "object",
+    "properties": {"quote": {"type": "string"}, "number": {"type": "integer"}},
+    "required": ["quote"],
+}
 SCHEMA = {
     "type": "object",
     "properties": {"same": {"type": "boolean"}, "notes": {"type": "array", "items": NOTE}},
@@ -347,6 +351,25 @@ def test_a_submission_that_never_arrived_is_made_again_after_a_minute(server, le
     assert run(server, ledger, clock=clock).settled == MANY
     assert sum(clock.waits[:6]) == batch_jobs.LOOKUP_S
     assert states(ledger) == ["cancelled", "done"] and len(server.jobs) == 1
+
+
+def test_a_clock_that_was_set_back_does_not_prolong_the_search(server, ledger):
+    submitting(ledger, server)
+    server.jobs.clear()
+    clock = Clock()
+    clock.time -= 86_400.0
+    assert run(server, ledger, clock=clock).settled == MANY
+    assert sum(clock.waits[:6]) == batch_jobs.LOOKUP_S and len(server.jobs) == 1
+
+
+def test_a_reply_that_the_service_would_continue_is_truncated(gemini, ledger):
+    gemini.make = lambda: Gemini("gemini-2.5-flash")
+    gemini.then(gemini.says('{"same": ', finish="CONTINUATION"))
+    run(gemini, ledger)
+    assert verdicts(ledger) == RIGHT and (len(gemini.jobs), len(gemini.calls)) == (1, 1)
+    with sqlite3.connect(ledger.path) as db:
+        (found,) = db.execute("SELECT text FROM attempts WHERE outcome = 'TRUNCATED'").fetchall()
+    assert found == ('{"same": ',)
 
 
 def test_a_nonce_is_found_behind_the_jobs_of_others(server, ledger):
