@@ -325,6 +325,11 @@ _declare("sample")(
     timeout=Field(
         600.0, "seconds per call to a model behind a network", within=(0.001, _MAX_WAIT_S)
     ),
+    batch=Field(
+        False,
+        "models behind a network answer in batches: half the price, and hours of waiting; Gemini "
+        "and OpenAI have them",
+    ),
 )
 _declare("judge")(
     name=Field("offline", "offline | gemini | openai (any server of chat completions)"),
@@ -364,6 +369,7 @@ _declare("judge")(
         0.01, "exit status 1 if a larger share of verdicts is missing", within=(0, 1)
     ),
     quote_words=_count(4, "shortest quote, in words, that can verify a longer statement"),
+    batch=Field(False, "a judge behind a network answers in batches, as in sample.batch"),
     version=Field(
         "",
         "model_version of the first judge that counts, where the service reported several; "

@@ -1,4 +1,4 @@
-"""Gemini server on loopback: implements generateContent, records calls, fails as scripted.
+"""Gemini server on loopback: generateContent, batches and files; records calls, fails as scripted.
 
     with GeminiServer() as server:
         server.then(server.error(429, "slow down", retry_delay="0s"), server.says("hello"))
@@ -40,6 +40,29 @@ class Call:
         return "".join(p["text"] for turn in self.body["contents"] for p in turn["parts"])
 
 
+@dataclasses.dataclass
+class Job:
+    """One batch job.
+
+    Attributes:
+      name: at the service.
+      nonce: as the client gave it, in displayName or in metadata.
+      requests: key and body of every request.
+      inline: True if the requests came inside the submission.
+      ends: state in which it ends.
+      polls: number of looks at it so far.
+      results: key and result of every request, once it has ended.
+    """
+
+    name: str
+    nonce: str
+    requests: list[tuple[str, Any]]
+    inline: bool
+    ends: str
+    polls: int = 0
+    results: list[tuple[str, Any]] | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """Scripted reaction to one call: a reply, or a dropped or hanging connection."""
@@ -59,6 +82,15 @@ class GeminiServer:
       calls: the calls so far.
       most_in_flight: the most calls that were being answered at a time.
       connections: that were opened.
+      jobs: the batch jobs, in the order of their submission.
+      files: uploaded and made files by name.
+      uploads: number of uploads.
+      polls_before_end: looks at a job that find it running.
+      job_ends: states in which the next jobs end; then they succeed.
+      spoil: changes the results of a job, a list of (key, result).
+      held: step of a batch whose reply is held back for ever: "upload", "submit", "poll" or
+        "download". The server does the step; `reached` is set.
+      listed: False leaves new jobs out of the list.
     """
 
     key = "loopback-key-0123456789"
@@ -69,6 +101,12 @@ class GeminiServer:
         self._lock, self._closing = threading.Lock(), threading.Event()
         self.connections = self.most_in_flight = self._in_flight = 0
         self._gathered: threading.Barrier | None = None
+        self.jobs: list[Job] = []
+        self.files: dict[str, bytes] = {}
+        self.uploads, self.polls_before_end = 0, 1
+        self.job_ends: collections.deque[str] = collections.deque()
+        self.spoil: Any = lambda results: results
+        self.held, self.reached, self.listed = "", threading.Event(), True
         outer = self
 
         class Handler(_Handler):
@@ -174,8 +212,125 @@ class GeminiServer:
     def _judgement(self, call: Call) -> str:
         return judgement(call)
 
+    def _post(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Answers a POST: a route of batches, or a single call."""
+        return self._post_batch(path, headers, body) or self._take(
+            Call(path, headers, json.loads(body))
+        )
+
     def _get(self, path: str) -> Answer:
-        return self.error(404, f"no such route: {path}")
+        return self._get_batch(path) or self.error(404, f"no such route: {path}")
+
+    def release(self) -> None:
+        """Lets later steps of batches pass."""
+        self.held = ""
+        self.reached.clear()
+
+    def _step(self, name: str, answer: Answer) -> Answer:
+        """Returns the answer, or holds it back for ever if the step is `held`."""
+        if self.held != name:
+            return answer
+        self.reached.set()
+        return self.hangs()
+
+    def _new_job(self, name: str, nonce: str, requests: list[Any], inline: bool) -> Job:
+        with self._lock:
+            ends = self.job_ends.popleft() if self.job_ends else "SUCCEEDED"
+            job = Job(f"{name}{len(self.jobs) + 1}", nonce, requests, inline, ends)
+            self.jobs.append(job)
+        return job
+
+    def _job(self, name: str) -> Job | None:
+        return next((job for job in self.jobs if job.name == name), None)
+
+    def _looked_at(self, job: Job) -> bool:
+        """Counts a look; returns whether the job has ended, with its results."""
+        job.polls += 1
+        if job.polls <= self.polls_before_end:
+            return False
+        if job.results is None:
+            found = [(key, self._result(body)) for key, body in job.requests]
+            job.results = self.spoil(found) if job.ends in ("SUCCEEDED", "EXPIRED") else []
+        return True
+
+    def _result(self, body: Any) -> Any:
+        with self._lock:
+            answer = self._script.popleft() if self._script else self.by_rule()
+        if answer.fault == "rule":
+            answer = self.says(self._judgement(Call("", {}, body)))
+        found = json.loads(answer.body)
+        return {"error": found["error"]} if answer.status != 200 else {"response": found}
+
+    def _post_batch(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer | None:
+        if path.startswith("/upload/v1beta/files"):
+            with self._lock:
+                self.uploads += 1
+            url = f"{self.url}/to/files/in{self.uploads}"
+            return Answer(body=b"{}", headers={"X-Goog-Upload-URL": url})
+        if path.startswith("/to/files/"):
+            name = path.removeprefix("/to/")
+            self.files[name] = self.files.get(name, b"") + body  # large files come in chunks
+            if "finalize" not in headers["x-goog-upload-command"]:
+                return Answer(body=b"{}", headers={"X-Goog-Upload-Status": "active"})
+            made = json.dumps({"file": {"name": name, "uri": self.url, "mimeType": "x"}}).encode()
+            return self._step(
+                "upload", Answer(body=made, headers={"X-Goog-Upload-Status": "final"})
+            )
+        if not path.endswith(":batchGenerateContent"):
+            return None
+        batch = json.loads(body)["batch"]
+        source = batch["inputConfig"]
+        if "fileName" in source:
+            lines = [json.loads(line) for line in self.files[source["fileName"]].splitlines()]
+            requests = [(line["key"], line["request"]) for line in lines]
+        else:
+            requests = [
+                (r["metadata"]["key"], r["request"]) for r in source["requests"]["requests"]
+            ]
+        if self._script and self._script[0].fault == "refuse":
+            return dataclasses.replace(self._script.popleft(), fault="")
+        job = self._new_job("batches/b", batch["displayName"], requests, "requests" in source)
+        return self._step("submit", Answer(body=json.dumps(self._operation(job)).encode()))
+
+    def refuses_job(self, code: int, message: str) -> Answer:
+        """Returns an error with which the next submission is refused."""
+        return dataclasses.replace(self.error(code, message), fault="refuse")
+
+    def _operation(self, job: Job, done: bool = False) -> Any:
+        state = f"BATCH_STATE_{job.ends if done else 'RUNNING'}"
+        stats = {"requestCount": str(len(job.requests)), "successfulRequestCount": "1"}
+        facts = {"state": state, "displayName": job.nonce, "batchStats": stats}
+        made = {"name": job.name, "metadata": facts, "done": done}
+        if done and job.ends == "FAILED":
+            return made | {"error": {"code": 13, "message": "the job broke"}}
+        if done and job.inline:
+            inlined = [
+                {**result, **({"metadata": {"key": key}} if key else {})}
+                for key, result in job.results
+            ]
+            facts["output"] = {"inlinedResponses": {"inlinedResponses": inlined}}
+        elif done:
+            name = job.name.replace("batches/", "files/out-")
+            lines = [json.dumps({**({"key": key} if key else {}), **r}) for key, r in job.results]
+            self.files[name] = "\n".join(lines).encode()
+            facts["output"] = {"responsesFile": name}
+        return made
+
+    def _get_batch(self, path: str) -> Answer | None:
+        route, _, _ = path.partition("?")
+        if route == "/v1beta/batches":
+            jobs = [self._operation(job) for job in self.jobs if self.listed]
+            return Answer(body=json.dumps({"operations": jobs}).encode())
+        if route.startswith("/v1beta/batches/"):
+            job = self._job(route.removeprefix("/v1beta/"))
+            if job is None:
+                return self.error(404, "no such batch", status="NOT_FOUND")
+            made = self._operation(job, self._looked_at(job))
+            return self._step("poll", Answer(body=json.dumps(made).encode()))
+        if route.endswith(":download"):
+            name = route.removeprefix("/v1beta/").removesuffix(":download")
+            return self._step("download", Answer(body=self.files[name]))
+        return None
 
     def _wait_for_close(self) -> None:
         self._closing.wait()
@@ -224,8 +379,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         length = int(self.headers["Content-Length"])
         headers = {name.lower(): value for name, value in self.headers.items()}
-        call = Call(self.path, headers, json.loads(self.rfile.read(length)))
-        self._answer(self.server_of_tests._take(call))
+        body = self.rfile.read(length)
+        self._answer(self.server_of_tests._post(self.path, headers, body))
 
     def do_GET(self) -> None:
         self._answer(self.server_of_tests._get(self.path))

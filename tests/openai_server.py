@@ -5,8 +5,10 @@ rule and any other prompt with a fixed completion. `refuses` names parameters th
 an error 400, as endpoints do that lack them.
 """
 
+import dataclasses
 import json
 import re
+import time
 from typing import Any
 
 from gemini_server import Answer, Call, GeminiServer, _inside
@@ -25,6 +27,7 @@ class OpenAIServer(GeminiServer):
 
     Attributes:
       refuses: parameters that it does not take: each is an error 400 that names it.
+      purposes: of the uploaded files.
       shutdown_date: of every model; None leaves the route /models out.
     """
 
@@ -34,6 +37,7 @@ class OpenAIServer(GeminiServer):
         super().__init__()
         self.refuses: set[str] = set()
         self.shutdown_date: str | None = None
+        self.purposes: list[bytes] = []
         self.url += "/v1"
 
     def says(
@@ -67,7 +71,90 @@ class OpenAIServer(GeminiServer):
         body = json.dumps({"error": error | fields}).encode()
         return Answer(status=status, body=body, headers=headers)
 
+    def _result(self, body: Any) -> Any:
+        with self._lock:
+            answer = self._script.popleft() if self._script else self.by_rule()
+        if unknown := self.refuses & body.keys():
+            name = min(unknown)
+            answer = self.error(400, f"Unsupported parameter: '{name}'", param=name)
+        elif answer.fault == "rule":
+            answer = self.says(self._judgement(Call("", {}, body)))
+        return {"status_code": answer.status, "body": json.loads(answer.body)}
+
+    def _post_batch(self, path: str, headers: Any, body: bytes) -> Answer | None:
+        if path == "/v1/files":
+            boundary = re.search(r"boundary=(\S+)", headers["content-type"])[1].encode()
+            parts = [part.partition(b"\r\n\r\n") for part in body.split(b"--" + boundary)]
+            (content,) = (text for head, _, text in parts if b"filename=" in head)
+            self.purposes.append(
+                next(text.strip() for head, _, text in parts if b'name="purpose"' in head)
+            )
+            with self._lock:
+                self.uploads += 1
+            name = f"file-in{self.uploads}"
+            self.files[name] = content.removesuffix(b"\r\n")
+            return self._step("upload", self.raw(json.dumps({"id": name}).encode()))
+        if path != "/v1/batches":
+            return None
+        asked = json.loads(body)
+        assert (asked["endpoint"], asked["completion_window"]) == ("/v1/chat/completions", "24h")
+        if self._script and self._script[0].fault == "refuse":
+            return dataclasses.replace(self._script.popleft(), fault="")
+        lines = [json.loads(line) for line in self.files[asked["input_file_id"]].splitlines()]
+        requests = [(line["custom_id"], line["body"]) for line in lines]
+        job = self._new_job("batch_", asked["metadata"]["mcr_batch"], requests, inline=False)
+        return self._step("submit", self.raw(json.dumps(self._batch(job)).encode()))
+
+    def _batch(self, job: Any, done: bool = False) -> Any:
+        """Returns a job as OpenAI describes it; writes its files of results when it is done."""
+        ends = {"SUCCEEDED": "completed"}.get(job.ends, job.ends.lower())
+        made = {
+            "id": job.name,
+            "object": "batch",
+            "endpoint": "/v1/chat/completions",
+            "status": ends if done else "in_progress",
+            "metadata": {"mcr_batch": job.nonce},
+            "created_at": int(time.time()),
+            "request_counts": {"total": len(job.requests), "completed": 1, "failed": 0},
+        }
+        if done and job.ends == "FAILED":
+            errors = [{"code": "token_limit", "message": "Enqueued token limit reached"}]
+            return made | {"errors": {"object": "list", "data": errors}}
+        if done:
+            for field, good in (("output_file_id", True), ("error_file_id", False)):
+                lines = [
+                    json.dumps({"id": "r", **({"custom_id": key} if key else {}), "response": r})
+                    for key, r in job.results
+                    if (r["status_code"] == 200) is good
+                ]
+                if lines:
+                    made[field] = f"file-{field}-{job.name}"
+                    self.files[made[field]] = "\n".join(lines).encode()
+        return made
+
+    def _get_batch(self, path: str) -> Answer | None:
+        route, _, query = path.partition("?")
+        if route == "/v1/batches":
+            jobs = [job for job in reversed(self.jobs) if self.listed]
+            after = re.search(r"after=(\w+)", query)
+            first = [job.name for job in jobs].index(after[1]) + 1 if after else 0
+            page = [self._batch(job) for job in jobs[first : first + 2]]  # two to a page
+            body = {"object": "list", "data": page, "has_more": len(jobs) > first + 2}
+            return self.raw(json.dumps(body).encode())
+        if route.startswith("/v1/batches/"):
+            job = self._job(route.removeprefix("/v1/batches/"))
+            if job is None:
+                return self.error(404, "No batch found")
+            made = self._batch(job, self._looked_at(job))
+            return self._step("poll", self.raw(json.dumps(made).encode()))
+        if route.startswith("/v1/files/"):
+            name = route.removeprefix("/v1/files/").removesuffix("/content")
+            return self._step("download", self.raw(self.files[name]))
+        return None
+
     def _get(self, path: str) -> Answer:
+        if (answer := self._get_batch(path)) is not None:
+            return answer
         if self.shutdown_date is None or not path.startswith("/v1/models/"):
             return self.error(404, "no such route")
         model = {"id": path.rpartition("/")[2], "object": "model", "owned_by": "loopback"}

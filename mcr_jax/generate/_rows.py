@@ -1,6 +1,7 @@
 """Ledger rows as Python values, and their conversion to and from SQLite tuples."""
 
 import dataclasses
+import enum
 import json
 from typing import Any, NamedTuple
 
@@ -64,6 +65,7 @@ class Attempt:
       service: "KIND:MODEL" of the service that was asked, such as gemini:gemini-3.5-flash-lite; ""
         for a model of this machine, and in rows from before schema 4.
       tier: "batch" for a call at the price of batches, "" for any other.
+      batch: id of the batch that the reply came from, at half the price; "" for a direct call.
       id: primary key in the file; 0 before the row is written.
     """
 
@@ -85,7 +87,119 @@ class Attempt:
     model_status: str = ""
     service: str = ""
     tier: str = ""
+    batch: str = ""
     id: int = dataclasses.field(default=0, compare=False)
+
+
+class BatchState(enum.StrEnum):
+    """State of a batch. In the last four nothing more is expected of the service."""
+
+    PLANNED = "planned"  # nothing was submitted yet
+    SUBMITTING = "submitting"  # the service may have the job; its name is not known
+    SUBMITTED = "submitted"
+    POLLING = "polling"
+    DOWNLOADING = "downloading"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_open(self) -> bool:
+        """True if replies may still come."""
+        ended = (BatchState.DONE, BatchState.FAILED, BatchState.CANCELLED, BatchState.EXPIRED)
+        return self not in ended
+
+
+class Item(NamedTuple):
+    """One call of a batch.
+
+    Attributes:
+      rows: keys and request digests of the rows that get its answer.
+      question: `Attempt.question` of the call.
+      index: index of the answer within the request.
+      max_tokens: token limit of the call.
+    """
+
+    rows: tuple[tuple[RowKey, str], ...]
+    question: str
+    index: int
+    max_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One batch job at a service.
+
+    Attributes:
+      id: our nonce, which the service stores with the job and every request of it.
+      service: identity of the generator.
+      scope: scope of every row.
+      items: its calls; the key of a request is `key_of(index)`.
+      state: see `BatchState`.
+      name: name of the job at the service; "" until the reply to the submission.
+      submitted_at: time before the submission, ISO 8601 in UTC; "" before it.
+      error: one line where the batch failed.
+    """
+
+    id: str
+    service: str
+    scope: Scope
+    items: tuple[Item, ...]
+    state: BatchState = BatchState.PLANNED
+    name: str = ""
+    submitted_at: str = ""
+    error: str = ""
+
+    def key_of(self, index: int) -> str:
+        """Returns the key of request `index`, unlike that of any other batch."""
+        return f"{self.id}-{index}"
+
+    @property
+    def rows(self) -> list[tuple[RowKey, str]]:
+        """Keys and digests of all rows."""
+        return [row for item in self.items for row in item.rows]
+
+
+BATCH_COLUMNS = "id, service, stage, model, judge, rows, state, name, submitted_at, error"
+
+
+def batch_values(batch: Batch) -> tuple[Any, ...]:
+    """Returns the values of a batch in the order of `BATCH_COLUMNS`."""
+    items = [
+        [
+            [[row.case, row.sample, row.repeat, digest] for row, digest in item.rows],
+            *item[1:],
+        ]
+        for item in batch.items
+    ]
+    return (
+        *(batch.id, batch.service, *batch.scope, json.dumps(items), str(batch.state)),
+        *(storable(batch.name), batch.submitted_at, storable(batch.error)),
+    )
+
+
+def batch_of(values: tuple[Any, ...]) -> Batch:
+    """Reads a row of `BATCH_COLUMNS`. A damaged row raises ValueError, TypeError or KeyError."""
+    number, service, stage, model, judge, rows, state, name, submitted_at, error = values
+    scope = Scope(stage, model, judge)
+    items = []
+    for keys, question, index, max_tokens in json.loads(rows):
+        of_item = tuple(
+            (row_key((stage, case, model, sample, judge, repeat)), digest)
+            for case, sample, repeat, digest in keys
+        )
+        items.append(Item(of_item, question, index, max_tokens))
+    return Batch(
+        id=number,
+        service=service,
+        scope=scope,
+        items=tuple(items),
+        state=BatchState(state),
+        name=name,
+        submitted_at=submitted_at,
+        error=error,
+    )
 
 
 def storable(text: str) -> str:
@@ -125,7 +239,7 @@ def values_of(attempt: Attempt) -> tuple[Any, ...]:
         *(json_text(a.verdict), storable(a.error), usage.prompt, usage.output, usage.cached),
         *(storable(a.model_version), a.seconds, a.mean_logprob),
         *(a.shared, a.question, a.reading, a.max_tokens, storable(a.model_status)),
-        *(a.service, a.tier),
+        *(a.service, a.tier, a.batch),
     )
 
 
@@ -133,7 +247,7 @@ def attempt_of(values: tuple[Any, ...]) -> Attempt:
     """Reads a row of `_schema.columns`. A damaged row raises ValueError or RecursionError."""
     digest, attempt, outcome, text, verdict, error, *rest = values[7:]
     prompt, output, cached, model_version, seconds, mean_logprob, *rest = rest
-    shared, question, reading, max_tokens, model_status, service, tier = rest
+    shared, question, reading, max_tokens, model_status, service, tier, batch = rest
     return Attempt(
         id=values[0],
         row=row_key(values[1:7]),
@@ -154,4 +268,15 @@ def attempt_of(values: tuple[Any, ...]) -> Attempt:
         model_status=model_status,
         service=service,
         tier=tier,
+        batch=batch,
+    )
+
+
+def damaged(attempt: Attempt, error: str) -> str:
+    """Returns one line about a verdict of a wrong form, with the command that repairs it."""
+    command = "stitch" if attempt.row.stage == "distortion" else "judge"
+    return (
+        f"ledger.sqlite: row {attempt.id} is damaged ({described(attempt.row)}): the verdict "
+        f"{error}; `mcr {command}` reads its reply again after: sqlite3 ledger.sqlite "
+        f"\"UPDATE attempts SET reading = '' WHERE id = {attempt.id}\""
     )

@@ -1,5 +1,6 @@
 """Tables of the ledger, and the statements that convert a file of an older schema."""
 
+from mcr_jax.generate._rows import BatchState
 from mcr_jax.generate.api import Outcome
 
 VERSION = 4
@@ -34,6 +35,7 @@ CREATE TABLE IF NOT EXISTS attempts (
   model_status     TEXT    NOT NULL DEFAULT '',
   service          TEXT    NOT NULL DEFAULT '',
   tier             TEXT    NOT NULL DEFAULT '',
+  batch            TEXT    NOT NULL DEFAULT '',
   UNIQUE (stage, case_fingerprint, model, sample, judge, repeat, digest, attempt)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS wanted (
@@ -46,6 +48,22 @@ CREATE TABLE IF NOT EXISTS wanted (
   digest           TEXT    NOT NULL,
   PRIMARY KEY (stage, model, judge, case_fingerprint, sample, repeat)
 ) STRICT, WITHOUT ROWID
+"""
+# Since schema 4. `rows` holds the calls of the batch (`_rows.Item`), by index.
+_STATES = ", ".join(f"'{state.value}'" for state in BatchState)
+_BATCHES = f"""
+CREATE TABLE IF NOT EXISTS batches (
+  id               TEXT    PRIMARY KEY CHECK (id <> ''),
+  service          TEXT    NOT NULL,
+  stage            TEXT    NOT NULL,
+  model            TEXT    NOT NULL,
+  judge            TEXT    NOT NULL,
+  rows             TEXT    NOT NULL CHECK (json_valid(rows)),
+  state            TEXT    NOT NULL CHECK (state IN ({_STATES})),
+  name             TEXT    NOT NULL,
+  submitted_at     TEXT    NOT NULL,
+  error            TEXT    NOT NULL
+) STRICT
 """
 _QUESTIONS = (
     "CREATE INDEX IF NOT EXISTS attempts_question ON attempts (question) WHERE question <> ''"
@@ -62,6 +80,7 @@ _ADDED = (
     (3, "model_status", "TEXT NOT NULL DEFAULT ''", "''"),
     (4, "service", "TEXT NOT NULL DEFAULT ''", "''"),
     (4, "tier", "TEXT NOT NULL DEFAULT ''", "''"),
+    (4, "batch", "TEXT NOT NULL DEFAULT ''", "''"),
 )
 _COLUMNS = (
     *("stage", "case_fingerprint", "model", "sample", "judge", "repeat", "digest", "attempt"),
@@ -86,13 +105,13 @@ def insert(rows: int) -> str:
 def statements(version: int) -> list[str]:
     """Returns the statements that convert schema `version` to `VERSION`; 0 is an empty file."""
     if version == 0:
-        return [*_TABLES.split(";"), _QUESTIONS]
+        return [*_TABLES.split(";"), _QUESTIONS, _BATCHES]
     added = [
         f"ALTER TABLE attempts ADD COLUMN {name} {definition}"
         for since, name, definition, _ in _ADDED
         if since > version
     ]
-    return [*added, _QUESTIONS] if added else []
+    return [*added, _QUESTIONS, _BATCHES] if version < VERSION else []
 
 
 def columns(version: int) -> dict[str, str]:

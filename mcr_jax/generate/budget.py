@@ -55,6 +55,14 @@ def require_price(config: ConfigDict, service: str = "") -> None:
         raise _unpriced(service)
 
 
+def refuse_batches(config: ConfigDict, section: str) -> None:
+    """Raises UsageError if config.budget is set and `section` asks for batches."""
+    if config[section].batch and any(getattr(config.budget, field) for field in _FIELDS):
+        raise UsageError(
+            f"config.budget does not limit batches: leave config.{section}.batch out, or the budget"
+        )
+
+
 def is_service(name: str) -> bool:
     """Returns whether the name of a model or judge is that of a service: "KIND:MODEL"."""
     return name.partition(":")[0] in services.KINDS

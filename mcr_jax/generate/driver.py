@@ -8,12 +8,16 @@ except the last one of a row that is given up.
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+from mcr_jax import console
 from mcr_jax.errors import McrError
-from mcr_jax.generate import remote
+from mcr_jax.generate import batch, remote
 from mcr_jax.generate.api import Generator, Outcome, Remote, Reply, Request, Usage
+from mcr_jax.generate.batch_wire import Batched
 from mcr_jax.generate.budget import Payments
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
+from mcr_jax.generate.open_batches import without_open
 from mcr_jax.generate.questions import (
     Known,
     Question,
@@ -27,7 +31,7 @@ from mcr_jax.generate.questions import (
 from mcr_jax.generate.recorder import Recorder
 
 ATTEMPTS = 3
-Progress = Callable[[int], None]  # takes the number of newly settled rows
+Progress = Callable[..., None]  # takes the number of newly settled rows, and of batches a note
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,12 +68,14 @@ class Work:
     """Wanted and open rows of a scope: `declare` returns them, `answer` takes them.
 
     Attributes:
+      scope: argument of `declare`.
       pending: questions of the open rows.
       known: newest attempt at every wanted row.
       reader: argument of `declare`.
       attempts: argument of `declare`.
     """
 
+    scope: Scope
     pending: Sequence[Question]
     known: Known
     reader: Reader | None
@@ -139,7 +145,28 @@ def declare(
     else:
         questions = _questions(open_rows, newest, generator)
         pending = _copy_equal(questions, newest, ledger, reader)
-    return Work(pending=pending, known=newest, reader=reader, attempts=attempts)
+    return Work(scope=scope, pending=pending, known=newest, reader=reader, attempts=attempts)
+
+
+def submit(work: Work, generator: Generator | Remote, ledger: Ledger) -> None:
+    """Submits the open rows to a service that takes batches; `answer` waits for the replies.
+
+    Does nothing for other generators. Submit every scope before answering any: the service works on
+    all of them together.
+
+    Raises `batch.submit`'s errors.
+    """
+    if isinstance(generator, Batched) and work.pending:
+        batch.submit(work.scope, work.pending, generator, ledger)
+
+
+def status_of(generator: Generator | Remote) -> Callable[[], str] | None:
+    """Returns the function of a generator's status for `console.track`, None without one."""
+    if isinstance(generator, Batched):
+        return None  # its notes come with the progress
+    if isinstance(generator, Remote):
+        return generator.pacer.status
+    return getattr(generator, "status", None)
 
 
 def want(
@@ -188,16 +215,35 @@ def answer(
       McrError: a row cannot be written, or an error of `remote.ask`.
       Stopped: see `remote.ask`.
     """
-    with Recorder(ledger, progress or (lambda settled: None)) as recorder:
+    progress = progress or (lambda settled, note="": None)
+    asked = work.asked
+
+    def settler_of(recorder: Any) -> Settler:
         most = generator.most_tokens if isinstance(generator, Remote) else 0
         paid = (payments.service, payments.tier) if payments else ()
-        settler = Settler(work.known, work.reader, work.attempts, most, recorder, *paid)
-        asked = work.asked
-        if isinstance(generator, Remote):
-            remote.ask(work.pending, generator, settler, payments)
-        else:
-            _ask_batch(work.pending, generator, settler, work.attempts)
-    errors = settler.errors
+        return Settler(work.known, work.reader, work.attempts, most, recorder, *paid)
+
+    if isinstance(generator, Batched):
+        errors = batch.ask(
+            work.scope,
+            work.pending,
+            generator,
+            ledger,
+            settler_of,
+            reader=work.reader,
+            attempts=work.attempts,
+            copied=lambda questions: _copied(questions, work, ledger),
+            progress=progress,
+        )
+    else:
+        with Recorder(ledger, progress) as recorder:
+            settler = settler_of(recorder)
+            if isinstance(generator, Remote):
+                free = _free(work, settler, ledger)
+                remote.ask(free, generator, settler, payments)
+            else:
+                _ask_batch(work.pending, generator, settler, work.attempts)
+        errors = settler.errors
     return Summary(
         total=work.total,
         asked=asked,
@@ -248,6 +294,28 @@ def _questions(
         if limit > question.request.max_tokens:
             question.request = dataclasses.replace(question.request, max_tokens=limit)
     return list(by_name.values())
+
+
+def _copied(questions: Sequence[Question], work: Work, ledger: Ledger) -> list[Question]:
+    """Copies answers that came meanwhile to equal questions; returns those still open."""
+    if work.reader is None:
+        return list(questions)
+    return _copy_equal(questions, work.known, ledger, work.reader)
+
+
+def _free(work: Work, settler: Settler, ledger: Ledger) -> list[Question]:
+    """Returns the questions that are in no open batch of an earlier run: those are paid for."""
+    rows = work.asked
+    free, taken = without_open(work.pending, ledger)
+    for question in taken:
+        settler.give_up(question, "in an open batch")
+    rows -= sum(len(question.rows) for question in free)
+    if rows:
+        console.say(
+            f"  {work.scope.stage} of {work.scope.model}: {rows} rows are in an open batch at the "
+            "service; the command with batch=True fetches them"
+        )
+    return free
 
 
 def _copy_equal(

@@ -7,21 +7,21 @@ calls and may have a path prefix. It is not part of `identity`: a gateway does n
 """
 
 import asyncio
-import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mcr_jax.completion import with_thoughts
 from mcr_jax.errors import McrError, Stopped, UsageError, one_line
-from mcr_jax.generate import connections, quota
+from mcr_jax.generate import connections, gemini_access, quota
 from mcr_jax.generate.api import Message, Outcome, Reply, Request, Usage
 from mcr_jax.generate.pace import Fault, Pacer
 
+if TYPE_CHECKING:
+    from mcr_jax.generate.gemini_batch import GeminiBatch
+
 API_VERSION = "v1beta"
-KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")  # the first that is set is used
-BASE_URL = "GOOGLE_GEMINI_BASE_URL"
-VERTEX_API_VERSION, USE_VERTEX = "v1beta1", "GOOGLE_GENAI_USE_VERTEXAI"
+VERTEX_API_VERSION = "v1beta1"
 
 _TRUNCATED = ("MAX_TOKENS", "CONTINUATION")
 _BLOCKED = (
@@ -46,6 +46,7 @@ class Gemini:
       samples: True if temperature, top_p and top_k are sent.
       pacer: rate limit and backoff of all calls.
       most_tokens: largest token limit of one reply, thoughts included.
+      model, key, base_url: of every call; no base URL is that of Google.
     """
 
     most_tokens = 65_536
@@ -84,11 +85,11 @@ class Gemini:
             )
         self._thinking, self._thoughts = _thinking_of(model, thinking), thoughts
         self.samples = (_generation(model) or 0) < 3
-        self._vertex, self._base_url = _vertex(), _base_url()
-        self._key = "" if self._vertex.get("project") else _key()
+        self._vertex, self.base_url = gemini_access.vertex(), gemini_access.base_url()
+        self.key = "" if self._vertex.get("project") else gemini_access.key()
         self.identity = identity(model, thinking, thoughts)
         self.pacer = Pacer(concurrency, patience=patience, backoff=backoff)
-        self._model, self._timeout, self._concurrency = model, timeout, concurrency
+        self.model, self._timeout, self._concurrency = model, timeout, concurrency
         self._client: Any = None
         self._configs: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
@@ -107,7 +108,7 @@ class Gemini:
         try:
             async with asyncio.timeout(self._timeout):
                 response = await self._client.models.generate_content(
-                    model=self._model, contents=contents, config=config
+                    model=self.model, contents=contents, config=config
                 )
         except self._api_error as error:
             return self._refused(request, index, error)
@@ -147,15 +148,39 @@ class Gemini:
         self._http = connections.client(self._concurrency)
         self._client = genai.Client(
             **(self._vertex or {"vertexai": False}),
-            api_key=self._key or None,
+            api_key=self.key or None,
             http_options=types.HttpOptions(
-                base_url=self._base_url,
+                base_url=self.base_url,
                 api_version=VERTEX_API_VERSION if self._vertex else API_VERSION,
                 timeout=max(1, round(self._timeout * 1000)),
                 retry_options=types.HttpRetryOptions(attempts=1),
                 httpx_async_client=self._http,
             ),
         ).aio
+
+    def batch_wire(self) -> "GeminiBatch":
+        """Returns the batches of the service."""
+        from mcr_jax.generate.gemini_batch import GeminiBatch
+
+        return GeminiBatch(self)
+
+    def asked(self, request: Request, index: int) -> dict[str, Any]:
+        """Returns contents and config of a call, for a batch."""
+        from google.genai import types
+
+        self._types = types
+        system, contents = _contents(request.messages)
+        return {"contents": contents, "config": self._cached_config(request, index, system)}
+
+    def read(self, request: Request, index: int, response: Any) -> Reply:
+        """Turns a response with status 200 into a reply."""
+        return _read(request, index, response, self._thoughts)
+
+    def refused_in_batch(self, request: Request, index: int, message: str) -> Reply:
+        """Returns the reply for a request that failed in a batch."""
+        if _TOO_LONG.search(message):
+            return _reply(request, index, Outcome.PROMPT_TOO_LONG, error=self.line(message))
+        return self._failed(request, index, message)
 
     def _cached_config(self, request: Request, index: int, system: str) -> Any:
         """Caches `_config` for requests with the same settings."""
@@ -197,21 +222,22 @@ class Gemini:
 
     def _refused(self, request: Request, index: int, error: Any) -> Reply:
         """Turns a status other than 200 into a reply, or raises to end the run."""
-        code, message = error.code, self._line(str(error.message or error.status or "no reason"))
+        code, message = error.code, self.line(str(error.message or error.status or "no reason"))
         if code in (400, 413) and _TOO_LONG.search(message):
             return _reply(request, index, Outcome.PROMPT_TOO_LONG, error=message)
         if 400 <= code < 500 and code not in _TRANSIENT:
+            gateway = f"{gemini_access.BASE_URL} if it is set"
             hints = {
-                400: f"check the key in {_key_name()} and the settings",
-                401: f"check the key in {_key_name()}",
-                403: f"check the permissions of the key in {_key_name()}",
-                404: f"check that the model {self._model} exists, and {BASE_URL} if it is set",
+                400: f"check the key in {gemini_access.key_name()} and the settings",
+                401: f"check the key in {gemini_access.key_name()}",
+                403: f"check the permissions of the key in {gemini_access.key_name()}",
+                404: f"check that the model {self.model} exists, and {gateway}",
             }
-            hint = hints.get(code, f"check {BASE_URL} if it is set")
+            hint = hints.get(code, f"check {gateway}")
             raise McrError(f"Gemini refused the call (HTTP {code}): {message}; {hint}") from None
         details = _details(error.details)
         if code == 429 and (name := quota.of_the_day(details)):
-            raise Stopped(quota.line(self._line(name))) from None
+            raise Stopped(quota.line(self.line(name))) from None
         return self._failed(
             request,
             index,
@@ -221,11 +247,11 @@ class Gemini:
         )
 
     def _failed(self, request: Request, index: int, line: str, **known: Any) -> Reply:
-        return _reply(request, index, Outcome.INFRA_ERROR, error=self._line(line), **known)
+        return _reply(request, index, Outcome.INFRA_ERROR, error=self.line(line), **known)
 
-    def _line(self, text: str) -> str:
+    def line(self, text: str) -> str:
         """Returns one short line without the key, which an error may repeat."""
-        return one_line(text.replace(self._key, "[key]") if self._key else text, 300)
+        return one_line(text.replace(self.key, "[key]") if self.key else text, 300)
 
 
 def _generation(model: str) -> int | None:
@@ -265,48 +291,6 @@ def identity(model: str, thinking: str, thoughts: bool = False) -> str:
         return f"gemini/{model}" + (f"/thinking={thinking.lower()}" if thinking else "") + kept
     level = thinking.lower() or "service default"
     return f"gemini/{model}/sampling=service default/thinking={level}{kept}"
-
-
-def _key_name() -> str:
-    return next((name for name in KEYS if os.environ.get(name, "").strip()), KEYS[0])
-
-
-def _key() -> str:
-    key = os.environ.get(_key_name(), "").strip()
-    if not key:
-        raise UsageError(
-            f"no key for Gemini: set {' or '.join(KEYS)} in the environment, or use a model other "
-            "than gemini in config.judge.name, config.stitch.model or config.stitch.judge"
-        )
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UsageError(f"{_key_name()} is not a key: it has white space or non-ASCII characters")
-    return key
-
-
-def _vertex() -> dict[str, Any]:
-    """Returns the client's options for Vertex AI; {} for the Gemini API.
-
-    Vertex AI takes a project with application default credentials, or an API key alone.
-    """
-    if os.environ.get(USE_VERTEX, "").strip().lower() not in ("1", "true"):
-        return {}
-    project = os.environ.get("GOOGLE_CLOUD_PROJECT", "").strip()
-    if not project:
-        if not os.environ.get(_key_name(), "").strip():
-            raise UsageError(
-                f"{USE_VERTEX} is set: set GOOGLE_CLOUD_PROJECT (and GOOGLE_CLOUD_LOCATION), or "
-                "GOOGLE_API_KEY"
-            )
-        return {"vertexai": True}
-    location = os.environ.get("GOOGLE_CLOUD_LOCATION", "").strip() or "global"
-    return {"vertexai": True, "project": project, "location": location}
-
-
-def _base_url() -> str | None:
-    url = os.environ.get(BASE_URL, "").strip()
-    if url and not re.match(r"https?://[^/\s]+", url):
-        raise UsageError(f"{BASE_URL} is not a URL: it needs http:// or https:// and a host")
-    return url or None
 
 
 def _contents(messages: Sequence[Message]) -> tuple[str, list[dict[str, Any]]]:

@@ -17,11 +17,17 @@ from typing import Any
 
 from mcr_jax.errors import McrError
 from mcr_jax.generate import _rows, _schema
-from mcr_jax.generate._rows import Attempt, RowKey, Scope
+from mcr_jax.generate._rows import Attempt, Batch, BatchState, RowKey, Scope
+from mcr_jax.generate._rows import damaged as damaged
 from mcr_jax.workdir import Workdir
 
 _LOCK_WAIT_S = 30.0  # for the lock of another process
 _LOCK_POLL_S = 0.01
+_PUT_BATCH = (
+    f"INSERT INTO batches ({_rows.BATCH_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (id) DO UPDATE SET state = excluded.state, name = excluded.name, "
+    "submitted_at = excluded.submitted_at, error = excluded.error"
+)
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -86,7 +92,7 @@ class Ledger:
                 self._db.execute(f"PRAGMA user_version = {version}")
         self.columns = _schema.columns(version)
         self._columns = ", ".join(self.columns.values())
-        self._has_questions = version >= 3
+        self._has_questions, self._has_batches = version >= 3, version >= 4
 
     def _pragma(self, name: str) -> int:
         return self._db.execute(f"PRAGMA {name}").fetchone()[0]
@@ -136,12 +142,13 @@ class Ledger:
         """Adds one row, durable on return. Raises McrError if it cannot be written."""
         self.write_all([[attempt]])
 
-    def write_all(self, groups: Iterable[Sequence[Attempt]]) -> None:
+    def write_all(self, groups: Iterable[Sequence[Attempt]], *, batch: Batch | None = None) -> None:
         """Adds rows in one transaction, durable on return.
 
         Args:
           groups: attempts that share one request. It was made for the first of a group; the others
             store that attempt's id in `shared`.
+          batch: stored in the same transaction, so that its replies are never written twice.
 
         Raises:
           McrError: the rows cannot be written; then none of them is.
@@ -159,7 +166,44 @@ class Ledger:
                 for start in range(0, len(rows), _schema.ROWS_PER_INSERT):
                     part = rows[start : start + _schema.ROWS_PER_INSERT]
                     self._db.execute(_schema.insert(len(part)), [v for row in part for v in row])
+                if batch is not None:
+                    self._db.execute(_PUT_BATCH, _rows.batch_values(batch))
             self.written += len(rows)
+
+    def put_batch(self, batch: Batch) -> Batch:
+        """Stores a batch in place of its earlier state, durable on return; returns it."""
+        self.write_all((), batch=batch)
+        return batch
+
+    def batches(self) -> list[Batch]:
+        """Returns the open batches, in the order of their plans.
+
+        Raises:
+          McrError: the file or a row is damaged.
+        """
+        if not self._has_batches:
+            return []
+        states = [str(state) for state in BatchState if state.is_open]
+        query = (
+            f"SELECT {_rows.BATCH_COLUMNS} FROM batches "
+            f"WHERE state IN ({', '.join('?' * len(states))}) ORDER BY rowid"
+        )
+        found = []
+        for values in self._fetch(query, tuple(states)):
+            try:
+                found.append(_rows.batch_of(values))
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise McrError(f"{self.path}: batch {values[0]!r} is damaged: {error}") from error
+        return found
+
+    def tried(self, row: RowKey, digest: str) -> int:
+        """Returns the number of the newest attempt at `row` under `digest`; 0 without one."""
+        query = (
+            "SELECT coalesce(max(attempt), 0) FROM attempts WHERE stage = ? AND "
+            "case_fingerprint = ? AND model = ? AND sample = ? AND judge = ? AND repeat = ? "
+            "AND digest = ?"
+        )
+        return self._fetch(query, (*_rows.place(row), digest))[0][0]
 
     def reread(self, attempts: Iterable[Attempt]) -> None:
         """Replaces outcome, verdict, error and reading of rows whose text was parsed again.
@@ -353,13 +397,3 @@ def opened(workdir: Workdir, *, readonly: bool = False) -> Iterator[Ledger]:
     if ledger is None:
         ledger = workdir.kept["ledger"] = Ledger(workdir.ledger, readonly=readonly)
     yield ledger
-
-
-def damaged(attempt: Attempt, error: str) -> str:
-    """Returns one line about a verdict of a wrong form, with the command that repairs it."""
-    command = "stitch" if attempt.row.stage == "distortion" else "judge"
-    return (
-        f"ledger.sqlite: row {attempt.id} is damaged ({_rows.described(attempt.row)}): the verdict "
-        f"{error}; `mcr {command}` reads its reply again after: sqlite3 ledger.sqlite "
-        f"\"UPDATE attempts SET reading = '' WHERE id = {attempt.id}\""
-    )

@@ -8,19 +8,20 @@ log-probabilities and the seed. The retries of the client are off: `pace.Pacer` 
 
 import asyncio
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mcr_jax.completion import with_thoughts
 from mcr_jax.errors import McrError, UsageError, one_line
 from mcr_jax.generate import connections
-from mcr_jax.generate.api import Outcome, Reply, Request, Usage
+from mcr_jax.generate._openai_reply import read, reply_of
+from mcr_jax.generate.api import Outcome, Reply, Request
 from mcr_jax.generate.pace import Fault, Pacer
-from mcr_jax.generate.stops import cut
 from mcr_jax.model_specs import Endpoint
+
+if TYPE_CHECKING:
+    from mcr_jax.generate.openai_batch import OpenAIBatch
 
 BASE_URL = "OPENAI_BASE_URL"
 DEFAULT_ENDPOINT = Endpoint()
@@ -132,7 +133,7 @@ class OpenAI:
                 return self._failed(request, index, line, fault=away)
             except ValueError as error:
                 return self._failed(request, index, f"unreadable reply: {error}")
-            return _read(request, index, body, status)
+            return read(request, index, body, status)
 
     async def close(self) -> None:
         """Closes the connections; the next call opens new ones in its own event loop."""
@@ -149,14 +150,43 @@ class OpenAI:
         self._timeout_error = openai.APITimeoutError
         _, self._connect_errors = connections.errors()
         self._http = connections.client(self._concurrency)
-        self._client = openai.AsyncOpenAI(
-            api_key=self._key,
-            base_url=self._url,
-            timeout=self._timeout,
-            max_retries=0,
-            http_client=self._http,
-        )
+        self._client = openai.AsyncOpenAI(**self.client_options(), http_client=self._http)
         self._status = asyncio.ensure_future(self._retirement())
+
+    def batch_wire(self) -> "OpenAIBatch":
+        """Returns the batches of the service."""
+        from mcr_jax.generate.openai_batch import OpenAIBatch
+
+        return OpenAIBatch(self)
+
+    def client_options(self) -> dict[str, Any]:
+        """Returns the arguments of a client: key, address and timeout."""
+        options = {"api_key": self._key, "base_url": self._url, "timeout": self._timeout}
+        return {**options, "max_retries": 0}
+
+    def body(self, request: Request, index: int) -> dict[str, Any]:
+        """Returns the JSON of a call, for a batch."""
+        options = self._options(request, index)
+        return {**options, **options.pop("extra_body", {})}
+
+    def refused_in_batch(self, request: Request, index: int, error: Any, *, adapt: bool) -> Reply:
+        """Returns the reply for a request that failed in a batch.
+
+        Args:
+          request: the request.
+          index: index of the answer.
+          error: has `status_code`, `message`, `code` and `param`, as the client's errors have.
+          adapt: whether later requests leave out the parameter that the error names.
+        """
+        if adapt and error.status_code in (400, 422):
+            self._fall_back(self._options(request, index), error)
+        message, about = self.line(error.message), f"{error.message} {error.code or ''}"
+        outcome = Outcome.INFRA_ERROR
+        if _TOO_LONG.search(about):
+            outcome = Outcome.PROMPT_TOO_LONG
+        elif _FILTERED.search(about):
+            outcome, message = Outcome.BLOCKED, f"prompt blocked: {message}"
+        return reply_of(request, index, outcome, error=message)
 
     async def _retirement(self) -> str:
         """Asks once when the model shuts down; "" where the server does not say."""
@@ -216,12 +246,12 @@ class OpenAI:
 
     def _refused(self, request: Request, index: int, error: Any) -> Reply:
         """Turns a status other than 200 into an outcome, or ends the run."""
-        code, message = error.status_code, self._line(str(error.message or "no reason"))
+        code, message = error.status_code, self.line(str(error.message or "no reason"))
         about = f"{message} {getattr(error, 'code', '') or ''}"
         if code in (400, 413, 422) and _TOO_LONG.search(about):
-            return _reply(request, index, Outcome.PROMPT_TOO_LONG, error=message)
+            return reply_of(request, index, Outcome.PROMPT_TOO_LONG, error=message)
         if code in (400, 403) and _FILTERED.search(about):
-            return _reply(request, index, Outcome.BLOCKED, error=f"prompt blocked: {message}")
+            return reply_of(request, index, Outcome.BLOCKED, error=f"prompt blocked: {message}")
         spent = code == 429 and "insufficient_quota" in about
         if spent or (400 <= code < 500 and code not in _TRANSIENT):
             key = f"the key in {self._endpoint.key_name}"
@@ -245,9 +275,9 @@ class OpenAI:
         )
 
     def _failed(self, request: Request, index: int, line: str, **known: Any) -> Reply:
-        return _reply(request, index, Outcome.INFRA_ERROR, error=self._line(line), **known)
+        return reply_of(request, index, Outcome.INFRA_ERROR, error=self.line(line), **known)
 
-    def _line(self, text: str) -> str:
+    def line(self, text: str) -> str:
         """Shortens a text to one line and removes the key, which a server may repeat."""
         return one_line(text.replace(self._key, "[key]"), 300)
 
@@ -297,77 +327,3 @@ def _strict(schema: Any) -> Any:
         properties = list(closed.get("properties", {}))
         closed |= {"additionalProperties": False, "required": properties}
     return closed
-
-
-def _read(request: Request, index: int, body: Any, status: str) -> Reply:
-    """Turns the body of a 200 into a reply, whatever its form."""
-    body = _mapping(body)
-    usage = _mapping(body.get("usage"))
-    known = {
-        "model_version": _string(body.get("model")),
-        "model_status": status,
-        "usage": Usage(
-            prompt=_count(usage.get("prompt_tokens")),
-            output=_count(usage.get("completion_tokens")),
-            cached=_count(_mapping(usage.get("prompt_tokens_details")).get("cached_tokens")),
-        ),
-    }
-    choices = body.get("choices")
-    if not isinstance(choices, list) or not choices:
-        error = _string(_mapping(body.get("error")).get("message")) or "reply without an answer"
-        return _reply(request, index, Outcome.INFRA_ERROR, error=one_line(error, 300), **known)
-    choice = _mapping(choices[0])
-    message = _mapping(choice.get("message"))
-    content, finish = _content(message.get("content")), choice.get("finish_reason")
-    if refusal := _string(message.get("refusal")):
-        error = f"refused: {one_line(refusal, 200)}"
-        return _reply(request, index, Outcome.BLOCKED, error=error, **known)
-    if finish == "content_filter":
-        return _reply(request, index, Outcome.BLOCKED, error="answer blocked", **known)
-    if finish not in ("stop", "length"):
-        error = f"finish reason {one_line(str(finish), 60)}"
-        return _reply(request, index, Outcome.MALFORMED, error=error, **known)
-    thoughts = _string(message.get("reasoning")) or _string(message.get("reasoning_content"))
-    text = content if request.schema is not None else with_thoughts(thoughts, content)
-    text = cut(text, request.stop)
-    if finish == "length":
-        outcome, error = Outcome.TRUNCATED, "cut short: the token limit"
-        return _reply(request, index, outcome, text=text, error=error, **known)
-    if not content:
-        return _reply(request, index, Outcome.MALFORMED, error="empty answer", **known)
-    logprob = _mean_logprob(choice.get("logprobs"))
-    return _reply(request, index, Outcome.OK, text=text, mean_logprob=logprob, **known)
-
-
-def _reply(request: Request, index: int, outcome: Outcome, text: str = "", **known: Any) -> Reply:
-    return Reply(key=request.key, index=index, text=text, outcome=outcome, **known)
-
-
-def _content(content: Any) -> str:
-    """Returns the text of a message, which may be a list of parts."""
-    if isinstance(content, list):
-        return "".join(_string(_mapping(part).get("text")) for part in content)
-    return _string(content)
-
-
-def _mean_logprob(logprobs: Any) -> float | None:
-    """Returns the mean log-probability in nats per token; None where the server gives none."""
-    tokens = _mapping(logprobs).get("content")
-    if not isinstance(tokens, list):
-        return None
-    values = [_mapping(token).get("logprob") for token in tokens]
-    if not values or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
-        return None
-    return math.fsum(values) / len(values)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _string(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0

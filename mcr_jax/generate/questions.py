@@ -127,8 +127,16 @@ class Settler:
         self._paid = {"service": service, "tier": tier}
         self._errors: dict[RowKey, str] = {}
 
-    def settle(self, question: Question, reply: Reply, seconds: float) -> Question | None:
+    def settle(
+        self, question: Question, reply: Reply, seconds: float, batch: str = ""
+    ) -> Question | None:
         """Records a reply. Returns the question to retry in this run, perhaps with fewer rows.
+
+        Args:
+          question: the question.
+          reply: its reply.
+          seconds: wall time of the call.
+          batch: id of the batch that the reply came from, "" for a direct call.
 
         Raises:
           McrError: rows cannot be written.
@@ -136,7 +144,7 @@ class Settler:
         question.tries += 1
         attempts, still_open = [], []
         for row in question.rows:
-            attempt = self._attempt(row, question, reply, seconds)
+            attempt = self._attempt(row, question, reply, seconds, batch)
             attempts.append(dataclasses.replace(attempt, usage=Usage()) if attempts else attempt)
             self._latest[row.key] = attempt
             self._errors.pop(row.key, None)
@@ -168,7 +176,9 @@ class Settler:
         """Last error of every row of this run that is still open."""
         return list(self._errors.values())
 
-    def _attempt(self, row: Row, question: Question, reply: Reply, seconds: float) -> Attempt:
+    def _attempt(
+        self, row: Row, question: Question, reply: Reply, seconds: float, batch: str
+    ) -> Attempt:
         before, result = self._latest[row.key], {"outcome": reply.outcome, "error": reply.error}
         if self._reader is not None and reply.outcome is Outcome.OK:
             result = _reading(reply.text, row.request, self._reader)
@@ -184,6 +194,7 @@ class Settler:
             seconds=seconds,
             question=question.name,
             max_tokens=question.request.max_tokens,
-            **self._paid,
+            batch=batch,
+            **(self._paid | ({"tier": "batch"} if batch else {})),
             **result,
         )

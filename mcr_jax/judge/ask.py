@@ -26,7 +26,8 @@ from mcr_jax.completion import Completion
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate import driver, forecast, joined, notices
 from mcr_jax.generate.api import Generator, Outcome, Remote, Request
-from mcr_jax.generate.budget import Budget, Payments, is_service, require_price
+from mcr_jax.generate.batch_wire import Batched
+from mcr_jax.generate.budget import Budget, Payments, is_service, refuse_batches, require_price
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope, opened
 from mcr_jax.generate.questions import is_open
 from mcr_jax.generate.room import require_room
@@ -47,6 +48,7 @@ Generators = Mapping[str, Generator | Remote]  # of a judge, by stage
 def check(workdir: Workdir, config: ConfigDict) -> None:
     """Checks judges, keys, prices, prompts and version as `judge` does. Raises UsageError."""
     make_judges(config)
+    refuse_batches(config, "judge")
     for each in judge_specs.judges(config):
         for spec in each.models.values():
             require_price(config, service if is_service(service := _service(spec)) else "")
@@ -87,6 +89,7 @@ def judge(
     if not workdir.ledger.exists():
         raise McrError(f"{workdir.ledger}: no completions yet; run `mcr sample` first")
     texts, judges = _texts(config), judge_specs.judges(config)
+    refuse_batches(config, "judge")
     with opened(workdir) as ledger:
         completions = {
             model: list(_completions(ledger, model, cases, config))
@@ -96,6 +99,8 @@ def judge(
             generators = make_judges(config)
         else:
             generators = {each.name: dict.fromkeys(JUDGES, generator) for each in judges}
+        if config.judge.batch:
+            generators = _batched(generators, config)
         _check_version(ledger, judges[0], config)
         wanted = {
             each.name: {
@@ -115,6 +120,21 @@ def judge(
             of_judge = wanted[each.name], generators[each.name], texts
             counts.append(_judge(each, *of_judge, budget, workdir, ledger, config))
     return {**counts[0], "further": counts[1:]}
+
+
+def _batched(
+    generators: Mapping[str, Generators], config: ConfigDict
+) -> dict[str, dict[str, Generator | Remote]]:
+    """Wraps services so that they answer in batches; models that are one object stay one."""
+    one = {id(each): each for of_judge in generators.values() for each in of_judge.values()}
+    wrapped = {
+        key: Batched(each, config.judge.patience) if isinstance(each, Remote) else each
+        for key, each in one.items()
+    }
+    return {
+        name: {stage: wrapped[id(each)] for stage, each in of_judge.items()}
+        for name, of_judge in generators.items()
+    }
 
 
 def _service(spec: ModelSpec) -> str:
@@ -140,9 +160,15 @@ def _judge(
     for stages in judge.parts:
         service, generator = _service(judge.models[stages[0]]), generators[stages[0]]
         if isinstance(generator, Remote) and is_service(service):
-            payments |= dict.fromkeys(stages, budget.of(service))
+            tier = "batch" if isinstance(generator, Batched) else ""
+            payments |= dict.fromkeys(stages, budget.of(service, tier))
             part = {scope: jobs for scope, jobs in wanted.items() if scope.stage in stages}
             works |= _forecast(part, generator, ledger, judge, config, payments[stages[0]])
+    for scope, jobs in wanted.items():  # the services work on all batches at once
+        version, generator = judge.versions[scope.stage], generators[scope.stage]
+        if isinstance(generator, Batched):
+            work = _declare(scope, jobs, generator, ledger, version, config)
+            driver.submit(work, generator, ledger)
     for scope, jobs in wanted.items():
         version, generator = judge.versions[scope.stage], generators[scope.stage]
         work = works.get(scope) or _declare(scope, jobs, generator, ledger, version, config)
@@ -335,8 +361,7 @@ def _run(
     label = f"{scope.stage} of {scope.model}"
     if len(config.judge.models) > 1:
         label += f" by {scope.judge}"
-    status = generator.pacer.status if isinstance(generator, Remote) else None
-    with console.track(label, work.total, work.held, status) as track:
+    with console.track(label, work.total, work.held, driver.status_of(generator)) as track:
         advance = track.advance
         summary = driver.answer(work, generator, ledger, progress=advance, payments=payments)
     answers = ledger.answers(scope, read_by.version).values()

@@ -12,13 +12,14 @@ from mcr_jax.errors import McrError, UsageError
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate import notices, services
 from mcr_jax.generate.api import Generator, Remote, Request
+from mcr_jax.generate.batch_wire import Batched
 from mcr_jax.generate.budget import require_price
 from mcr_jax.generate.ledger import Ledger, Scope
 from mcr_jax.model.checkpoints import steps
 from mcr_jax.model_specs import ModelSpec
 from mcr_jax.paths import local_folder
 from mcr_jax.sample import finished
-from mcr_jax.sample.draw import STAGE, held, too_long
+from mcr_jax.sample.draw import STAGE, held, submit, too_long
 from mcr_jax.workdir import digest
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class Candidate(abc.ABC):
     @abc.abstractmethod
     def load(self) -> tuple[Generator | Remote, dict[str, Any]]:
         """Returns the model and the facts of it for the manifest."""
+
+    def submit(self, requests: Sequence[Request], ledger: Ledger) -> None:  # noqa: B027 - optional
+        """Starts the work that goes on elsewhere, such as batches at a service."""
 
     def lines(self, requests: Sequence[Request]) -> Iterable[str]:
         """Returns lines to print before its first completion."""
@@ -147,7 +151,7 @@ class Service(Candidate):
     @functools.cached_property
     def _remote(self) -> Remote:
         c = self._e.config
-        return services.make(
+        service = services.make(
             self.spec.kind,
             self.spec.value,
             model_specs.endpoints(c),
@@ -157,11 +161,17 @@ class Service(Candidate):
             thoughts=c.sample.thoughts,
             patience=c.judge.patience,
         )
+        return Batched(service, c.judge.patience) if c.sample.batch else service
 
     def complete(self) -> int | None:
         c = self._e.config.sample
         identity = services.identity(self.spec.kind, self.spec.value, c.thinking, c.thoughts)
         return held(self._e, self.spec.name, identity)
+
+    def submit(self, requests: Sequence[Request], ledger: Ledger) -> None:
+        """Submits its open completions, if config.sample.batch."""
+        if isinstance(self._remote, Batched):
+            submit(self.spec.name, self._remote, requests, ledger)
 
     def load(self) -> tuple[Remote, dict[str, Any]]:
         return self._remote, {"identity": self._remote.identity}

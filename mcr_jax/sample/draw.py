@@ -12,6 +12,7 @@ from mcr_jax.data.example import prompt_messages
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate import driver, room
 from mcr_jax.generate.api import Generator, Remote, Request
+from mcr_jax.generate.batch_wire import Batched
 from mcr_jax.generate.budget import Payments
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope, opened
 
@@ -103,7 +104,7 @@ def draw(
     if work.asked:
         for line in lines(requests):
             console.say(f"sample: {line}")
-    status = model.pacer.status if isinstance(model, Remote) else getattr(model, "status", None)
+    status = driver.status_of(model)
     with console.track(f"sample {name}", work.total, work.held, status) as progress:
         advance = progress.advance
         summary = driver.answer(work, model, ledger, progress=advance, payments=payments)
@@ -117,6 +118,11 @@ def declare(
     """Declares the completions of one model in the ledger; returns the open ones."""
     jobs = [driver.Job(row=_row(request, name), request=request) for request in requests]
     return driver.declare(Scope(STAGE, name), jobs, model, ledger)
+
+
+def submit(name: str, model: Batched, requests: Sequence[Request], ledger: Ledger) -> None:
+    """Submits the open completions of a model behind a network as batches; `draw` fetches them."""
+    driver.submit(declare(name, model, requests, ledger), model, ledger)
 
 
 def requests(e: Experiment) -> list[Request]:

@@ -7,7 +7,7 @@ from mcr_jax import console, model_specs
 from mcr_jax.experiment.experiment import Experiment, devices
 from mcr_jax.generate import forecast
 from mcr_jax.generate.api import Request
-from mcr_jax.generate.budget import Budget, Payments, require_price
+from mcr_jax.generate.budget import Budget, Payments, refuse_batches, require_price
 from mcr_jax.generate.ledger import Ledger, opened
 from mcr_jax.sample import draw
 from mcr_jax.sample.candidates import Candidate, Decoder, candidates
@@ -17,6 +17,7 @@ from mcr_jax.sigterm import stoppable
 def ready(experiment: Experiment) -> None:
     """Raises UsageError if config.sample names an unknown model, or config.prices is wrong."""
     model_specs.specs(experiment.config)
+    refuse_batches(experiment.config, "sample")
     require_price(experiment.config)
 
 
@@ -27,6 +28,7 @@ def run(experiment: Experiment) -> None:
       Stopped: SIGTERM came, or config.budget is spent; every completion that was finished is in
         the ledger.
     """
+    ready(experiment)
     left = []
     for candidate in candidates(experiment):
         count = candidate.complete()
@@ -58,6 +60,8 @@ def _draw(e: Experiment, left: list[Candidate]) -> None:
     requests, drawn, printed = draw.requests(e), {}, set()
     with opened(e.workdir) as ledger:
         paid = _forecast(e, left, requests, ledger)
+        for candidate in left:  # the services work while the others sample
+            candidate.submit(requests, ledger)
         for candidate in left:
             name = candidate.spec.name
             model, facts = candidate.load()
@@ -87,7 +91,8 @@ def _forecast(
     budget, paid = Budget(e.config, ledger), {}
     for candidate in left:
         if candidate.service:
-            paid[candidate.spec.name] = budget.of(candidate.service)
+            tier = "batch" if e.config.sample.batch else ""
+            paid[candidate.spec.name] = budget.of(candidate.service, tier)
     for candidate in left:
         if payments := paid.get(candidate.spec.name):
             work = draw.declare(candidate.spec.name, candidate.load()[0], requests, ledger)

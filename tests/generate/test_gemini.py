@@ -13,7 +13,8 @@ from mcr_jax import completion
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.generate import driver, quota
 from mcr_jax.generate.api import Outcome, Request, Usage
-from mcr_jax.generate.gemini import KEYS, Gemini
+from mcr_jax.generate.gemini import Gemini
+from mcr_jax.generate.gemini_access import KEYS
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope
 from mcr_jax.generate.pace import Fault
 

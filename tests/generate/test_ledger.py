@@ -14,6 +14,7 @@ import threading
 import pytest
 
 from mcr_jax.errors import McrError
+from mcr_jax.generate._rows import Batch, BatchState, Item
 from mcr_jax.generate.api import Outcome, Usage
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope, opened
 from mcr_jax.workdir import Workdir
@@ -192,7 +193,7 @@ def of_old_schema(ledger, schema):
         "<answer>violet rime</answer>",
         Usage(prompt=11, output=12, cached=3),
     )
-    assert answered.mean_logprob == (None if schema == 1 else -0.25) and missing is None
+    assert answered.mean_logprob == {1: None}.get(schema, -0.25) and missing is None
     (verdict,) = ledger.answers(SCOPE).values()
     assert verdict.verdict == {"same": True}
     assert (verdict.shared, verdict.question, verdict.reading, verdict.max_tokens) == (
@@ -486,3 +487,48 @@ def test_full_disk_is_one_line_and_earlier_rows_stay(mount_disk):
     ledger.close()
     with Ledger(path, readonly=True) as reopened:
         assert reopened.count() == written
+
+
+def batch(state=BatchState.PLANNED, **more):
+    items = (Item(((row(), "d1"), (row(1), "d2")), "q", 0, 99), Item(((row(2), "d3"),), "", 1, 9))
+    return Batch(id="n", service="s/1", scope=SCOPE, items=items, state=state, **more)
+
+
+def test_a_batch_is_read_as_it_was_put_and_is_gone_once_it_has_ended(ledger):
+    planned = ledger.put_batch(batch())
+    assert ledger.batches() == [planned]
+    assert planned.rows == [(row(), "d1"), (row(1), "d2"), (row(2), "d3")]
+    named = batch(BatchState.POLLING, name="b/1", submitted_at="2026-01-02T03:04:05+00:00")
+    ledger.put_batch(named)
+    assert ledger.batches() == [named]
+    ledger.put_batch(batch(BatchState.DONE, name="b/1"))
+    assert ledger.batches() == []
+
+
+def test_the_rows_of_a_batch_and_its_end_are_written_together_or_not_at_all(ledger):
+    ledger.put_batch(batch(BatchState.DOWNLOADING))
+    ledger.write(attempt())
+    with pytest.raises(McrError):  # the row is there already
+        ledger.write_all([[attempt()]], batch=batch(BatchState.DONE))
+    assert [b.state for b in ledger.batches()] == [BatchState.DOWNLOADING]
+    ledger.write_all([[attempt(number=2)]], batch=batch(BatchState.DONE))
+    assert ledger.batches() == [] and ledger.count() == 2
+
+
+@pytest.mark.parametrize("schema", OLD)
+def test_a_ledger_of_an_old_schema_has_no_batches_until_it_is_written(tmp_path, schema):
+    path = shutil.copy(OLD[schema], tmp_path)
+    with Ledger(path, readonly=True) as ledger:
+        assert ledger.batches() == []
+    with Ledger(path) as ledger:
+        planned = ledger.put_batch(batch())
+        assert ledger.batches() == [planned]
+        assert (ledger.tried(row(), "d9"), ledger.count()) == (0, 2)
+
+
+def test_a_damaged_batch_is_one_line(ledger):
+    ledger.put_batch(batch())
+    with sqlite3.connect(ledger.path) as db:
+        db.execute("UPDATE batches SET rows = '[[1]]'")
+    with pytest.raises(McrError, match="batch 'n' is damaged"):
+        ledger.batches()
