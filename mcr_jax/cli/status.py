@@ -39,7 +39,7 @@ def show(experiment: Experiment) -> None:
 
     with Ledger(experiment.workdir.ledger, readonly=True) as ledger:
         tables = [table(ledger, experiment) for table in _TABLES]
-    for table in tables:
+    for table in filter(None, tables):
         Console().print(table)
 
 
@@ -94,4 +94,26 @@ def _limits(e: Experiment, whole: "Total") -> str:
     return f"config.budget: {', '.join(parts)}" if parts else ""
 
 
-_TABLES = (_calls,)  # each is printed in turn; open batches get one of their own
+def _batches(ledger: "Ledger", e: Experiment) -> "Table | str":
+    """Returns the batches at a service whose replies are not fetched; "" without any."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from mcr_jax.generate.open_batches import open_batches
+
+    found = open_batches(ledger)
+    if not found:
+        return ""
+    table = Table(box=box.HORIZONTALS, pad_edge=False, show_edge=False)
+    table.add_column("open batch", overflow="fold")
+    for head in ("service", "stage", "model", "rows", "state", "since"):
+        table.add_column(head, justify="right" if head == "rows" else "left", overflow="fold")
+    for batch in found:
+        cells = (batch.name or "no name yet", batch.service, batch.scope.stage, batch.scope.model)
+        state = (f"{batch.rows:,}", batch.state, batch.submitted_at or "–")
+        table.add_row(*(escape(str(cell)) for cell in (*cells, *state)))
+    return table
+
+
+_TABLES = (_calls, _batches)  # printed in turn

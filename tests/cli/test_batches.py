@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from mcr_jax.cli.main import main
 from mcr_jax.generate import batch
 from mcr_jax.generate.ledger import Ledger, Scope
 from mcr_jax.generate.open_batches import open_batches
@@ -71,6 +72,9 @@ def test_an_open_batch_is_not_asked_for_by_a_direct_run(call, tmp_path, openai, 
     assert lines == [
         "mcr sample: interrupted; at the service batch_1 goes on, and the same command re-attaches"
     ]
+    assert main(["status", f"--workdir={tmp_path}"]) == 0
+    shown = capsys.readouterr().out.partition("open batch")[2]
+    assert all(word in shown for word in ("batch_1", "sample", "12", "submitted"))
     assert call("sample", **fields) == (0, []) and openai.calls == []
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         assert [b.name for b in open_batches(ledger)] == ["batch_1"]
