@@ -40,7 +40,13 @@ def test_help_imports_nothing_heavy(mcr):
 def test_every_command_helps_and_names_its_flags(here, command):
     said = here.ok(command, "--help")
     assert said.startswith(f"mcr {command}: ")
-    flags = {"build": "--source", "doctor": "", "configs": "", "launch": "--dry-run"}
+    flags = {
+        "build": "--source",
+        "doctor": "",
+        "configs": "",
+        "launch": "--dry-run",
+        "compare": "--out",
+    }
     assert flags.get(command, "--workdir") in said
 
 
