@@ -13,7 +13,7 @@ from markupsafe import Markup
 from mcr_jax.metrics import HEADLINE, METRICS
 from mcr_jax.report import charts, svg
 from mcr_jax.report.evidence import visible
-from mcr_jax.report.page import render
+from mcr_jax.report.page import metric_rows, render
 
 SHOWN = 200  # cases in a list; the rest is counted
 _WIDE, _HEIGHT, _EDGE = 320, 26, 10
@@ -45,7 +45,7 @@ def page(
         "axis": charts.axis(),
         "forest_axis": _axis(reach),
         "groups": _groups(found, series, reach),
-        "rows": _rows(found),
+        "rows": metric_rows([model["metrics"] for model in found["models"].values()]),
         "pairs": [_cases(pair, names, series) for pair in found["disagreements"]],
         "percent": charts.percent,
         "points": charts.points,
@@ -80,24 +80,6 @@ def _groups(
             ]
             groups.append({"label": metric.label, "meaning": metric.meaning, "rows": rows})
     return groups
-
-
-def _rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the table of the models, one row per metric."""
-    by_model = [model["metrics"] for model in found["models"].values()]
-    rows = []
-    for metric in METRICS:
-        cells = [metrics.get(metric.name) for metrics in by_model]
-        if any(cells):
-            rows.append(
-                {
-                    "label": metric.label,
-                    "meaning": metric.meaning,
-                    "cells": cells,
-                    "intervals": charts.intervals(cells),
-                }
-            )
-    return rows
 
 
 def _cases(pair: Mapping[str, Any], names: Names, series: Mapping[str, int]) -> dict[str, Any]:

@@ -143,26 +143,33 @@ def _lede(results: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
+def metric_rows(models: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Returns the rows of a table of models, one for each metric that any model has.
+
+    Args:
+      models: METRIC values by name, of each model.
+    """
+    return [
+        {
+            "name": metric.name,
+            "label": metric.label,
+            "meaning": metric.meaning,
+            "cells": cells,
+            "intervals": charts.intervals(cells),
+        }
+        for metric in METRICS
+        if any(cells := [found.get(metric.name) for found in models])
+    ]
+
+
 def _rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the rows of the table of results, one per metric."""
-    by_model = [of_model(model) for model in results["models"].values()]
+    """Returns the rows of the table of results, with the comparisons of each metric."""
     compared = {(c["a"], c["b"], c["metric"]): c for c in results["comparisons"]}
-    rows = []
-    for metric in METRICS:
-        cells = [values.get(metric.name) for values in by_model]
-        if any(cells):
-            rows.append(
-                {
-                    "label": metric.label,
-                    "meaning": metric.meaning,
-                    "cells": cells,
-                    "intervals": charts.intervals(cells),
-                    "compared": [
-                        compared.get((*pair, metric.name)) for pair in _pair_names(results)
-                    ],
-                }
-            )
-    return rows
+    pairs = _pair_names(results)
+    return [
+        {**row, "compared": [compared.get((*pair, row["name"])) for pair in pairs]}
+        for row in metric_rows([of_model(model) for model in results["models"].values()])
+    ]
 
 
 def _pair_names(results: Mapping[str, Any]) -> list[tuple[str, str]]:

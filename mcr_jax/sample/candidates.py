@@ -19,7 +19,7 @@ from mcr_jax.model.checkpoints import steps
 from mcr_jax.model_specs import ModelSpec
 from mcr_jax.paths import local_folder
 from mcr_jax.sample import finished
-from mcr_jax.sample.draw import STAGE, held, submit, too_long
+from mcr_jax.sample.draw import STAGE, held, requests, submit, too_long
 from mcr_jax.workdir import digest
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Candidate(abc.ABC):
     def submit(self, requests: Sequence[Request], ledger: Ledger) -> None:  # noqa: B027 - optional
         """Starts the work that goes on elsewhere, such as batches at a service."""
 
-    def lines(self, requests: Sequence[Request]) -> Iterable[str]:
+    def lines(self) -> Iterable[str]:
         """Returns lines to print before its first completion."""
         return ()
 
@@ -98,39 +98,45 @@ class Decoder(Candidate):
     def complete(self) -> int | None:
         return finished.complete(self._e, self.spec)
 
-    @functools.cached_property
-    def _plan(self) -> "Plan":
-        from mcr_jax.generate import local
-        from mcr_jax.generate.engine.state import Shape
-
-        c = self._e.config.sample
-        wanted = Shape(
-            slots=c.slots,
-            share=min(c.share, c.n),
-            prompt_tokens=c.prompt_tokens,
-            max_tokens=c.max_tokens,
-            kv_dtype=c.kv_dtype,
-        )
-        return local.prepare(self._e.shape, self._e.config, wanted, tensor=c.tensor)
-
     def load(self) -> tuple[Generator, dict[str, Any]]:
         from mcr_jax.generate import local
 
-        e = self._e
+        e, plan = self._e, _plan(self._e)
         model, origin = local.load(
-            *(self._own, self._plan, self._plan.mesh(), e.shape, e.workdir, e.config, e.tokenizer),
+            *(self._own, plan, plan.mesh(), e.shape, e.workdir, e.config, e.tokenizer),
             which=self.spec.value if self.spec.own else "",
         )
         return model, {
             "identity": model.identity,
             "weights": origin,
             "rests": finished.rests(e, self.spec),
-            "plan": self._plan.facts(),
+            "plan": plan.facts(),
             "config": digest(json.loads(e.config.to_json())),
         }
 
-    def lines(self, requests: Sequence[Request]) -> Iterable[str]:
-        return (*self._plan.lines(), *too_long(requests, self._e.tokenizer, self._e.config))
+    def lines(self) -> Iterable[str]:
+        return (*_plan(self._e).lines(), *_too_long(self._e))
+
+
+@functools.cache  # one experiment per process: base and sft have one plan
+def _plan(e: Experiment) -> "Plan":
+    from mcr_jax.generate import local
+    from mcr_jax.generate.engine.state import Shape
+
+    c = e.config.sample
+    wanted = Shape(
+        slots=c.slots,
+        share=min(c.share, c.n),
+        prompt_tokens=c.prompt_tokens,
+        max_tokens=c.max_tokens,
+        kv_dtype=c.kv_dtype,
+    )
+    return local.prepare(e.shape, e.config, wanted, tensor=c.tensor)
+
+
+@functools.cache  # every prompt is tokenized for it
+def _too_long(e: Experiment) -> list[str]:
+    return list(too_long(requests(e), e.tokenizer, e.config))
 
 
 class Service(Candidate):

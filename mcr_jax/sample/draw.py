@@ -81,7 +81,7 @@ def draw(
     model: Generator | Remote,
     requests: Sequence[Request],
     ledger: Ledger,
-    lines: Callable[[Sequence[Request]], Iterable[str]],
+    lines: Callable[[], Iterable[str]],
     payments: Payments | None = None,
 ) -> Drawn:
     """Draws the completions of one model that are not in the ledger.
@@ -102,7 +102,7 @@ def draw(
     began = time.monotonic()
     work = declare(name, model, requests, ledger)
     if work.asked:
-        for line in lines(requests):
+        for line in lines():
             console.say(f"sample: {line}")
     status = driver.status_of(model)
     with console.track(f"sample {name}", work.total, work.held, status) as progress:

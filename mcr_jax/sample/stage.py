@@ -1,7 +1,6 @@
 """The sampling stage: N completions of every case from every model of config.sample.models."""
 
 import functools
-from collections.abc import Sequence
 
 from mcr_jax import console, model_specs
 from mcr_jax.experiment.experiment import Experiment, devices
@@ -43,9 +42,9 @@ def run(experiment: Experiment) -> None:
             _draw(experiment, left)
 
 
-def _new_lines(candidate: Candidate, printed: set[str], requests: Sequence[Request]) -> list[str]:
+def _new_lines(candidate: Candidate, printed: set[str]) -> list[str]:
     """Returns the lines of a candidate that no candidate before it had: plans are often equal."""
-    lines = [line for line in candidate.lines(requests) if line not in printed]
+    lines = [line for line in candidate.lines() if line not in printed]
     printed.update(lines)
     return lines
 
