@@ -1,11 +1,12 @@
-"""Gemini server on loopback in a separate process: fast for benchmarks, or with failures.
+"""Gemini and chat completions on loopback in a separate process: fast, or with failures.
 
     with Loopback(delay=0.05) as url: ...
     with Loopback(faults=0.2, late=1.0) as url: ...
 
-It judges by a simple rule: a diagnosis is the same if both names are equal, a statement is found if
-the trace contains it. The failure of a call depends on the seed, the prompt and the number of
-earlier calls for that prompt, not on the order of calls.
+As Gemini it judges by a simple rule: a diagnosis is the same if both names are equal, a statement
+is found if the trace contains it. At URL/v1 it answers every chat completion alike, and
+URL/answered tells how often each question got a whole answer. The failure of a call depends on the
+seed, the question and the number of earlier calls for that question, not on the order of calls.
 """
 
 import argparse
@@ -23,7 +24,16 @@ FAULTS = (
     *("429 with Retry-After", "429", "500", "503", "cut body", "cut JSON", "wrong schema"),
     *("SAFETY", "MAX_TOKENS", "late"),
 )
-_REASONS = {429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable"}
+# A completion that is filtered or cut is an answer, so chat completions have none of these faults.
+CHAT_FAULTS = (
+    *("429 with Retry-After", "429", "500", "503", "cut body", "cut JSON", "no choice", "late"),
+)
+_REASONS = {
+    404: "Not Found",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
 
 
 @contextlib.contextmanager
@@ -53,6 +63,7 @@ def Loopback(
 class _Server:
     def __init__(self, flags: argparse.Namespace):
         self._flags, self._calls = flags, collections.Counter()
+        self._answered = collections.Counter()
 
     async def serve(self) -> None:
         server = await asyncio.start_server(
@@ -65,10 +76,15 @@ class _Server:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])
-                body = await reader.readexactly(length)
+                length = re.search(rb"(?i)content-length: (\d+)", head)
+                body = await reader.readexactly(int(length[1]) if length else 0)
+                path = head.split()[1].decode()
+                if not body:
+                    self._tell(writer, path)
+                    continue
                 await asyncio.sleep(self._flags.delay)
-                whole = await self._reply(writer, body)
+                reply = self._chat if path.endswith("/chat/completions") else self._reply
+                whole = await reply(writer, body)
                 await writer.drain()
                 if not whole:
                     break
@@ -78,13 +94,10 @@ class _Server:
         """Writes the reply to one call; returns False if the connection must end."""
         call = json.loads(body)
         prompt = call["contents"][0]["parts"][0]["text"]
-        fault = self._fault(prompt)
+        fault = self._fault(prompt, FAULTS)
         text = judgement(call, prompt)
-        if fault[:3] in ("429", "500", "503"):
-            code = int(fault[:3])
-            error = {"code": code, "message": f"injected {code}", "status": "INJECTED"}
-            extra = "Retry-After: 0.01\r\n" if "Retry-After" in fault else ""
-            _write(writer, json.dumps({"error": error}), code, extra)
+        if _is_error(fault):
+            _write_error(writer, fault)
             return True
         if fault == "late":
             await asyncio.sleep(self._flags.late)
@@ -100,13 +113,68 @@ class _Server:
         _write(writer, reply)
         return True
 
-    def _fault(self, prompt: str) -> str:
+    async def _chat(self, writer: asyncio.StreamWriter, body: bytes) -> bool:
+        """Writes the reply to a chat completion, as `_reply`."""
+        call = json.loads(body)
+        question = json.dumps([call["messages"], call.get("seed")])
+        fault = self._fault(question, CHAT_FAULTS)
+        if _is_error(fault):
+            _write_error(writer, fault)
+            return True
+        if fault == "late":
+            await asyncio.sleep(self._flags.late)
+        reply = json.dumps(_completion([] if fault == "no choice" else [_CHOICE]))
+        if fault == "cut JSON":
+            reply = reply[:-2]
+        if fault == "cut body":
+            _write(writer, reply, missing=100)
+            return False
+        if not fault:
+            self._answered[question] += 1
+        _write(writer, reply)
+        return True
+
+    def _tell(self, writer: asyncio.StreamWriter, path: str) -> None:
+        """Answers a GET: how many questions got one whole answer, how many two, and so on."""
+        if path == "/answered":
+            times = collections.Counter(self._answered.values())
+            _write(writer, json.dumps({"calls": self._calls.total(), "times": times}))
+        else:
+            _write(writer, json.dumps({"error": {"message": "no such route"}}), 404)
+
+    def _fault(self, prompt: str, faults: tuple[str, ...]) -> str:
         self._calls[prompt] += 1
         drawn = hashlib.sha256(f"{self._flags.seed}/{self._calls[prompt]}/{prompt}".encode())
         number = int.from_bytes(drawn.digest()[:8], "big") / 2**64
         if number >= self._flags.faults:
             return ""
-        return FAULTS[int(number / self._flags.faults * len(FAULTS))]
+        return faults[int(number / self._flags.faults * len(faults))]
+
+
+_CHOICE = {
+    "index": 0,
+    "message": {
+        "role": "assistant",
+        "content": "<think>It hums.</think><answer>Brindle rime</answer>",
+    },
+    "finish_reason": "stop",
+}
+
+
+def _completion(choices: list[dict[str, object]]) -> dict[str, object]:
+    usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+    return {"id": "c", "object": "chat.completion", "choices": choices, "usage": usage}
+
+
+def _is_error(fault: str) -> bool:
+    return fault[:3] in ("429", "500", "503")
+
+
+def _write_error(writer: asyncio.StreamWriter, fault: str) -> None:
+    code = int(fault[:3])
+    error = {"code": code, "message": f"injected {code}", "status": "INJECTED"}
+    extra = "Retry-After: 0.01\r\n" if "Retry-After" in fault else ""
+    _write(writer, json.dumps({"error": error}), code, extra)
 
 
 def _candidate(text: str, finish: str) -> dict[str, object]:
