@@ -167,7 +167,7 @@ def results(workdir: Workdir) -> dict[str, Any]:
 
 
 def scores(workdir: Workdir, models: list[str]) -> dict[str, Any]:
-    """Reads scores.json, which must have these models.
+    """Reads scores.json, which must have these models; returns those, in the order given.
 
     Raises:
       McrError: it is missing, broken, of another form or of other models.
@@ -186,7 +186,7 @@ def scores(workdir: Workdir, models: list[str]) -> dict[str, Any]:
                     f"{len(case['kinds'])} kinds and {len(case['right'])} right; run `mcr score` "
                     "again"
                 )
-    return found
+    return {**found, "models": {model: found["models"][model] for model in models}}
 
 
 def metrics(workdir: Workdir) -> list[dict[str, Any]]:

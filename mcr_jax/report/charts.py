@@ -123,9 +123,15 @@ def _values(plot: svg.Plot, at: int, metrics: Sequence[tuple[int, Mapping[str, A
     limit = plot.bottom - 5.0
     for (_, series, metric), y in reversed(list(zip(wanted, lowest, strict=True))):
         y, limit = min(y, limit), min(y, limit) - 13
-        text = f"{100 * metric['value']:.0f}"
+        text = _whole(metric["value"])
         cls = f"num start value s{series % 4}"
         svg.add(plot.root, "text", cls=cls, x=plot.x(at) + 13, y=y, text=text)
+
+
+def _whole(share: float) -> str:
+    """Formats a share in whole percent; 0 and 100 stand for exactly none and all."""
+    text = f"{100 * share:.0f}"
+    return f"{100 * share:.1f}" if text in ("0", "100") and share not in (0.0, 1.0) else text
 
 
 def loss(rows: Sequence[Mapping[str, Any]]) -> Markup | None:

@@ -28,6 +28,7 @@ from mcr_jax.report import charts, payload
 from mcr_jax.report.evidence import visible
 from mcr_jax.workdir import Workdir
 
+BENCHMARK = "MedCaseReasoning"
 SCATTER = ("reasoning_recall", HEADLINE)  # metrics of the axes x and y
 KINDS = {
     "right": "answered, right",
@@ -64,7 +65,8 @@ def report(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Path:
     fictional = bool(results["data"].get("synthetic"))
     context = {
         "results": results,
-        "title": visible(results["config"]["name"] or "mcr-jax"),
+        "title": _title(results),
+        "benchmark": BENCHMARK,
         "fictional": fictional,
         "models": [visible(name) for name in results["models"]],
         "keys": [charts.key(series) for series in range(len(results["models"]))],
@@ -123,9 +125,17 @@ def render(
     return environment.get_template(template).render(**context, **assets)
 
 
+def _title(results: Mapping[str, Any]) -> str:
+    """Returns the config's name; "" if it only repeats the benchmark's, which stands beside it."""
+    name = results["config"]["name"] or "mcr-jax"
+    return "" if name == BENCHMARK else visible(name)
+
+
 def _lede(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the headline metric of the first and the last model, for the opening sentence."""
+    """Returns the headline metric of one or two models, for the opening sentence; else None."""
     names = list(results["models"])
+    if len(names) > 2:
+        return None
     found = [of_model(results["models"][name])[HEADLINE] for name in (names[0], names[-1])]
     if any(metric["value"] is None for metric in found):
         return None
@@ -226,7 +236,7 @@ def _judges(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "name": visible(name),
                 "note": visible(judge.get("note", "")),
                 "values": [[of.get(metric) for of in by_model] for metric in SCATTER[::-1]],
-                "agreement": judge.get("agreement", {}).get("diagnosis"),
+                "agreement": judge.get("agreement"),
             }
         )
     return rows

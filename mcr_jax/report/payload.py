@@ -45,7 +45,7 @@ def browser(
     Args:
       joined: the completions and their verdicts.
       config: reads `judge`.
-      scores: scores.json.
+      scores: scores.json; the models of each case come in its order.
       cases: texts; a scored case without text comes last, under its fingerprint.
     """
     by_fingerprint = {case.fingerprint: case for case in cases}

@@ -5,6 +5,7 @@ import io
 import json
 import re
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -138,6 +139,23 @@ def test_the_headline_numbers_are_on_the_page_without_a_script(html):
     for part in ("33.3 %", "83.3 %", "+50.0", "3 of 3 cases", "Pearson r", "not for patient care"):
         assert part in text
     assert "fictional" in text
+
+
+def test_each_model_has_its_own_cases_in_whatever_order_the_config_names_them(workdir, tmp_path):
+    again, reversed_ = Workdir(tmp_path), _config()
+    with reversed_.unlocked():
+        reversed_.sample.models = ("sft", "base")
+    again.ledger.write_bytes(workdir.ledger.read_bytes())
+    scoring.score(again, reversed_)
+    html = page.report(again, reversed_, CASES).read_text(encoding="utf-8")
+    index = json.loads(re.search(r'id="index">(.*?)</script>', html)[1])
+    assert index["models"] == ["sft", "base"]
+    for series, model in enumerate(index["models"]):
+        told = np.sum([case["tally"][series] for case in index["cases"]], axis=0).tolist()
+        cases = artifacts.scores(again, [model])["models"][model].values()
+        rights = [right for case in cases for right in case["right"]]
+        assert told == [rights.count(value) for value in (True, False, None)]
+        assert told[0] == {"sft": 5, "base": 1}[model]
 
 
 def test_a_real_dataset_is_not_called_fictional(workdir, tmp_path):
