@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         print(f"mcr {name}: interrupted; the same command goes on from here", file=sys.stderr)
-        return 1
+        return _EXIT_STOPPED
     except BrokenPipeError:  # `mcr … | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from mcr_jax import console
 from mcr_jax.errors import McrError, Stopped
 from mcr_jax.generate.api import Outcome, Remote, Reply
 from mcr_jax.generate.budget import Amount, Payments
@@ -34,14 +35,14 @@ def ask(
 ) -> None:
     """Makes calls until every question is settled or given up.
 
-    If the run ends early, by SIGTERM or an error, calls in flight get 10 s to finish and are
-    recorded. Ctrl-C records only the replies that have arrived.
+    If the run ends early, by a signal or an error, calls in flight get 10 s to finish and are
+    recorded. A second Ctrl-C ends this wait: then only the replies that have arrived are recorded.
 
     Raises:
       McrError: the service refuses or does not come back, or rows cannot be written.
-      Stopped: SIGTERM arrived, the service names a later time, or the next call may go over
+      Stopped: SIGTERM or Ctrl-C came, the service names a later time, or the next call may go over
         config.budget.
-      KeyboardInterrupt: Ctrl-C was pressed.
+      KeyboardInterrupt: Ctrl-C came while a signal or an error was ending the run.
     """
     run = _Run(questions, remote, settler, payments)
     gc.freeze()  # otherwise the garbage collector traverses all rows again and again
@@ -190,13 +191,20 @@ class _Run:
         return given_up
 
     def _stop(self, number: int) -> None:
-        if number == signal.SIGINT:
-            self._ending = KeyboardInterrupt()  # also during the grace time after SIGTERM
+        interrupted = number == signal.SIGINT
+        if interrupted and self._ending is not None:
+            self._ending = KeyboardInterrupt()
             for worker in self._workers:
                 worker.cancel()
         else:
+            by = "Ctrl-C" if interrupted else "SIGTERM"
             kept = "every answer that came is kept, call again to go on"
-            self._end(Stopped(f"stopped by SIGTERM; {kept}"))
+            self._end(Stopped(f"stopped by {by}; {kept}"))
+            if interrupted and self._in_flight:
+                console.say(
+                    f"  waiting up to {_GRACE_S:g} s for the {self._in_flight} calls in flight, "
+                    "which are paid for; Ctrl-C again stops at once"
+                )
         self._finish()
 
     def _end(self, problem: BaseException) -> None:
