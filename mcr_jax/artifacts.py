@@ -73,7 +73,7 @@ def _comparison(value: Any) -> Form:
 
 _USD = Number(0, 1e6)
 PRICE = {  # a row of mcr_jax/prices.toml
-    **dict.fromkeys(("service", "model", "source", "valid_from", "valid_to?"), str),
+    **dict.fromkeys(("service", "model", "tier?", "source", "valid_from", "valid_to?"), str),
     **dict.fromkeys(("input", "output", "cached?"), _USD),
     "batch?": _SHARE,
     "own?": bool,

@@ -4,17 +4,20 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mcr_jax.errors import one_line
+from mcr_jax.errors import one_line, printable
 from mcr_jax.generate.api import Outcome, Reply, Request, Usage
 from mcr_jax.generate.stops import cut
+from mcr_jax.model_specs import price_tier
 
 
 def read(request: Request, index: int, body: Any, status: str) -> Reply:
     """Turns the body of a 200 into a reply, whatever its form."""
     body = _mapping(body)
     usage = _mapping(body.get("usage"))
+    tier = _string(body.get("service_tier"))
     known = {
         "model_version": _string(body.get("model")),
+        "tier": price_tier(printable(one_line(tier, 40))) if tier else None,
         "model_status": status,
         "usage": Usage(
             prompt=_count(usage.get("prompt_tokens")),

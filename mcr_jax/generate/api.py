@@ -134,6 +134,7 @@ class Reply:
         filters; None if the generator does not report it.
       model_version: version that the service reported.
       model_status: retirement notice of the service for this model.
+      tier: tier that the service reports, "" for the standard price; None if it reports none.
       error: one line for people if the outcome is not OK.
       fault: cause of the failure if the outcome is INFRA_ERROR.
       retry_after: seconds that the service asks to wait, or None.
@@ -147,6 +148,7 @@ class Reply:
     mean_logprob: float | None = None
     model_version: str = ""
     model_status: str = ""
+    tier: str | None = None
     error: str = ""
     fault: Fault = Fault.FAILED
     retry_after: float | None = None

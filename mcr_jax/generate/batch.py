@@ -277,7 +277,7 @@ class _Run:
             found = by_key.pop(batch.key_of(index), [])
             if question is None:
                 if len(found) == 1:
-                    sink.groups += self._unread(batch.id, item, found[0], reader, seconds)
+                    sink.groups += self._unread(batch.id, item, found[0], settler, reader, seconds)
                 continue
             reply = None
             if len(found) == 1:
@@ -309,7 +309,13 @@ class _Run:
             )
 
     def _unread(
-        self, batch: str, item: Item, result: Any, reader: Reader | None, seconds: float
+        self,
+        batch: str,
+        item: Item,
+        result: Any,
+        settler: Settler,
+        reader: Reader | None,
+        seconds: float,
     ) -> list[list[Attempt]]:
         """Returns a group of attempts with a reply to rows that are no longer open: it is paid for.
 
@@ -338,7 +344,7 @@ class _Run:
             mean_logprob=reply.mean_logprob,
             question=item.question,
             max_tokens=item.max_tokens,
-            batch=batch,
+            **settler.paid(reply, batch),
         )
         group = [
             dataclasses.replace(

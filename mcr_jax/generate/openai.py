@@ -203,6 +203,8 @@ class OpenAI:
         options: dict[str, Any] = {"model": self._model, self._limit: request.max_tokens}
         if self._seed:
             options["seed"] = request.seed + index
+        if self._endpoint.service_tier:
+            options["service_tier"] = self._endpoint.service_tier
         if self._effort:
             options["reasoning_effort"] = self._effort
         if self.samples:

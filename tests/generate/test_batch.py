@@ -12,9 +12,11 @@ import pytest
 from quick import quick
 
 from mcr_jax.errors import McrError, Stopped
-from mcr_jax.generate import batch_jobs, driver, gemini_batch
+from mcr_jax import config as configs
+from mcr_jax.generate import batch_jobs, driver, gemini_batch, spending
 from mcr_jax.generate.api import Outcome, Request
 from mcr_jax.generate.batch_wire import Batched, Pause
+from mcr_jax.generate.budget import Budget
 from mcr_jax.generate.gemini import Gemini
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope
 from mcr_jax.generate.open_batches import open_batches
@@ -399,6 +401,31 @@ def test_a_service_that_stays_away_ends_the_run_and_the_batch_goes_on(server, le
         run(server, ledger, clock=Clock(hook))
     (shown,) = open_batches(ledger)
     assert shown.state == "polling"
+
+
+def paying(server, ledger, jobs, clock=None):
+    """Runs as a stage does, with the payments of a service in the tier of batches."""
+    generator = Batched(server.make(), 600.0, (clock or Clock()).pause)
+    work = driver.declare(SCOPE, jobs, generator, ledger, reader=READER)
+    payments = Budget(configs.default(), ledger).of("openai:m", "batch")
+    return driver.answer(work, generator, ledger, payments=payments)
+
+
+@pytest.mark.promise("are too few for a job and are asked directly, at the full price")
+def test_direct_calls_of_a_run_with_batches_have_the_full_price(server, ledger):
+    server.then(server.says("no JSON"))
+    paying(server, ledger, JOBS)
+    found = [(part.service, part.tier, part.requests) for part in spending.read(ledger)]
+    assert found == [("openai:m", "", 1), ("openai:m", "batch", MANY)]
+
+
+def test_replies_to_rows_that_changed_meanwhile_are_paid_in_the_tier_of_batches(server, ledger):
+    server.polls_before_end = 2
+    with pytest.raises(Stopped):
+        paying(server, ledger, JOBS, stopping(1))
+    paying(server, ledger, [job(i, prompt="New. ") for i in range(MANY)])
+    (part,) = spending.read(ledger)
+    assert (part.service, part.tier, part.requests) == ("openai:m", "batch", 2 * MANY)
 
 
 def test_a_job_that_the_service_does_not_know_is_one_line_with_the_way_out(server, ledger):

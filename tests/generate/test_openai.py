@@ -1,10 +1,13 @@
 """The real openai client with a server on loopback: every ending has its outcome."""
 
 import asyncio
+import json
+import typing
 
 import pytest
 
-from mcr_jax import completion
+from mcr_jax import completion, model_specs
+from mcr_jax import config as configs
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate import driver
 from mcr_jax.generate.api import Outcome, Request, Usage
@@ -163,6 +166,47 @@ def test_an_endpoint_of_its_own_has_its_url_key_and_identity(openai, monkeypatch
     assert one(there).text == "hello"
     assert openai.calls[-1].headers["authorization"] == "Bearer other-key-77"
     assert there.identity == "ours/m"
+
+
+@pytest.mark.promise("the tier that a reply names decides its price")
+@pytest.mark.parametrize(
+    ("asked", "named", "tier"),
+    [
+        ("flex", "flex", "flex"),
+        ("flex", "default", ""),  # the service had no room in the tier
+        ("flex", None, None),
+        ("auto", "priority", "priority"),
+        ("", "default", ""),
+        ("", None, None),
+        ("", "x\n\ud800" * 99, "x ?" * 13 + "…"),
+    ],
+)
+def test_a_service_tier_is_sent_and_that_of_the_reply_is_kept(openai, asked, named, tier):
+    openai.then(openai.replies({**json.loads(openai.says("x").body), "service_tier": named}))
+    reply = one(OpenAI("m", endpoint=Endpoint("ours", openai.url, KEY, asked)))
+    assert openai.calls[-1].body.get("service_tier", "") == asked
+    assert (reply.outcome, reply.tier) == (Outcome.OK, tier)
+
+
+def test_every_service_tier_of_the_client_can_be_named(openai):
+    from openai.types.chat import ChatCompletion
+
+    (literal, _) = typing.get_args(ChatCompletion.model_fields["service_tier"].annotation)
+    assert sorted(model_specs.TIERS) == sorted(typing.get_args(literal))
+    config = configs.default()
+    config.endpoints = (
+        "a=http://h/v1 service_tier=flex",
+        "b=https://h/v1 B_KEY service_tier=auto",
+        "c=http://h/v1 C_KEY",
+    )
+    assert list(model_specs.endpoints(config).values()) == [
+        Endpoint("a", "http://h/v1", "", "flex"),
+        Endpoint("b", "https://h/v1", "B_KEY", "auto"),
+        Endpoint("c", "http://h/v1", "C_KEY", ""),
+    ]
+    config.endpoints = ("a=http://h/v1 service_tier=cheap",)
+    with pytest.raises(UsageError, match="service_tier=TIER"):
+        model_specs.endpoints(config)
 
 
 @pytest.mark.promise("Temperature and top-p are sent, except to models that refuse them")
