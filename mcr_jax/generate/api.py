@@ -111,6 +111,9 @@ def _sha256(plain: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+_MOST_TOKENS = 10**9  # of one call
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Usage:
     """Tokens of an attempt. `output` includes thoughts; `prompt` includes `cached`."""
@@ -118,6 +121,13 @@ class Usage:
     prompt: int = 0
     output: int = 0
     cached: int = 0
+
+    @classmethod
+    def reported(cls, prompt: object, output: object, cached: object) -> "Usage":
+        """Returns the counts of a service; 0 for what is not a possible count."""
+        counts = {"prompt": prompt, "output": output, "cached": cached}
+        possible = {k: c for k, c in counts.items() if type(c) is int and 0 <= c <= _MOST_TOKENS}
+        return cls(**possible)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

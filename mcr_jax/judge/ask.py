@@ -47,7 +47,9 @@ Generators = Mapping[str, Generator | Remote]  # of a judge, by stage
 
 def check(workdir: Workdir, config: ConfigDict) -> None:
     """Checks judges, keys, prices, prompts and version as `judge` does. Raises UsageError."""
-    make_judges(config)
+    judges = make_judges(config)
+    if config.judge.batch:
+        _batched(judges, config)  # refuses a service without batches
     refuse_batches(config, "judge")
     for each in judge_specs.judges(config):
         for spec in each.models.values():

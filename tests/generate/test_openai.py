@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import typing
 
 import pytest
@@ -85,6 +86,7 @@ def test_reasoning_of_a_judge_is_no_part_of_its_json(openai):
         (lambda s: s.replies({"choices": [7]}), Outcome.MALFORMED, "finish reason"),
         (lambda s: s.raw(b"<html>"), Outcome.INFRA_ERROR, "unreadable"),
         (lambda s: s.raw(b"[1]"), Outcome.INFRA_ERROR, "without an answer"),
+        (lambda s: s.raw(b"[" * 100_000), Outcome.INFRA_ERROR, "unreadable"),
         (lambda s: s.cuts(), Outcome.INFRA_ERROR, ""),
         (lambda s: s.drops(), Outcome.INFRA_ERROR, ""),
         (
@@ -287,6 +289,43 @@ def test_the_retirement_of_a_model_is_read_once_and_kept_with_each_answer(openai
 def test_an_answer_keeps_the_stop_text_that_it_comes_to(openai):
     openai.then(openai.says("<answer>rime</answer> and so on"))
     assert one(OpenAI("m"), ask(stop=("</answer>",))).text == "<answer>rime</answer>"
+
+
+def test_a_stop_text_among_the_thoughts_ends_no_answer(openai):
+    openai.then(openai.says("<answer>rime</answer> so", thoughts="Close with </answer>. Hm."))
+    text = one(OpenAI("m"), ask(stop=("</answer>",))).text
+    assert text == "<think>\nClose with </answer>. Hm.\n</think>\n<answer>rime</answer>"
+
+
+def test_a_server_that_refuses_both_names_of_the_token_limit_ends_the_run(openai):
+    no = openai.error(400, "max_completion_tokens is too large; use it in place of max_tokens")
+    openai.then(*[no] * 9)
+    with pytest.raises(McrError, match=r"400 - .* is too large"):
+        one(OpenAI("m"))
+    assert len(openai.calls) == 2
+
+
+def test_counts_that_are_none_and_hostile_fields_are_stored_as_far_as_they_can_be(openai, tmp_path):
+    said = json.loads(openai.says("x\x00\ud800", logprobs=[10**400]).body)
+    usage = {"prompt_tokens": 10**30, "completion_tokens": -1, "prompt_tokens_details": [7]}
+    openai.then(openai.replies({**said, "usage": usage, "model": "m\x00\ud800" * 999}))
+    row = RowKey(stage="sample", case="c", model="m", sample=0)
+    jobs = [driver.Job(row=row, request=ask())]
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        assert driver.run(Scope("sample", "m"), jobs, OpenAI("m"), ledger).settled == 1
+        (kept,) = ledger.answers(Scope("sample", "m")).values()
+    assert (kept.outcome, kept.text, kept.usage) == (Outcome.OK, "x\x00?", Usage())
+    assert kept.mean_logprob is None and len(kept.model_version) == 200
+
+
+def test_neither_a_password_in_the_address_nor_a_missing_key_is_printed(openai):
+    host = openai.url.removeprefix("http://")
+    endpoint = Endpoint("ours", f"http://me:secret@{host}?token=secret", "")
+    openai.then(openai.error(404, "gone"), openai.error(401, "no key at all"))
+    for words in (f"check that http://{host} has the model m", "no key at all; check the key"):
+        with pytest.raises(McrError, match=re.escape(words)) as refused:
+            one(OpenAI("m", endpoint=endpoint))
+        assert "secret" not in str(refused.value)
 
 
 def test_log_probabilities_that_are_no_numbers_are_left_out(openai):
