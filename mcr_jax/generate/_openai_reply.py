@@ -10,6 +10,7 @@ from mcr_jax.generate.api import Outcome, Reply, Request, Usage
 from mcr_jax.generate.stops import cut
 from mcr_jax.model_specs import price_tier
 
+STATUS_TIMEOUT_S = 10.0  # of the question when a model shuts down
 NO_QUOTA = "insufficient_quota"  # code of an error 429 that no wait solves
 _MOST_NATS = 1e9
 
@@ -21,7 +22,7 @@ def shutdown_of(body: Any) -> str:
 
 
 def read(request: Request, index: int, body: Any, status: str) -> Reply:
-    """Turns the body of a 200 into a reply, whatever its form."""
+    """Turns the body of a 200 into a reply, whatever its form; its error is as the server says."""
     body = _mapping(body)
     usage = _mapping(body.get("usage"))
     tier = _string(body.get("service_tier"))
@@ -38,17 +39,16 @@ def read(request: Request, index: int, body: Any, status: str) -> Reply:
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
         error = _string(_mapping(body.get("error")).get("message")) or "reply without an answer"
-        return reply_of(request, index, Outcome.INFRA_ERROR, error=one_line(error, 300), **known)
+        return reply_of(request, index, Outcome.INFRA_ERROR, error=error, **known)
     choice = _mapping(choices[0])
     message = _mapping(choice.get("message"))
     content, finish = _content(message.get("content")), choice.get("finish_reason")
     if refusal := _string(message.get("refusal")):
-        error = f"refused: {one_line(refusal, 200)}"
-        return reply_of(request, index, Outcome.BLOCKED, error=error, **known)
+        return reply_of(request, index, Outcome.BLOCKED, error=f"refused: {refusal}", **known)
     if finish == "content_filter":
         return reply_of(request, index, Outcome.BLOCKED, error="answer blocked", **known)
     if finish not in ("stop", "length"):
-        error = f"finish reason {one_line(str(finish), 60)}"
+        error = f"finish reason {finish}"
         return reply_of(request, index, Outcome.MALFORMED, error=error, **known)
     thoughts = _string(message.get("reasoning")) or _string(message.get("reasoning_content"))
     text = cut(content, request.stop)  # a stop string among the thoughts ends no answer

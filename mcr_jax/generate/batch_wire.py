@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from mcr_jax.errors import McrError, Stopped, one_line
+from mcr_jax.errors import McrError, Stopped, one_line, printable
 from mcr_jax.generate import connections
 from mcr_jax.generate._rows import BatchState
 from mcr_jax.generate.api import Remote, Reply, Request
@@ -88,7 +88,7 @@ def refused(
       wait: seconds that the service asks to wait, or None.
     """
     if missing:
-        return UnknownJob(f"{service} knows no {missing} ({line})")
+        return UnknownJob(f"{service} knows no {printable(missing)} ({line})")
     if 400 <= code < 500 and code not in connections.TRANSIENT:
         return McrError(f"{service} refused a batch ({line})")
     return Unavailable(line, refused=code == 429, retry_after=wait)

@@ -7,12 +7,13 @@ calls and may have a path prefix. It is not part of `identity`: a gateway does n
 """
 
 import asyncio
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mcr_jax.completion import with_thoughts
-from mcr_jax.errors import McrError, Stopped, UsageError, one_line
+from mcr_jax.errors import McrError, Stopped, UsageError, one_line, printable
 from mcr_jax.generate import connections, gemini_access, quota
 from mcr_jax.generate.api import Message, Outcome, Reply, Request, Usage
 from mcr_jax.generate.pace import Fault, Pacer
@@ -126,7 +127,7 @@ class Gemini:
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             line = f"unreadable reply: {type(error).__name__}: {error}"
             return self._failed(request, index, line)
-        return _read(request, index, response, self._thoughts)
+        return self.read(request, index, response)
 
     async def close(self) -> None:
         """Closes the connections; the next call opens new ones in its event loop."""
@@ -177,7 +178,8 @@ class Gemini:
 
     def read(self, request: Request, index: int, response: Any) -> Reply:
         """Turns a response with status 200 into a reply."""
-        return _read(request, index, response, self._thoughts)
+        reply = _read(request, index, response, self._thoughts)
+        return dataclasses.replace(reply, error=self.line(reply.error))
 
     def refused_in_batch(self, request: Request, index: int, message: str) -> Reply:
         """Returns the reply for a request that failed in a batch."""
@@ -252,8 +254,8 @@ class Gemini:
         return _reply(request, index, Outcome.INFRA_ERROR, error=self.line(line), **known)
 
     def line(self, text: str) -> str:
-        """Returns one short line without the key, which an error may repeat."""
-        return one_line(text.replace(self.key, "[key]") if self.key else text, 300)
+        """Returns one short printable line without the key, which an error may repeat."""
+        return printable(one_line(text.replace(self.key, "[key]") if self.key else text, 300))
 
 
 def _generation(model: str) -> int | None:

@@ -99,8 +99,9 @@ class GeminiBatch:
             jobs = page.get("operations") or page.get("batches")
             for job in jobs if isinstance(jobs, list) else ():
                 named = _mapping(_mapping(job).get("metadata")).get("displayName")
-                if named == f"mcr-{nonce}" and isinstance(job.get("name"), str):
-                    return job["name"]
+                if named == f"mcr-{nonce}":
+                    with self._calling():
+                        return job_name(job.get("name"))
             token, before = page.get("nextPageToken"), token
             if not isinstance(token, str) or not token:
                 return ""

@@ -7,15 +7,16 @@ log-probabilities and the seed. The retries of the client are off: `pace.Pacer` 
 """
 
 import asyncio
+import dataclasses
 import json
 import os
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mcr_jax.errors import McrError, UsageError, one_line
+from mcr_jax.errors import McrError, UsageError, one_line, printable
 from mcr_jax.generate import connections
-from mcr_jax.generate._openai_reply import NO_QUOTA, read, reply_of, shutdown_of
+from mcr_jax.generate._openai_reply import NO_QUOTA, STATUS_TIMEOUT_S, read, reply_of, shutdown_of
 from mcr_jax.generate.api import Outcome, Reply, Request
 from mcr_jax.generate.pace import Fault, Pacer
 from mcr_jax.model_specs import Endpoint
@@ -36,7 +37,6 @@ _TOO_LONG = re.compile(
 _FILTERED = re.compile(r"content[ _](filter|policy)|content management policy", re.I)
 # OpenAI's reasoning models refuse temperature and top_p.
 _REASONING = re.compile(r"(?:openai/)?(?:o\d|gpt-(?:[5-9]|\d\d))")
-_STATUS_TIMEOUT_S = 10.0
 
 
 class OpenAI:
@@ -133,7 +133,7 @@ class OpenAI:
                 return self._failed(request, index, line, fault=away)
             except (ValueError, RecursionError) as error:
                 return self._failed(request, index, f"unreadable reply: {error}")
-            return read(request, index, body, status)
+            return self.read(request, index, body, status)
 
     async def close(self) -> None:
         """Closes the connections; the next call opens new ones in its own event loop."""
@@ -178,6 +178,11 @@ class OpenAI:
         options = self._options(request, index)
         return {**options, **options.pop("extra_body", {})}
 
+    def read(self, request: Request, index: int, body: Any, status: str) -> Reply:
+        """Turns the body of a 200 into a reply, whatever its form."""
+        reply = read(request, index, body, status)
+        return dataclasses.replace(reply, error=self.line(reply.error))
+
     def refused_in_batch(self, request: Request, index: int, error: Any, *, adapt: bool) -> Reply:
         """Returns the reply for a request that failed in a batch.
 
@@ -200,7 +205,7 @@ class OpenAI:
     async def _retirement(self) -> str:
         """Asks once when the model shuts down; "" where the server does not say."""
         try:
-            async with asyncio.timeout(min(self._timeout, _STATUS_TIMEOUT_S)):
+            async with asyncio.timeout(min(self._timeout, STATUS_TIMEOUT_S)):
                 response = await self._client.models.with_raw_response.retrieve(self.model)
             return shutdown_of(json.loads(response.http_response.content))
         except (self._api_error, TimeoutError, ValueError, RecursionError):
@@ -301,8 +306,8 @@ class OpenAI:
         return reply_of(request, index, Outcome.INFRA_ERROR, error=self.line(line), **known)
 
     def line(self, text: str) -> str:
-        """Shortens a text to one line and removes the key, which a server may repeat."""
-        return one_line(text.replace(self._key, "[key]") if self._key else text, 300)
+        """Returns one short printable line without the key, which a server may repeat."""
+        return printable(one_line(text.replace(self._key, "[key]") if self._key else text, 300))
 
 
 def _url(endpoint: Endpoint) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcr_jax.errors import McrError, Stopped
 from mcr_jax.generate import connections
-from mcr_jax.generate._openai_reply import NO_QUOTA, read, shutdown_of
+from mcr_jax.generate._openai_reply import NO_QUOTA, STATUS_TIMEOUT_S, shutdown_of
 from mcr_jax.generate._rows import BatchState
 from mcr_jax.generate.api import Reply, Request
 from mcr_jax.generate.batch_wire import (
@@ -91,18 +91,20 @@ class OpenAIBatch:
                 page = _body(client.batches.with_raw_response.list(limit=_PAGE, **after))
                 if not isinstance(page.get("data"), list):
                     raise ValueError("no list of batches")
-            jobs = [job for job in page["data"] if _is_job(job)]
-            if after and jobs and jobs[-1]["id"] == after["after"]:
-                raise Unavailable("the list of batches repeats a page")
+                jobs = [job for job in page["data"] if isinstance(job, dict)]
+                last = job_name(jobs[-1].get("id")) if jobs else ""
+                if last and last == after.get("after"):
+                    raise ValueError("a page of batches comes twice")
             for job in jobs:
                 metadata = job.get("metadata")
                 if isinstance(metadata, dict) and metadata.get(NONCE) == nonce:
-                    return job["id"]
+                    with self._calling():
+                        return job_name(job.get("id"))
             created = jobs[-1].get("created_at") if jobs else None
             old = isinstance(created, int | float) and created < since
             if not jobs or old or not page.get("has_more"):
                 return ""
-            after = {"after": jobs[-1]["id"]}
+            after = {"after": last}
 
     def look(self, name: str) -> Look:
         """Asks for the job."""
@@ -145,7 +147,8 @@ class OpenAIBatch:
             return
         try:
             with self._calling() as client:
-                raw = client.models.with_raw_response.retrieve(self._service.model)
+                models = client.models.with_raw_response
+                raw = models.retrieve(self._service.model, timeout=STATUS_TIMEOUT_S)
                 self._status = shutdown_of(_body(raw))
         except (McrError, Unavailable) as error:
             if isinstance(error, Stopped):
@@ -158,7 +161,7 @@ class OpenAIBatch:
         response = response if isinstance(response, dict) else {}
         status, body = response.get("status_code"), response.get("body")
         if status == 200:
-            return read(request, index, body, self._status or "")
+            return self._service.read(request, index, body, self._status or "")
         error = body.get("error") if isinstance(body, dict) else result.get("error")
         error = _Failed(error if isinstance(error, dict) else {}, status)
         adapt, self._adapts = self._adapts, False
@@ -217,7 +220,3 @@ def _body(raw: Any) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ValueError("no JSON object")
     return body
-
-
-def _is_job(job: Any) -> bool:
-    return isinstance(job, dict) and isinstance(job.get("id"), str)
