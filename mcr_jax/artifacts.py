@@ -4,7 +4,6 @@ People edit these files and disks damage them. The error is one line that names 
 """
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +72,7 @@ def _comparison(value: Any) -> Form:
 
 _USD = Number(0, 1e6)
 PRICE = {  # a row of mcr_jax/prices.toml
-    **dict.fromkeys(("service", "model", "source", "valid_from", "valid_to?"), str),
+    **dict.fromkeys(("service", "model", "tier?", "source", "valid_from", "valid_to?"), str),
     **dict.fromkeys(("input", "output", "cached?"), _USD),
     "batch?": _SHARE,
     "own?": bool,
@@ -251,7 +250,7 @@ def _wrong(value: Any, form: Form, field: str) -> str:
             return "" if value is None else _wrong(value, form.form, field)
         case Number():
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if number and math.isfinite(value) and form.low <= value <= form.high:
+            if number and form.low <= value <= form.high:  # not NaN
                 return ""
             return f"{name} is not a number from {form.low:g} to {form.high:g}"
         case Each() | dict():

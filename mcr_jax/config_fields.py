@@ -137,8 +137,8 @@ _declare("")(
 _declare("")(
     endpoints=Field(
         (),
-        "servers of chat completions, each NAME=URL or NAME=URL KEY_VARIABLE: then NAME:MODEL is a "
-        "model, and NAME a judge",
+        "servers of chat completions, each NAME=URL, NAME=URL KEY_VARIABLE or either with "
+        "service_tier=TIER: then NAME:MODEL is a model, and NAME a judge",
         rule=(_each_once_or_none, "some NAME=URL, each once"),
     ),
 )

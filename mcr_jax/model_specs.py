@@ -19,7 +19,12 @@ FOLDER, FILE = "hf", "file"
 GEMINI, OPENAI = "gemini", "openai"
 OFFLINE = "offline"  # fixed rules; a judge only
 _FORM = re.compile(r"(?:(?P<name>[^=:/\\]+)=)?(?P<kind>[^:@]+)(?:(?P<sign>[:@])(?P<value>.+))?")
-_ENDPOINT = re.compile(r"(?P<name>[\w.-]+)=(?P<url>https?://[^\s]+)(?:\s+(?P<key>\w+))?")
+# Of OpenAI; the standard price is that of the first two. Other servers may have other names.
+TIERS = ("auto", "default", "flex", "priority", "scale", "fast")
+_ENDPOINT = re.compile(
+    r"(?P<name>[\w.-]+)=(?P<url>https?://[^\s]+)(?:\s+(?P<key>\w+))?"
+    rf"(?:\s+service_tier=(?P<tier>{'|'.join(TIERS)}))?"
+)
 _MAX_NAME_CHARS = 80
 
 
@@ -49,15 +54,17 @@ class Endpoint(NamedTuple):
       name: part of a model's identity: a model may differ between servers.
       url: base URL, such as http://localhost:8000/v1; "" is OPENAI_BASE_URL or OpenAI's own.
       key_name: environment variable of the key. A server other than OpenAI's may need none.
+      service_tier: one of TIERS, sent with each call; "" sends none.
     """
 
     name: str = OPENAI
     url: str = ""
     key_name: str = "OPENAI_API_KEY"
+    service_tier: str = ""
 
 
 def endpoints(config: ConfigDict) -> dict[str, Endpoint]:
-    """Reads config.endpoints, each "NAME=URL" or "NAME=URL KEY_VARIABLE".
+    """Reads config.endpoints, each "NAME=URL", "NAME=URL KEY_VARIABLE" or with service_tier=TIER.
 
     Raises UsageError if one is of another form.
     """
@@ -66,11 +73,17 @@ def endpoints(config: ConfigDict) -> dict[str, Endpoint]:
         match = _ENDPOINT.fullmatch(text.strip())
         if not match or match["name"] in (*OWN, FOLDER, FILE, GEMINI, OPENAI):
             raise UsageError(
-                f"config.endpoints: {text!r} is not NAME=URL or NAME=URL KEY_VARIABLE, with a name "
-                "of its own"
+                f"config.endpoints: {text!r} is not NAME=URL, NAME=URL KEY_VARIABLE or either with "
+                f"service_tier=TIER ({', '.join(TIERS)}), with a name of its own"
             )
-        found[match["name"]] = Endpoint(match["name"], match["url"], match["key"] or "")
+        name, *others = match.group("name", "url", "key", "tier")
+        found[name] = Endpoint(name, *(other or "" for other in others))
     return found
+
+
+def price_tier(service_tier: str) -> str:
+    """Returns the tier whose price counts for a service_tier; "" is the standard price."""
+    return "" if service_tier in TIERS[:2] else service_tier
 
 
 def parse(text: str, named: Collection[str] = ()) -> ModelSpec:

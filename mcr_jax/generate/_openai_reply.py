@@ -4,42 +4,56 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mcr_jax.errors import one_line
+from mcr_jax.completion import with_thoughts
+from mcr_jax.errors import one_line, printable
 from mcr_jax.generate.api import Outcome, Reply, Request, Usage
 from mcr_jax.generate.stops import cut
+from mcr_jax.model_specs import price_tier
+
+STATUS_TIMEOUT_S = 10.0  # of the question when a model shuts down
+NO_QUOTA = "insufficient_quota"  # code of an error 429 that no wait solves
+_MOST_NATS = 1e9
+
+
+def shutdown_of(body: Any) -> str:
+    """Returns the retirement notice in the JSON of a model; "" where the server does not say."""
+    date = _string(_mapping(body).get("shutdown_date"))
+    return f"shuts down {one_line(date, 40)}" if date else ""
 
 
 def read(request: Request, index: int, body: Any, status: str) -> Reply:
-    """Turns the body of a 200 into a reply, whatever its form."""
+    """Turns the body of a 200 into a reply, whatever its form; its error is as the server says."""
     body = _mapping(body)
     usage = _mapping(body.get("usage"))
+    tier = _string(body.get("service_tier"))
     known = {
-        "model_version": _string(body.get("model")),
+        "model_version": one_line(_string(body.get("model")), 200),
+        "tier": price_tier(printable(one_line(tier, 40))) if tier else None,
         "model_status": status,
-        "usage": Usage(
-            prompt=_count(usage.get("prompt_tokens")),
-            output=_count(usage.get("completion_tokens")),
-            cached=_count(_mapping(usage.get("prompt_tokens_details")).get("cached_tokens")),
+        "usage": Usage.reported(
+            usage.get("prompt_tokens"),
+            usage.get("completion_tokens"),
+            _mapping(usage.get("prompt_tokens_details")).get("cached_tokens"),
         ),
     }
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
         error = _string(_mapping(body.get("error")).get("message")) or "reply without an answer"
-        return reply_of(request, index, Outcome.INFRA_ERROR, error=one_line(error, 300), **known)
+        return reply_of(request, index, Outcome.INFRA_ERROR, error=error, **known)
     choice = _mapping(choices[0])
     message = _mapping(choice.get("message"))
     content, finish = _content(message.get("content")), choice.get("finish_reason")
     if refusal := _string(message.get("refusal")):
-        error = f"refused: {one_line(refusal, 200)}"
-        return reply_of(request, index, Outcome.BLOCKED, error=error, **known)
+        return reply_of(request, index, Outcome.BLOCKED, error=f"refused: {refusal}", **known)
     if finish == "content_filter":
         return reply_of(request, index, Outcome.BLOCKED, error="answer blocked", **known)
     if finish not in ("stop", "length"):
-        error = f"finish reason {one_line(str(finish), 60)}"
+        error = f"finish reason {finish}"
         return reply_of(request, index, Outcome.MALFORMED, error=error, **known)
     thoughts = _string(message.get("reasoning")) or _string(message.get("reasoning_content"))
-    text = content if request.schema is not None else _with_thoughts(thoughts, content)
-    text = cut(text, request.stop)
+    text = cut(content, request.stop)  # a stop string among the thoughts ends no answer
+    if request.schema is None:
+        text = with_thoughts(thoughts, text)
     if finish == "length":
         outcome, error = Outcome.TRUNCATED, "cut short: the token limit"
         return reply_of(request, index, outcome, text=text, error=error, **known)
@@ -47,13 +61,6 @@ def read(request: Request, index: int, body: Any, status: str) -> Reply:
         return reply_of(request, index, Outcome.MALFORMED, error="empty answer", **known)
     logprob = _mean_logprob(choice.get("logprobs"))
     return reply_of(request, index, Outcome.OK, text=text, mean_logprob=logprob, **known)
-
-
-def _with_thoughts(thoughts: str, content: str) -> str:
-    """Returns a completion with the reasoning in front; not closed if the content is missing."""
-    if not thoughts.strip():
-        return content
-    return f"<think>\n{thoughts}\n</think>\n{content}" if content else f"<think>\n{thoughts}"
 
 
 def reply_of(request: Request, index: int, outcome: Outcome, text: str = "", **known: Any) -> Reply:
@@ -73,7 +80,7 @@ def _mean_logprob(logprobs: Any) -> float | None:
     if not isinstance(tokens, list):
         return None
     values = [_mapping(token).get("logprob") for token in tokens]
-    if not values or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+    if not values or not all(isinstance(v, int | float) and abs(v) <= _MOST_NATS for v in values):
         return None
     return math.fsum(values) / len(values)
 
@@ -84,7 +91,3 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _string(value: Any) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0

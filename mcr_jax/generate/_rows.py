@@ -64,7 +64,7 @@ class Attempt:
       model_status: retirement notice of the service for this model.
       service: "KIND:MODEL" of the service that was asked, such as gemini:gemini-3.5-flash-lite; ""
         for a model of this machine, and in rows from before schema 4.
-      tier: "batch" for a call at the price of batches, "" for any other.
+      tier: tier of the price: "batch", one that the service names, or "" for the standard one.
       batch: id of the batch that the reply came from, at half the price; "" for a direct call.
       id: primary key in the file; 0 before the row is written.
     """

@@ -111,6 +111,9 @@ def _sha256(plain: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+_MOST_TOKENS = 10**9  # of one call
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Usage:
     """Tokens of an attempt. `output` includes thoughts; `prompt` includes `cached`."""
@@ -118,6 +121,13 @@ class Usage:
     prompt: int = 0
     output: int = 0
     cached: int = 0
+
+    @classmethod
+    def reported(cls, prompt: object, output: object, cached: object) -> "Usage":
+        """Returns the counts of a service; 0 for what is not a possible count."""
+        counts = {"prompt": prompt, "output": output, "cached": cached}
+        possible = {k: c for k, c in counts.items() if type(c) is int and 0 <= c <= _MOST_TOKENS}
+        return cls(**possible)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,6 +144,7 @@ class Reply:
         filters; None if the generator does not report it.
       model_version: version that the service reported.
       model_status: retirement notice of the service for this model.
+      tier: tier that the service reports, "" for the standard price; None if it reports none.
       error: one line for people if the outcome is not OK.
       fault: cause of the failure if the outcome is INFRA_ERROR.
       retry_after: seconds that the service asks to wait, or None.
@@ -147,6 +158,7 @@ class Reply:
     mean_logprob: float | None = None
     model_version: str = ""
     model_status: str = ""
+    tier: str | None = None
     error: str = ""
     fault: Fault = Fault.FAILED
     retry_after: float | None = None

@@ -148,13 +148,7 @@ class _Run:
         try:
             yield
         except (Stopped, KeyboardInterrupt) as stop:
-            names = [
-                batch.name or batch.id
-                for batch in self._ledger.batches()
-                if batch.service == self._generator.identity
-                and batch.state is not BatchState.PLANNED
-            ]
-            if not names:
+            if not (names := self._names()):
                 raise
             raise Stopped(
                 f"{str(stop) or 'interrupted'}; at the service {', '.join(names)} "
@@ -162,6 +156,14 @@ class _Run:
             ) from None
         finally:
             self._wire.close()
+
+    def _names(self) -> list[str]:
+        """Returns the jobs of the ledger that go on at the service."""
+        return [
+            batch.name or batch.id
+            for batch in self._ledger.batches()
+            if batch.service == self._generator.identity and batch.state is not BatchState.PLANNED
+        ]
 
     def attach(self) -> None:
         """Takes over the open batches of earlier runs, and looks up those without a name."""
@@ -275,9 +277,11 @@ class _Run:
         for index, item in enumerate(batch.items):
             question = self._questions[batch.id][index]
             found = by_key.pop(batch.key_of(index), [])
+            if all(result == found[0] for result in found):
+                found = found[:1]  # the same result twice is one
             if question is None:
                 if len(found) == 1:
-                    sink.groups += self._unread(batch.id, item, found[0], reader, seconds)
+                    sink.groups += self._unread(batch.id, item, found[0], settler, reader, seconds)
                 continue
             reply = None
             if len(found) == 1:
@@ -301,6 +305,11 @@ class _Run:
         if by_key:
             strays = sum(map(len, by_key.values()))
             console.say(f"  batch {batch.name}: {strays} replies without a key of ours are dropped")
+        if look.full and self._names():
+            raise Stopped(
+                f"batch {batch.name} of {_words(batch)} was not taken: {look.error}; its rows are "
+                "submitted anew if you run the command again once another batch has ended"
+            )
         if look.state in (BatchState.FAILED, BatchState.CANCELLED):
             raise McrError(
                 f"batch {batch.name} of {_words(batch)} {look.state} at the service: "
@@ -309,7 +318,13 @@ class _Run:
             )
 
     def _unread(
-        self, batch: str, item: Item, result: Any, reader: Reader | None, seconds: float
+        self,
+        batch: str,
+        item: Item,
+        result: Any,
+        settler: Settler,
+        reader: Reader | None,
+        seconds: float,
     ) -> list[list[Attempt]]:
         """Returns a group of attempts with a reply to rows that are no longer open: it is paid for.
 
@@ -338,7 +353,7 @@ class _Run:
             mean_logprob=reply.mean_logprob,
             question=item.question,
             max_tokens=item.max_tokens,
-            batch=batch,
+            **settler.paid(reply, batch),
         )
         group = [
             dataclasses.replace(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from mcr_jax.errors import McrError, Stopped
 from mcr_jax.generate._rows import Batch, BatchState
-from mcr_jax.generate.batch_wire import Batched, Entry, Look, Unavailable, UnknownJob
+from mcr_jax.generate.batch_wire import Batched, Entry, Look, Unavailable, UnknownJob, UsedUp
 from mcr_jax.generate.ledger import Ledger
 
 POLL_S = (10.0, 300.0)  # first and longest wait between two looks at a job
@@ -77,15 +77,18 @@ class Jobs:
                     if found.name:
                         return found
                 batch = self.put(batch, state=BatchState.PLANNED, error=str(error))
-                if self._pause.now() >= give_up:
+                pause = error.retry_after or wait
+                if self._pause.now() + pause > give_up:
                     self.put(batch, state=BatchState.FAILED, error=str(error))
                     raise McrError(
-                        f"no batch was submitted: {error}; run the command again to submit it"
+                        f"no batch was submitted: {error}{_asks(pause, wait)}; run the command "
+                        "again to submit it"
                     ) from None
-                self._pause.sleep(error.retry_after or wait)
+                self._pause.sleep(pause)
                 wait = min(wait * 2, _BACKOFF_S[1])
             except McrError as error:
-                if not isinstance(error, Stopped):  # a refusal: there is no job
+                # A refusal: there is no job. After a signal there may be one.
+                if not isinstance(error, Stopped) or isinstance(error, UsedUp):
                     self.put(batch, state=BatchState.FAILED, error=str(error))
                 raise
 
@@ -136,11 +139,17 @@ class Jobs:
             try:
                 return call()
             except Unavailable as error:
-                if self._pause.now() >= give_up:
+                pause = error.retry_after or wait
+                if self._pause.now() + pause > give_up:
                     raise McrError(
-                        f"no answer about a batch for {self._patience:,.0f} s ({error}), "
-                        "more than config.judge.patience; batches go on at the service: run the "
-                        "command again to go on"
+                        f"no answer about a batch within config.judge.patience="
+                        f"{self._patience:g} s ({error}{_asks(pause, wait)}); batches go on at the "
+                        "service: run the command again to go on"
                     ) from None
-                self._pause.sleep(error.retry_after or wait)
+                self._pause.sleep(pause)
                 wait = min(wait * 2, _BACKOFF_S[1])
+
+
+def _asks(pause: float, wait: float) -> str:
+    """Returns words for the wait that a service asks for instead of our own."""
+    return f", and asks to wait {pause:,.0f} s" if pause != wait else ""

@@ -1,11 +1,14 @@
 """Contract between the driver of batches (`generate.batch`) and a service that takes them."""
 
 import dataclasses
+import json
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from mcr_jax.errors import McrError, Stopped
+from mcr_jax.errors import McrError, Stopped, one_line, printable
+from mcr_jax.generate import connections
 from mcr_jax.generate._rows import BatchState
 from mcr_jax.generate.api import Remote, Reply, Request
 from mcr_jax.generate.pace import Pacer
@@ -33,12 +36,14 @@ class Look:
       state: POLLING while it runs, DONE, FAILED, CANCELLED or EXPIRED.
       done: number of requests that have ended; None if the service does not tell.
       error: one line where the job failed.
+      full: True if it failed because too many tokens wait in batches.
       job: the job as the service describes it, for `BatchWire.fetch`.
     """
 
     state: BatchState
     done: int | None = None
     error: str = ""
+    full: bool = False
     job: Any = None
 
 
@@ -64,6 +69,54 @@ def signal_in(error: BaseException | None) -> Stopped | None:
 
 class UnknownJob(McrError):
     """The service knows no job of this name."""
+
+
+class UsedUp(Stopped):
+    """The service takes no job before a later time; no job came of the call."""
+
+
+def refused(
+    service: str, code: int, line: str, *, missing: str, wait: float | None
+) -> McrError | Unavailable:
+    """Returns the error of a `BatchWire` for a status other than 200.
+
+    Args:
+      service: its name.
+      code: the status.
+      line: what the service says.
+      missing: name of the job or file that does not exist by the status; "" for any other status.
+      wait: seconds that the service asks to wait, or None.
+    """
+    if missing:
+        return UnknownJob(f"{service} knows no {printable(missing)} ({line})")
+    if 400 <= code < 500 and code not in connections.TRANSIENT:
+        return McrError(f"{service} refused a batch ({line})")
+    return Unavailable(line, refused=code == 429, retry_after=wait)
+
+
+def results(content: bytes, key: str) -> Iterator[tuple[str, Any]]:
+    """Reads a JSONL file of results: the key of each line, "" if it is missing, and the line.
+
+    A line that is no JSON object, such as a cut one, is skipped: its request counts as unanswered.
+    """
+    for line in content.split(b"\n"):
+        try:
+            result = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(result, dict):
+            name = result.get(key)
+            yield name if isinstance(name, str) else "", result
+
+
+def job_name(name: Any) -> str:
+    """Returns the name that a service gives to a job or file. Raises ValueError for another form.
+
+    It is printed, and a part of the address of later calls.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.:/-]{1,300}", name, re.ASCII):
+        raise ValueError(f"no name in {one_line(repr(name), 100)}")
+    return name
 
 
 class BatchWire(Protocol):

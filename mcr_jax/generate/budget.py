@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from mcr_jax import model_specs
 from mcr_jax.errors import Stopped, UsageError
 from mcr_jax.generate import prices as price_rows
 from mcr_jax.generate import services, spending
-from mcr_jax.generate.api import Request, Usage
+from mcr_jax.generate.api import Reply, Request, Usage
 from mcr_jax.generate.ledger import Ledger
 from mcr_jax.generate.prices import Prices
 
@@ -50,9 +51,9 @@ def require_price(config: ConfigDict, service: str = "") -> None:
       UsageError: the file of config.prices cannot be used, or config.budget.dollars is set and the
         price of the service is unknown.
     """
-    rows = price_rows.load(config.prices)
-    if service and config.budget.dollars and not rows.find(service, today()):
-        raise _unpriced(service)
+    rows, tier = price_rows.load(config.prices), _tier(config, service)
+    if service and config.budget.dollars and not rows.find(service, today(), tier):
+        raise _unpriced(spending.named(service, tier))
 
 
 def refuse_batches(config: ConfigDict, section: str) -> None:
@@ -63,9 +64,18 @@ def refuse_batches(config: ConfigDict, section: str) -> None:
         )
 
 
-def is_service(name: str) -> bool:
-    """Returns whether the name of a model or judge is that of a service: "KIND:MODEL"."""
-    return name.partition(":")[0] in services.KINDS
+def is_service(name: str, config: ConfigDict) -> bool:
+    """Returns whether the name of a model or judge is that of a service: "KIND:MODEL".
+
+    A kind is one of services.KINDS or a name of config.endpoints.
+    """
+    return name.partition(":")[0] in (*services.KINDS, *model_specs.endpoints(config))
+
+
+def _tier(config: ConfigDict, service: str) -> str:
+    """Returns the tier of the price of direct calls to a service, by config.endpoints."""
+    endpoint = model_specs.endpoints(config).get(service.partition(":")[0])
+    return model_specs.price_tier(endpoint.service_tier) if endpoint else ""
 
 
 def _unpriced(service: str) -> UsageError:
@@ -90,7 +100,7 @@ class Budget:
           McrError: the ledger is damaged.
         """
         self.prices: Prices = price_rows.load(config.prices)
-        self.today = today
+        self.today, self._config = today, config
         self._limits = {f: getattr(config.budget, f) for f in _FIELDS if getattr(config.budget, f)}
         self._spent, self._unpriced = Amount(), ()
         if self._limits:
@@ -103,15 +113,24 @@ class Budget:
     def of(self, service: str, tier: str = "") -> "Payments":
         """Returns the payments to `service` ("KIND:MODEL").
 
+        Args:
+          service: the service.
+          tier: "batch" for batches; "" takes that of config.endpoints.
+
         Raises:
           UsageError: config.budget.dollars is set, and the price of it, or of a service that the
             workdir has paid, is unknown.
         """
-        price = self.prices.find(service, self.today())
-        unknown = price is None or price.cost(Usage(), tier) is None
-        if "dollars" in self._limits and (unknown or self._unpriced):
-            raise _unpriced(service if unknown else self._unpriced[0])
-        return Payments(self, service, tier)
+        payments = Payments(self, service, tier or _tier(self._config, service))
+        if self.in_dollars and self._unpriced:
+            raise _unpriced(self._unpriced[0])
+        payments.require_price(payments.tier)
+        return payments
+
+    @property
+    def in_dollars(self) -> bool:
+        """True if config.budget limits dollars."""
+        return "dollars" in self._limits
 
     def admits(self, amount: Amount) -> bool:
         """Returns whether `amount` fits beside what is spent and in flight."""
@@ -162,7 +181,7 @@ class Payments:
 
     Attributes:
       service: "KIND:MODEL", as rows of the ledger name it.
-      tier: "batch" or "".
+      tier: tier of the price, "batch" or one of a service; "" is the standard one.
     """
 
     def __init__(self, budget: Budget, service: str, tier: str = ""):
@@ -173,23 +192,37 @@ class Payments:
         if not self.budget.limited:
             return Amount()
         usage = Usage(prompt=self.budget.tokens_in(request), output=request.max_tokens)
-        return self._amount(usage)
+        return self._amount(usage, self.tier)
 
-    def end(self, request: Request, held: Amount, usage: Usage | None) -> None:
-        """Counts a call that ended; `usage` is None if it was free and no row will hold it."""
-        if self.budget.limited:
-            paid = Amount() if usage is None else self._amount(usage)
-            self.budget.settle(held, paid)
-            if usage is not None:
-                self.budget.observe(request, usage)
+    def end(self, request: Request, held: Amount, reply: Reply | None) -> None:
+        """Counts a call that ended; `reply` is None if it was free and no row will hold it.
 
-    def cost(self, usage: Usage) -> float | None:
-        """Returns the USD of `usage` today; None if the price is unknown."""
-        price = self.budget.prices.find(self.service, self.budget.today())
-        return price and price.cost(usage, self.tier)
+        Raises:
+          UsageError: config.budget.dollars is set, and the tier that the reply names has no price.
+        """
+        if not self.budget.limited:
+            return
+        if reply is None:
+            self.budget.settle(held, Amount())
+            return
+        tier = self.tier if reply.tier is None else reply.tier
+        self.budget.settle(held, self._amount(reply.usage, tier))
+        self.budget.observe(request, reply.usage)
+        self.require_price(tier)
 
-    def _amount(self, usage: Usage) -> Amount:
-        return Amount(self.cost(usage) or 0.0, 1, usage.prompt + usage.output)
+    def require_price(self, tier: str) -> None:
+        """Raises UsageError if config.budget.dollars is set and `tier` has no price."""
+        if self.budget.in_dollars and self.cost(Usage(), tier) is None:
+            raise _unpriced(spending.named(self.service, tier))
+
+    def cost(self, usage: Usage, tier: str | None = None) -> float | None:
+        """Returns the USD of `usage` today, by default in `self.tier`; None if it is unknown."""
+        tier = self.tier if tier is None else tier
+        price = self.budget.prices.find(self.service, self.budget.today(), tier)
+        return price and price.cost(usage, tier)
+
+    def _amount(self, usage: Usage, tier: str) -> Amount:
+        return Amount(self.cost(usage, tier) or 0.0, 1, usage.prompt + usage.output)
 
 
 def _sum(a: Amount, b: Amount, sign: int = 1) -> Amount:

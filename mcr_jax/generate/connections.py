@@ -7,6 +7,8 @@ from typing import Any
 
 from mcr_jax import http_modules
 
+TRANSIENT = (408, 409, 425, 429, 499)  # the 4xx that a retry may solve
+BUSY = (429, 502, 503, 504, 529)
 _POOL_CONNECTIONS = 8
 
 

@@ -7,12 +7,13 @@ calls and may have a path prefix. It is not part of `identity`: a gateway does n
 """
 
 import asyncio
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mcr_jax.completion import with_thoughts
-from mcr_jax.errors import McrError, Stopped, UsageError, one_line
+from mcr_jax.errors import McrError, Stopped, UsageError, one_line, printable
 from mcr_jax.generate import connections, gemini_access, quota
 from mcr_jax.generate.api import Message, Outcome, Reply, Request, Usage
 from mcr_jax.generate.pace import Fault, Pacer
@@ -30,8 +31,6 @@ _BLOCKED = (
 )
 LEVELS = ("minimal", "low", "medium", "high", "xhigh")  # of thinking, from Gemini 3 on
 _CACHED_CONFIGS = 64
-_TRANSIENT = (408, 409, 425, 429, 499)  # the 4xx that a retry may solve
-_BUSY = (429, 502, 503, 504, 529)
 _TOO_LONG = re.compile(r"token count .*exceeds|too many tokens|request payload size exceeds", re.I)
 
 
@@ -125,10 +124,10 @@ class Gemini:
             away = Fault.AWAY if isinstance(error, self._connect_errors) else Fault.FAILED
             return self._failed(request, index, line, fault=away)
         # The client does not catch these for a body that is no JSON object or has other types.
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             line = f"unreadable reply: {type(error).__name__}: {error}"
             return self._failed(request, index, line)
-        return _read(request, index, response, self._thoughts)
+        return self.read(request, index, response)
 
     async def close(self) -> None:
         """Closes the connections; the next call opens new ones in its event loop."""
@@ -159,7 +158,12 @@ class Gemini:
         ).aio
 
     def batch_wire(self) -> "GeminiBatch":
-        """Returns the batches of the service."""
+        """Returns the batches of the service. Raises UsageError on Vertex AI."""
+        if self._vertex:
+            raise UsageError(
+                "no batches on Vertex AI: it reads them from Cloud Storage or BigQuery only; leave "
+                f"batch out, or unset {gemini_access.USE_VERTEX} to use the Gemini API"
+            )
         from mcr_jax.generate.gemini_batch import GeminiBatch
 
         return GeminiBatch(self)
@@ -174,7 +178,8 @@ class Gemini:
 
     def read(self, request: Request, index: int, response: Any) -> Reply:
         """Turns a response with status 200 into a reply."""
-        return _read(request, index, response, self._thoughts)
+        reply = _read(request, index, response, self._thoughts)
+        return dataclasses.replace(reply, error=self.line(reply.error))
 
     def refused_in_batch(self, request: Request, index: int, message: str) -> Reply:
         """Returns the reply for a request that failed in a batch."""
@@ -225,7 +230,7 @@ class Gemini:
         code, message = error.code, self.line(str(error.message or error.status or "no reason"))
         if code in (400, 413) and _TOO_LONG.search(message):
             return _reply(request, index, Outcome.PROMPT_TOO_LONG, error=message)
-        if 400 <= code < 500 and code not in _TRANSIENT:
+        if 400 <= code < 500 and code not in connections.TRANSIENT:
             gateway = f"{gemini_access.BASE_URL} if it is set"
             hints = {
                 400: f"check the key in {gemini_access.key_name()} and the settings",
@@ -235,23 +240,22 @@ class Gemini:
             }
             hint = hints.get(code, f"check {gateway}")
             raise McrError(f"Gemini refused the call (HTTP {code}): {message}; {hint}") from None
-        details = _details(error.details)
-        if code == 429 and (name := quota.of_the_day(details)):
+        if name := quota.of_the_day(error):
             raise Stopped(quota.line(self.line(name))) from None
         return self._failed(
             request,
             index,
             f"HTTP {code}: {message}",
-            fault=Fault.BUSY if code in _BUSY else Fault.FAILED,
-            retry_after=_retry_after(error, details),
+            fault=Fault.BUSY if code in connections.BUSY else Fault.FAILED,
+            retry_after=quota.retry_after(error),
         )
 
     def _failed(self, request: Request, index: int, line: str, **known: Any) -> Reply:
         return _reply(request, index, Outcome.INFRA_ERROR, error=self.line(line), **known)
 
     def line(self, text: str) -> str:
-        """Returns one short line without the key, which an error may repeat."""
-        return one_line(text.replace(self.key, "[key]") if self.key else text, 300)
+        """Returns one short printable line without the key, which an error may repeat."""
+        return printable(one_line(text.replace(self.key, "[key]") if self.key else text, 300))
 
 
 def _generation(model: str) -> int | None:
@@ -313,13 +317,13 @@ def _read(request: Request, index: int, response: Any, thoughts: bool) -> Reply:
     """Turns a response with status 200 into a reply, by its finish reason and its parts."""
     counts = response.usage_metadata
     known = {
-        "model_version": response.model_version or "",
+        "model_version": one_line(response.model_version or "", 200),
         "model_status": _status(getattr(response, "model_status", None)),
-        "usage": Usage(
-            prompt=(counts and counts.prompt_token_count) or 0,
-            output=((counts and counts.candidates_token_count) or 0)
+        "usage": Usage.reported(
+            counts and counts.prompt_token_count,
+            ((counts and counts.candidates_token_count) or 0)
             + ((counts and counts.thoughts_token_count) or 0),
-            cached=(counts and counts.cached_content_token_count) or 0,
+            counts and counts.cached_content_token_count,
         ),
     }
     feedback = response.prompt_feedback
@@ -364,20 +368,4 @@ def _status(status: Any) -> str:
         return ""
     retires = f"retires {status.retirement_time:%Y-%m-%d}" if status.retirement_time else ""
     stage = _name(status.model_stage) if status.model_stage else ""
-    return " ".join("; ".join(filter(None, (stage, retires, status.message or ""))).split())
-
-
-def _retry_after(error: Any, details: Sequence[Any]) -> float | None:
-    """Returns the seconds to wait by the Retry-After header and RetryInfo; None without either."""
-    headers = getattr(error.response, "headers", None) or {}
-    header = str(headers.get("retry-after", "")).strip()
-    delays = (str(detail["retryDelay"]) for detail in details if "retryDelay" in detail)
-    waits = map(connections.seconds, (header, *delays))
-    return max((seconds for seconds in waits if seconds is not None), default=None)
-
-
-def _details(body: Any) -> list[dict[str, Any]]:
-    """Returns the details of an error that are JSON objects; the body may have any form."""
-    error = body.get("error", body) if isinstance(body, dict) else None
-    details = error.get("details") if isinstance(error, dict) else None
-    return [d for d in (details if isinstance(details, list) else ()) if isinstance(d, dict)]
+    return one_line("; ".join(filter(None, (stage, retires, status.message or ""))), 500)

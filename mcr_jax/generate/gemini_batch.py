@@ -5,20 +5,30 @@ come in any order, and inline ones without their key are dropped. Jobs are read 
 client loses a job's error, and fails where an error of one request has details.
 """
 
+import contextlib
 import copy
 import io
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mcr_jax import http_modules
-from mcr_jax.errors import McrError, one_line
-from mcr_jax.generate import connections
+from mcr_jax.errors import one_line
+from mcr_jax.generate import connections, quota
 from mcr_jax.generate._rows import BatchState
 from mcr_jax.generate.api import Reply, Request
-from mcr_jax.generate.batch_wire import Entry, Look, Unavailable, UnknownJob, signal_in
+from mcr_jax.generate.batch_wire import (
+    Entry,
+    Look,
+    Unavailable,
+    UsedUp,
+    job_name,
+    refused,
+    results,
+    signal_in,
+)
 from mcr_jax.generate.gemini import API_VERSION, Gemini
-from mcr_jax.generate.openai_batch import results
 
 INLINE_BYTES = 2_000_000  # of all requests; the service takes up to 20 MB
 _GOOGLE = "https://generativelanguage.googleapis.com"
@@ -28,7 +38,7 @@ _STATES = {
     "CANCELLED": BatchState.CANCELLED,
     "EXPIRED": BatchState.EXPIRED,
 }
-_TRANSIENT = (408, 409, 425, 429, 499)  # the 4xx that a retry may solve
+_UNREADABLE = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
 _PAGE = 100
 _TIMEOUT_S = 600.0  # of one call: an upload or a download may be large
 
@@ -69,18 +79,16 @@ class GeminiBatch:
             ]
         content = io.BytesIO(b"\n".join(lines) + b"\n")
         config = {"display_name": f"mcr-{nonce}", "mime_type": "application/jsonl"}
-        with self._errors() as client:
+        with self._calling() as client:
             return client.files.upload(file=content, config=config).name
 
     def submit(self, nonce: str, source: Any) -> str:
         """Creates the job."""
-        with self._errors() as client:
+        with self._calling() as client:
             job = client.batches.create(
                 model=self._service.model, src=source, config={"display_name": f"mcr-{nonce}"}
             )
-            if not job.name:
-                raise ValueError("a job without a name")
-            return job.name
+            return job_name(job.name)
 
     def find(self, nonce: str, since: float) -> str:
         """Looks through all jobs: their order is not documented."""
@@ -91,11 +99,14 @@ class GeminiBatch:
             jobs = page.get("operations") or page.get("batches")
             for job in jobs if isinstance(jobs, list) else ():
                 named = _mapping(_mapping(job).get("metadata")).get("displayName")
-                if named == f"mcr-{nonce}" and isinstance(job.get("name"), str):
-                    return job["name"]
-            token = page.get("nextPageToken")
+                if named == f"mcr-{nonce}":
+                    with self._calling():
+                        return job_name(job.get("name"))
+            token, before = page.get("nextPageToken"), token
             if not isinstance(token, str) or not token:
                 return ""
+            if token == before:
+                raise Unavailable("the list of batches repeats a page")
 
     def look(self, name: str) -> Look:
         """Asks for the job."""
@@ -114,7 +125,7 @@ class GeminiBatch:
         done = sum(
             int(n)
             for n in map(counts.get, ("successfulRequestCount", "failedRequestCount"))
-            if str(n).isdecimal()
+            if re.fullmatch("[0-9]{1,9}", str(n))
         )
         return Look(state=state, done=done, error=self._service.line(error), job=job)
 
@@ -131,7 +142,7 @@ class GeminiBatch:
             found.append((key if isinstance(key, str) else "", _mapping(result)))
         file = output.get("responsesFile")
         if isinstance(file, str) and file:
-            with self._errors(file) as client:
+            with self._calling(file) as client:
                 found += list(results(client.files.download(file=file), "key"))
         return found
 
@@ -140,7 +151,7 @@ class GeminiBatch:
         if isinstance(body := result.get("response"), dict):
             try:
                 response = self._offline().response(body)
-            except (ValueError, TypeError, AttributeError) as error:
+            except _UNREADABLE as error:
                 line = f"unreadable reply: {type(error).__name__}: {error}"
                 return self._service.refused_in_batch(request, index, line)
             return self._service.read(request, index, response)
@@ -160,67 +171,56 @@ class GeminiBatch:
             self._canned = _Canned()
         return self._canned
 
-    def _errors(self, name: str = "") -> "_Errors":
+    @contextlib.contextmanager
+    def _calling(self, name: str = "") -> Iterator[Any]:
+        """Gives the client, and turns errors into those of a `BatchWire`.
+
+        Args:
+          name: the job or file that the call is about; "" for a call about none.
+        """
+        from google.genai import errors
+
         if self._client is None:
             service, module = self._service, http_modules.installed()[0]
             self._http = module.Client(follow_redirects=True, timeout=_TIMEOUT_S)
             self._client = _client(service.key, service.base_url, self._http)
-        return _Errors(self._client, self._service, name)
+        line, (transport, away) = self._service.line, connections.errors()
+        try:
+            yield self._client
+        except Exception as error:
+            if (stop := signal_in(error)) is not None:
+                raise stop from None
+            if isinstance(error, errors.APIError):
+                if used_up := quota.of_the_day(error):
+                    raise UsedUp(quota.line(line(used_up))) from None
+                code, why = error.code, error.message or error.status or "no reason"
+                missing = name if code in (403, 404) else ""  # 403: a file that was deleted
+                said = line(f"HTTP {code}: {one_line(str(why), 200)}")
+                wait = quota.retry_after(error)
+                raise refused("Gemini", code, said, missing=missing, wait=wait) from None
+            if isinstance(error, transport):
+                said = line(f"{type(error).__name__}: {error}")
+                raise Unavailable(said, refused=isinstance(error, away)) from None
+            # The client raises these for a body that is no JSON object or has other types.
+            if isinstance(error, _UNREADABLE):
+                raise Unavailable(line(f"unreadable reply: {error}")) from None
+            raise
 
     def _get(self, path: str, **query: str) -> dict[str, Any]:
-        with self._errors(path if "/" in path else ""):
+        from google.genai import errors
+
+        with self._calling(path if "/" in path else ""):
             base = (self._service.base_url or _GOOGLE).rstrip("/")
             answer = self._http.get(
                 f"{base}/{API_VERSION}/{path}",
                 params=query,
                 headers={"x-goog-api-key": self._service.key},
             )
-            body = answer.json() if answer.status_code == 200 else {}
-            if answer.status_code != 200:
-                raise _Status(answer.status_code, answer.text, dict(answer.headers))
+            errors.APIError.raise_for_response(answer)
+            body = answer.json()
             if not isinstance(body, dict):
                 raise ValueError("no JSON object")
             return body
-
-
-class _Status(Exception):
-    """Status of a plain GET other than 200, with the fields of the client's `APIError`."""
-
-    def __init__(self, code: int, message: str, headers: Mapping[str, str]):
-        super().__init__(message)
-        self.code, self.message, self.headers = code, message, headers
-
-
-class _Errors:
-    """Gives the client, and turns errors into those of a `BatchWire`."""
-
-    def __init__(self, client: Any, service: Gemini, name: str):
-        self._client, self._service, self._name = client, service, name
-
-    def __enter__(self) -> Any:
-        return self._client
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if (stop := signal_in(error)) is not None:
-            raise stop from None
-        from google.genai import errors
-
-        transport, away = connections.errors()
-        if isinstance(error, errors.APIError | _Status):
-            line = self._service.line(f"HTTP {error.code}: {one_line(str(error.message), 200)}")
-            if error.code in (403, 404) and self._name:  # 403: a file that was deleted
-                raise UnknownJob(f"Gemini knows no {self._name} ({line})") from None
-            if 400 <= error.code < 500 and error.code not in _TRANSIENT:
-                raise McrError(f"Gemini refused a batch ({line})") from None
-            headers = getattr(getattr(error, "response", error), "headers", None) or {}
-            wait = connections.seconds(str(headers.get("retry-after", "")))
-            raise Unavailable(line, refused=error.code == 429, retry_after=wait) from None
-        if isinstance(error, transport):
-            line = self._service.line(f"{type(error).__name__}: {error}")
-            raise Unavailable(line, refused=isinstance(error, away)) from None
-        # The client raises these for a body that is no JSON object or has other types.
-        if isinstance(error, ValueError | TypeError | AttributeError | KeyError):
-            raise Unavailable(self._service.line(f"unreadable reply: {error}")) from None
 
 
 class _Canned:

@@ -4,6 +4,8 @@ import datetime
 import re
 from collections.abc import Iterable
 
+from mcr_jax.errors import printable
+
 SOON_DAYS = 90  # a shutdown nearer than this is a warning
 _DAY = re.compile(r"\b20\d\d-\d\d-\d\d\b")
 # A dated or numbered snapshot or a revision after the name: -2024-07-18, -001, -preview-09-2025,
@@ -64,14 +66,10 @@ def lines(
     """
     reported, told = set(reported), []
     for status in sorted({status for _, status in reported if status}):
-        told.append(f"the service says of {name}: {_printable(status)}")
+        told.append(f"the service says of {name}: {printable(status)}")
         told += filter(None, [warning(name, status, today)])
     others = sorted({version for version, _ in reported if not is_snapshot(model, version)})
     if others:
-        listed = ", ".join(map(_printable, others))
+        listed = ", ".join(map(printable, others))
         told.append(f"{name} was asked for {model}, and the service reports {listed}")
     return told
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -7,15 +7,16 @@ log-probabilities and the seed. The retries of the client are off: `pace.Pacer` 
 """
 
 import asyncio
+import dataclasses
 import json
 import os
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mcr_jax.errors import McrError, UsageError, one_line
+from mcr_jax.errors import McrError, UsageError, one_line, printable
 from mcr_jax.generate import connections
-from mcr_jax.generate._openai_reply import read, reply_of
+from mcr_jax.generate._openai_reply import NO_QUOTA, STATUS_TIMEOUT_S, read, reply_of, shutdown_of
 from mcr_jax.generate.api import Outcome, Reply, Request
 from mcr_jax.generate.pace import Fault, Pacer
 from mcr_jax.model_specs import Endpoint
@@ -28,8 +29,7 @@ DEFAULT_ENDPOINT = Endpoint()
 OFFICIAL = "https://api.openai.com/v1"
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 
-_BUSY = (429, 502, 503, 504, 529)
-_TRANSIENT = (408, 409, 425, 429, 499)  # the 4xx that a retry may solve
+_LIMITS = ("max_tokens", "max_completion_tokens")  # names of the token limit; OpenAI's is last
 _FORMS = ("json_schema", "json_object", "")  # of structured output; "" asks for JSON in words
 _TOO_LONG = re.compile(
     r"context[ _-]?(length|window)|too many tokens|(prompt|input) is too long", re.I
@@ -37,7 +37,6 @@ _TOO_LONG = re.compile(
 _FILTERED = re.compile(r"content[ _](filter|policy)|content management policy", re.I)
 # OpenAI's reasoning models refuse temperature and top_p.
 _REASONING = re.compile(r"(?:openai/)?(?:o\d|gpt-(?:[5-9]|\d\d))")
-_STATUS_TIMEOUT_S = 10.0
 
 
 class OpenAI:
@@ -51,6 +50,7 @@ class OpenAI:
       samples: whether temperature, top_p and top_k are sent.
       pacer: rate limit and backoff of all calls.
       most_tokens: largest token limit of one reply, reasoning included.
+      model, endpoint: of every call.
     """
 
     most_tokens = 65_536
@@ -90,17 +90,17 @@ class OpenAI:
                 f"thinking={thinking!r}: {model} takes {', '.join(EFFORTS)}; '' is the default of "
                 "the server"
             )
-        self._endpoint, self._url = endpoint, _url(endpoint)
+        self.endpoint, self._url = endpoint, _url(endpoint)
         official = self._url.startswith(OFFICIAL)
         self._key = _key(endpoint, official)
-        self._model, self._timeout, self._concurrency = model, timeout, concurrency
+        self.model, self._timeout, self._concurrency = model, timeout, concurrency
         self._effort = thinking.lower()
         self.samples = not _REASONING.match(model)
         self.identity = identity(model, thinking, endpoint.name)
         self.pacer = Pacer(concurrency, patience=patience, backoff=backoff)
         self._client: Any = None
         # Parameters with a fallback, as far as the endpoint has refused them.
-        self._limit = "max_completion_tokens" if official else "max_tokens"
+        self._limit, self._refused_limits = _LIMITS[official], set[str]()
         self._form, self._logprobs, self._seed = _FORMS[0], True, True
 
     async def call(self, request: Request, index: int) -> Reply:
@@ -131,9 +131,9 @@ class OpenAI:
                 line = f"{type(cause).__name__}: {cause}".rstrip(": ")
                 away = Fault.AWAY if isinstance(cause, self._connect_errors) else Fault.FAILED
                 return self._failed(request, index, line, fault=away)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 return self._failed(request, index, f"unreadable reply: {error}")
-            return read(request, index, body, status)
+            return self.read(request, index, body, status)
 
     async def close(self) -> None:
         """Closes the connections; the next call opens new ones in its own event loop."""
@@ -154,20 +154,34 @@ class OpenAI:
         self._status = asyncio.ensure_future(self._retirement())
 
     def batch_wire(self) -> "OpenAIBatch":
-        """Returns the batches of the service."""
+        """Returns the batches of the service. Raises UsageError for an endpoint with a tier."""
+        if self.endpoint.service_tier:
+            raise UsageError(
+                f"batches have a tier of their own: leave service_tier out of {self.endpoint.name} "
+                "in config.endpoints, or batch"
+            )
         from mcr_jax.generate.openai_batch import OpenAIBatch
 
         return OpenAIBatch(self)
 
     def client_options(self) -> dict[str, Any]:
         """Returns the arguments of a client: key, address and timeout."""
-        options = {"api_key": self._key, "base_url": self._url, "timeout": self._timeout}
-        return {**options, "max_retries": 0}
+        return {
+            "api_key": self._key or "no key",
+            "base_url": self._url,
+            "timeout": self._timeout,
+            "max_retries": 0,
+        }
 
     def body(self, request: Request, index: int) -> dict[str, Any]:
         """Returns the JSON of a call, for a batch."""
         options = self._options(request, index)
         return {**options, **options.pop("extra_body", {})}
+
+    def read(self, request: Request, index: int, body: Any, status: str) -> Reply:
+        """Turns the body of a 200 into a reply, whatever its form."""
+        reply = read(request, index, body, status)
+        return dataclasses.replace(reply, error=self.line(reply.error))
 
     def refused_in_batch(self, request: Request, index: int, error: Any, *, adapt: bool) -> Reply:
         """Returns the reply for a request that failed in a batch.
@@ -191,18 +205,19 @@ class OpenAI:
     async def _retirement(self) -> str:
         """Asks once when the model shuts down; "" where the server does not say."""
         try:
-            async with asyncio.timeout(min(self._timeout, _STATUS_TIMEOUT_S)):
-                response = await self._client.models.with_raw_response.retrieve(self._model)
-            date = json.loads(response.http_response.content).get("shutdown_date")
-        except (self._api_error, TimeoutError, ValueError, AttributeError):
+            async with asyncio.timeout(min(self._timeout, STATUS_TIMEOUT_S)):
+                response = await self._client.models.with_raw_response.retrieve(self.model)
+            return shutdown_of(json.loads(response.http_response.content))
+        except (self._api_error, TimeoutError, ValueError, RecursionError):
             return ""
-        return f"shuts down {one_line(date, 40)}" if isinstance(date, str) and date else ""
 
     def _options(self, request: Request, index: int) -> dict[str, Any]:
         messages = [dict(message) for message in request.messages]
-        options: dict[str, Any] = {"model": self._model, self._limit: request.max_tokens}
+        options: dict[str, Any] = {"model": self.model, self._limit: request.max_tokens}
         if self._seed:
             options["seed"] = request.seed + index
+        if self.endpoint.service_tier:
+            options["service_tier"] = self.endpoint.service_tier
         if self._effort:
             options["reasoning_effort"] = self._effort
         if self.samples:
@@ -236,10 +251,12 @@ class OpenAI:
             self._logprobs = False
         elif "seed" in options and re.search(r"\bseed\b", text):
             self._seed = False
-        elif "max_tokens" in options and "max_completion_tokens" in text:
-            self._limit = "max_completion_tokens"
-        elif "max_completion_tokens" in options and "max_completion_tokens" in text:
-            self._limit = "max_tokens"
+        elif "max_completion_tokens" in text:
+            sent, other = _LIMITS if _LIMITS[0] in options else _LIMITS[::-1]
+            self._refused_limits.add(sent)
+            if other in self._refused_limits:
+                return False
+            self._limit = other
         else:
             return False
         return True
@@ -252,34 +269,45 @@ class OpenAI:
             return reply_of(request, index, Outcome.PROMPT_TOO_LONG, error=message)
         if code in (400, 403) and _FILTERED.search(about):
             return reply_of(request, index, Outcome.BLOCKED, error=f"prompt blocked: {message}")
-        spent = code == 429 and "insufficient_quota" in about
-        if spent or (400 <= code < 500 and code not in _TRANSIENT):
-            key = f"the key in {self._endpoint.key_name}"
+        if code == 429 and NO_QUOTA in about:
+            raise self.no_quota(f"HTTP {code}: {message}") from None
+        if 400 <= code < 500 and code not in connections.TRANSIENT:
+            key = self._key_words()
             hints = {
                 401: f"check {key}",
                 402: f"check the balance of {key}",
                 403: f"check what {key} may do",
-                404: f"check that {self._url} has the model {self._model}",
-                429: f"check the balance of {key}",
+                404: f"check that {_without_user(self._url)} has the model {self.model}",
             }
-            hint = hints.get(code, "check the settings of sampling")
+            hint = hints.get(code, "check the settings of sampling and of the endpoint")
             raise McrError(
-                f"{self._endpoint.name} refused the call (HTTP {code}): {message}; {hint}"
+                f"{self.endpoint.name} refused the call (HTTP {code}): {message}; {hint}"
             ) from None
         return self._failed(
             request,
             index,
             f"HTTP {code}: {message}",
-            fault=Fault.BUSY if code in _BUSY else Fault.FAILED,
+            fault=Fault.BUSY if code in connections.BUSY else Fault.FAILED,
             retry_after=connections.seconds(error.response.headers.get("retry-after", "")),
         )
+
+    def no_quota(self, line: str) -> McrError:
+        """Returns the error of a key without money: no wait solves it."""
+        return McrError(
+            f"{self.endpoint.name} refused the call ({line}); check the balance of "
+            f"{self._key_words()}"
+        )
+
+    def _key_words(self) -> str:
+        named = self.endpoint.key_name
+        return f"the key in {named}" if named else "the key, which config.endpoints can name"
 
     def _failed(self, request: Request, index: int, line: str, **known: Any) -> Reply:
         return reply_of(request, index, Outcome.INFRA_ERROR, error=self.line(line), **known)
 
     def line(self, text: str) -> str:
-        """Shortens a text to one line and removes the key, which a server may repeat."""
-        return one_line(text.replace(self._key, "[key]"), 300)
+        """Returns one short printable line without the key, which a server may repeat."""
+        return printable(one_line(text.replace(self._key, "[key]") if self._key else text, 300))
 
 
 def _url(endpoint: Endpoint) -> str:
@@ -291,6 +319,11 @@ def _url(endpoint: Endpoint) -> str:
     return url.rstrip("/")
 
 
+def _without_user(url: str) -> str:
+    """Removes what may be secret in a URL: user, password and query."""
+    return re.sub(r"//[^/]*@", "//", url.partition("?")[0])
+
+
 def _key(endpoint: Endpoint, official: bool) -> str:
     key = os.environ.get(endpoint.key_name, "").strip() if endpoint.key_name else ""
     if not key and official:
@@ -300,7 +333,7 @@ def _key(endpoint: Endpoint, official: bool) -> str:
         )
     if key and (not (key.isascii() and key.isprintable()) or " " in key):
         raise UsageError(f"{endpoint.key_name} is no key: it holds white space or no ASCII")
-    return key or "no key"
+    return key
 
 
 def identity(model: str, thinking: str, endpoint: str = "openai") -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from mcr_jax import artifacts
 from mcr_jax.errors import UsageError
 from mcr_jax.generate.api import Usage
+from mcr_jax.model_specs import TIERS
 from mcr_jax.paths import local_folder
 
 BATCH = "batch"  # tier of a call that a batch answers
@@ -28,6 +29,7 @@ class Price:
     Attributes:
       service: kind of service.
       model: name, or a prefix followed by "*".
+      tier: service tier that the price is for; "" is the standard one.
       input: USD per million prompt tokens.
       output: USD per million output tokens, thoughts included.
       cached: USD per million prompt tokens from a cache; None is `input`.
@@ -42,6 +44,7 @@ class Price:
     model: str
     input: float
     output: float
+    tier: str = ""
     cached: float | None = None
     batch: float | None = None
     valid_from: datetime.date
@@ -60,7 +63,7 @@ class Price:
 
     def cost(self, usage: Usage, tier: str = "") -> float | None:
         """Returns the USD of `usage`; None if this row has no price for `tier`."""
-        share = {"": 1.0, BATCH: self.batch}.get(tier)
+        share = {self.tier: 1.0, BATCH: self.batch}.get(tier)
         if share is None:
             return None
         cached = min(usage.cached, usage.prompt)
@@ -71,8 +74,9 @@ class Price:
     def plain(self) -> dict[str, Any]:
         """Returns the row as JSON for results.json."""
         stated = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        if not self.own:
-            del stated["own"]
+        for name in ("own", "tier"):
+            if not stated[name]:
+                del stated[name]
         return _plain_days(stated)
 
 
@@ -86,9 +90,14 @@ class Prices:
     def __init__(self, rows: Iterable[Price]):
         self._rows = sorted(rows, key=_rank, reverse=True)
 
-    def find(self, service: str, day: datetime.date) -> Price | None:
-        """Returns the row of `service` ("KIND:MODEL") on `day`; None if its price is unknown."""
-        return next((row for row in self._rows if row.of(service, day)), None)
+    def find(self, service: str, day: datetime.date, tier: str = "") -> Price | None:
+        """Returns the row of `service` ("KIND:MODEL") on `day`; None if its price is unknown.
+
+        The price of a batch is a share of the standard one, in its row.
+        """
+        tier = "" if tier == BATCH else tier
+        rows = (row for row in self._rows if row.tier == tier and row.of(service, day))
+        return next(rows, None)
 
 
 def _rank(row: Price) -> tuple[bool, bool, int, datetime.date]:
@@ -154,6 +163,8 @@ def _row(row: Any) -> Price:
     made = Price(**{**plain, **days})
     if made.valid_to is not None and made.valid_to < made.valid_from:
         raise ValueError("field valid_to is before valid_from")
+    if made.tier in (BATCH, *TIERS[:2]):
+        raise ValueError(f"field tier is {made.tier!r}: leave it out; batch is a field of its own")
     if "*" in made.model[:-1] or not made.model:
         raise ValueError("field model is a name, or a prefix that ends with *")
     return made

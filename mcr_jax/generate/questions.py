@@ -6,6 +6,7 @@ from typing import Any
 
 from mcr_jax.generate.api import Outcome, Reply, Request, Usage
 from mcr_jax.generate.ledger import Attempt, RowKey
+from mcr_jax.generate.prices import BATCH
 from mcr_jax.generate.recorder import Recorder
 
 Parse = Callable[[Request, str], Any]  # raises ValueError if the text has a wrong form
@@ -109,7 +110,7 @@ class Settler:
       most_tokens: largest token limit of a retry after a truncated reply.
       recorder: writes the rows.
       service: "KIND:MODEL" that is paid, for the rows; "" for a model of this machine.
-      tier: "batch" or "", for the rows.
+      tier: of direct calls whose reply names none, for the rows; "batch" is the standard one.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Settler:
     ):
         self._latest, self._reader, self._attempts = dict(known), reader, attempts
         self._most_tokens, self._recorder = most_tokens, recorder
-        self._paid = {"service": service, "tier": tier}
+        self._service, self._tier = service, "" if tier == BATCH else tier
         self._errors: dict[RowKey, str] = {}
 
     def settle(
@@ -171,6 +172,11 @@ class Settler:
         """Leaves rows open in this run without recording an attempt."""
         self._errors |= {row.key: error for row in question.rows}
 
+    def paid(self, reply: Reply, batch: str) -> dict[str, str]:
+        """Returns the fields of an attempt that decide its price."""
+        tier = BATCH if batch else self._tier if reply.tier is None else reply.tier
+        return {"service": self._service, "tier": tier, "batch": batch}
+
     @property
     def errors(self) -> list[str]:
         """Last error of every row of this run that is still open."""
@@ -194,7 +200,6 @@ class Settler:
             seconds=seconds,
             question=question.name,
             max_tokens=question.request.max_tokens,
-            batch=batch,
-            **(self._paid | ({"tier": "batch"} if batch else {})),
+            **self.paid(reply, batch),
             **result,
         )

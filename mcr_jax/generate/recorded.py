@@ -63,7 +63,7 @@ class RecordedCompletions:
             if case is None:
                 continue
             of_case = self._replies[case]
-            sample = int(row.get("sample", len(of_case)))
+            sample = row.get("sample", len(of_case))
             if sample in of_case:
                 raise McrError(f"{place}: sample {sample} of case {row['case'][:40]} stands twice")
             of_case[sample] = _answer(row, place)
@@ -117,7 +117,10 @@ def _row(line: str, place: str) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise McrError(f"{place}: not JSON: {error}") from error
-    if fault := artifacts.wrong(row, _ROW):
+    fault = artifacts.wrong(row, _ROW)
+    if not fault and not isinstance(row.get("sample", 0), int):
+        fault = "field sample is not an integer"
+    if fault:
         raise McrError(f"{place}: {fault}")
     return row
 

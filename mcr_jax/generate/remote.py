@@ -167,10 +167,10 @@ class _Run:
             reply = await self._remote.call(request, question.index)
             if reply.outcome is Outcome.INFRA_ERROR:
                 recorded = self._failed(question, reply, began)
-                paid = reply.usage if recorded or reply.usage.prompt else None
+                paid = reply if recorded or reply.usage.prompt else None
                 return
             self._pacer.answered()
-            paid = reply.usage
+            paid = reply
             retry = self._settler.settle(question, reply, time.monotonic() - start)
             if retry is not None:
                 self._queue.append(retry)

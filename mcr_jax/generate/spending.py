@@ -36,7 +36,7 @@ class Total(NamedTuple):
       usage: their tokens.
       dollars: their price in USD; None if any of it is unknown.
       prices: rows used, each once.
-      unpriced: services without a price on a day of use, each once.
+      unpriced: services without a price on a day of use, with the tier, each once.
     """
 
     requests: int
@@ -92,11 +92,11 @@ def total(spent: Iterable[Spent], prices: Prices) -> Total:
         prompt += part.usage.prompt
         output += part.usage.output
         cached += part.usage.cached
-        price = prices.find(part.service, part.day)
+        price = prices.find(part.service, part.day, part.tier)
         cost = price and price.cost(part.usage, part.tier)
         dollars.append(cost)
         if price is None or cost is None:
-            unpriced[part.service] = None
+            unpriced[named(part.service, part.tier)] = None
         else:
             rows[price] = None
     return Total(
@@ -133,6 +133,11 @@ def sentence(results: Mapping[str, Any]) -> str:
         f"Cost: {counted(summed['requests'], 'call')}, {summed['prompt_tokens']:,} tokens in, "
         f"{summed['output_tokens']:,} out, {dollars(price)}."
     )
+
+
+def named(service: str, tier: str) -> str:
+    """Returns the name of a service for people, with its tier unless that is the standard one."""
+    return f"{service} in tier {tier}" if tier else service
 
 
 def dollars(value: float | None) -> str:

@@ -47,11 +47,14 @@ Generators = Mapping[str, Generator | Remote]  # of a judge, by stage
 
 def check(workdir: Workdir, config: ConfigDict) -> None:
     """Checks judges, keys, prices, prompts and version as `judge` does. Raises UsageError."""
-    make_judges(config)
+    judges = make_judges(config)
+    if config.judge.batch:
+        _batched(judges, config)  # refuses a service without batches
     refuse_batches(config, "judge")
     for each in judge_specs.judges(config):
         for spec in each.models.values():
-            require_price(config, service if is_service(service := _service(spec)) else "")
+            service = _service(spec)
+            require_price(config, service if is_service(service, config) else "")
     _texts(config)
     if workdir.ledger.exists():
         with opened(workdir) as ledger:
@@ -159,7 +162,7 @@ def _judge(
     works: dict[Scope, driver.Work] = {}
     for stages in judge.parts:
         service, generator = _service(judge.models[stages[0]]), generators[stages[0]]
-        if isinstance(generator, Remote) and is_service(service):
+        if isinstance(generator, Remote) and is_service(service, config):
             tier = "batch" if isinstance(generator, Batched) else ""
             payments |= dict.fromkeys(stages, budget.of(service, tier))
             part = {scope: jobs for scope, jobs in wanted.items() if scope.stage in stages}

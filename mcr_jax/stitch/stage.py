@@ -43,7 +43,7 @@ def ready(experiment: Experiment) -> None:
         _gemini(experiment.config)
     _judge(experiment.config)
     for name in (model_name(experiment.config), _judge_name(experiment.config)):
-        require_price(experiment.config, name if is_service(name) else "")
+        require_price(experiment.config, name if is_service(name, experiment.config) else "")
 
 
 def run(experiment: Experiment) -> None:
@@ -67,8 +67,8 @@ def run(experiment: Experiment) -> None:
     with stoppable(stopped), opened(workdir) as ledger:
         name, budget = model_name(e.config), Budget(e.config, ledger)
         by = _judge_name(e.config)
-        of_judge = budget.of(by) if is_service(by) else None
-        payments = budget.of(name) if is_service(name) else None
+        of_judge = budget.of(by) if is_service(by, e.config) else None
+        payments = budget.of(name) if is_service(name, e.config) else None
         meaning = Meaning(ledger, e.config, judge, name, of_judge) if judge else None
         if meaning:
             workdir.note("stitch.judge", meaning.about)

@@ -80,6 +80,7 @@ def test_a_folder_two_services_and_a_file_are_measured_by_one_command(
         ("x=file:gone.jsonl", 1, ["gone.jsonl", "cannot read"]),
         ("x=file:bad.jsonl", 1, ["bad.jsonl, line 2", "not JSON"]),
         ("x=file:half.jsonl", 1, ["half.jsonl, line 1", "field text is missing"]),
+        ("x=file:part.jsonl", 1, ["part.jsonl, line 1", "field sample is not an integer"]),
         ("x=file:other.jsonl", 1, ["other.jsonl", "no completion is of a case"]),
         ("sft@300", 1, ["no checkpoint here"]),
         ("x=vllm:m", 2, ["no model 'x=vllm:m'", "openai:"]),
@@ -93,6 +94,7 @@ def test_what_cannot_work_is_told_before_the_first_completion(
     case = test_cases[0].fingerprint
     (tmp_path / "bad.jsonl").write_text(f'{{"case": "{case}", "text": "x"}}\n{{')
     (tmp_path / "half.jsonl").write_text(f'{{"case": "{case}", "reasoning": "x"}}\n')
+    (tmp_path / "part.jsonl").write_text(f'{{"case": "{case}", "sample": 0.5, "text": "x"}}\n')
     (tmp_path / "other.jsonl").write_text('{"case": "of nobody", "text": "x"}\n')
     found, (line,) = call("eval", workdir="w", **{"sample.models": f"base,{model}"})
     assert found == status and all(word in line for word in words), line

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from mcr_jax.cli.main import main
+from mcr_jax.generate import spending
 from mcr_jax.generate.ledger import Ledger
 
 PRICES = """
@@ -101,9 +102,12 @@ def test_the_forecast_of_a_second_run_uses_the_calls_of_the_first(mcr, openai):
     "one line that names the field to raise."
 )
 @pytest.mark.promise("A run that resumes counts what earlier runs have spent.")
-def test_a_spent_budget_ends_with_status_75_and_a_raised_one_goes_on(mcr, openai, tmp_path):
+@pytest.mark.parametrize("kind", ["openai", "ours"])
+def test_a_spent_budget_ends_with_status_75_and_a_raised_one_goes_on(mcr, openai, tmp_path, kind):
+    asked = {"sample.models": f"o={kind}:m", **JUDGED, "judge.name": kind}
+    asked["endpoints"] = f"ours={openai.url}"
     for limit, status, calls in ((4, 75, 4), (4, 75, 4), (8, 75, 8), (10, 0, 10)):
-        found, _, err = mcr("eval", **JUDGED, **{"budget.requests": limit})
+        found, _, err = mcr("eval", **asked, **{"budget.requests": limit})
         assert (found, len(openai.calls)) == (status, calls)
         if status:
             (line,) = err
@@ -119,15 +123,63 @@ def test_dollars_without_a_price_and_a_wrong_file_are_told_before_a_call(
 ):
     for fields, words in (
         ({"prices": "", "budget.dollars": 1.0}, "price of openai:m is unknown"),
+        (
+            {"sample.models": "o=ours:m", "endpoints": "ours=http://h/v1", "budget.dollars": 1.0},
+            "price of ours:m is unknown",
+        ),
+        (
+            {"judge.name": "ours", "endpoints": "ours=http://h/v1", "budget.dollars": 1.0},
+            "price of ours:gemini-3.5-flash-lite is unknown",
+        ),
         ({"prices": tmp_path / "gone.toml"}, "gone.toml"),
         ({"prices": tmp_path / "gone.toml", "sample.models": "base"}, "gone.toml"),
         ({"budget.dollars": -1.0}, "config field budget.dollars"),
     ):
-        if command == "sample" and "sample.models" in fields:
+        if command == "sample" and (
+            fields.get("sample.models") == "base" or "judge.name" in fields
+        ):
             continue  # it asks no service
-        status, _, (line,) = mcr(command, **{"judge.name": "offline"}, **fields)
+        status, _, (line,) = mcr(command, **{"judge.name": "offline", **fields})
         assert status == 2 and words in line, line
     assert not openai.calls
+
+
+def test_the_calls_of_a_named_endpoint_count_across_a_kill(mcr, openai, tmp_path, clinic_data):
+    mcr("sample", **{"data.eval_cases": 4})
+    fields = {
+        "data.data_dir": clinic_data,
+        "data.eval_cases": 4,
+        "sample.n": 3,
+        "sample.models": "o=openai:m",
+        "endpoints": f"ours={openai.url}",
+        "judge.name": "ours",
+        "judge.model": "j",
+        "judge.concurrency": 2,
+    }
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    command = [sys.executable, "-m", "mcr_jax", "judge", "--config=eval"]
+    openai.gather(2)
+    with subprocess.Popen(
+        [*command, f"--workdir={tmp_path / 'w'}", *flags], stdout=subprocess.DEVNULL
+    ) as killed:
+        while len(openai.calls) < 12 + 2:
+            assert killed.poll() is None
+            time.sleep(0.001)
+        killed.kill()
+    openai.gather(1)
+
+    def calls():
+        with Ledger(tmp_path / "w" / "ledger.sqlite", readonly=True) as ledger:
+            parts = spending.read(ledger)
+        return {
+            service: sum(p.requests for p in parts if p.service == service)
+            for service in ("openai:m", "ours:j")
+        }
+
+    limit = 12 + calls()["ours:j"] + 1
+    status, _, (line,) = mcr("judge", **fields, **{"budget.requests": limit})
+    assert status == 75 and f"{limit} requests of config.budget.requests={limit}" in line
+    assert calls() == {"openai:m": 12, "ours:j": limit - 12}
 
 
 def test_the_writer_and_the_judge_of_stitching_share_one_budget(

@@ -1,6 +1,7 @@
 """Batches by the real clients with servers on loopback: nothing is lost or submitted twice."""
 
 import copy
+import dataclasses
 import json
 import pathlib
 import signal
@@ -11,15 +12,18 @@ import sys
 import pytest
 from quick import quick
 
-from mcr_jax.errors import McrError, Stopped
-from mcr_jax.generate import batch_jobs, driver, gemini_batch
+from mcr_jax import config as configs
+from mcr_jax.errors import McrError, Stopped, UsageError
+from mcr_jax.generate import batch_jobs, driver, gemini_batch, spending
 from mcr_jax.generate.api import Outcome, Request
 from mcr_jax.generate.batch_wire import Batched, Pause
+from mcr_jax.generate.budget import Budget
 from mcr_jax.generate.gemini import Gemini
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope
 from mcr_jax.generate.open_batches import open_batches
 from mcr_jax.generate.openai import OpenAI
 from mcr_jax.generate.questions import Reader
+from mcr_jax.model_specs import Endpoint
 
 NOTE = {
     "type": "object",
@@ -179,8 +183,8 @@ def test_results_out_of_order_without_key_twice_or_of_another_batch_never_mix_ro
     def spoil(results):
         results = results[::-1]
         (_, one), (second, two), (_, three) = results[:3]
-        other = [("", one), (second, one), ("0" * 32 + "-3", three)]
-        return [*other, (second, two), *results[3:]]
+        other = [("", one), (second, results[-1][1]), ("0" * 32 + "-3", three)]
+        return [*other, (second, two), *results[3:], *results[3:5]]  # the same twice is one
 
     server.spoil = spoil
     assert run(server, ledger).settled == MANY
@@ -395,10 +399,35 @@ def test_a_service_that_stays_away_ends_the_run_and_the_batch_goes_on(server, le
     def hook(waits):
         server._get_batch = lambda path: server.error(503, "overloaded")
 
-    with pytest.raises(McrError, match="no answer about a batch for 600 s"):
+    with pytest.raises(McrError, match=r"no answer about a batch within .*=600 s"):
         run(server, ledger, clock=Clock(hook))
     (shown,) = open_batches(ledger)
     assert shown.state == "polling"
+
+
+def paying(server, ledger, jobs, clock=None):
+    """Runs as a stage does, with the payments of a service in the tier of batches."""
+    generator = Batched(server.make(), 600.0, (clock or Clock()).pause)
+    work = driver.declare(SCOPE, jobs, generator, ledger, reader=READER)
+    payments = Budget(configs.default(), ledger).of("openai:m", "batch")
+    return driver.answer(work, generator, ledger, payments=payments)
+
+
+@pytest.mark.promise("are too few for a job and are asked directly, at the full price")
+def test_direct_calls_of_a_run_with_batches_have_the_full_price(server, ledger):
+    server.then(server.says("no JSON"))
+    paying(server, ledger, JOBS)
+    found = [(part.service, part.tier, part.requests) for part in spending.read(ledger)]
+    assert found == [("openai:m", "", 1), ("openai:m", "batch", MANY)]
+
+
+def test_replies_to_rows_that_changed_meanwhile_are_paid_in_the_tier_of_batches(server, ledger):
+    server.polls_before_end = 2
+    with pytest.raises(Stopped):
+        paying(server, ledger, JOBS, stopping(1))
+    paying(server, ledger, [job(i, prompt="New. ") for i in range(MANY)])
+    (part,) = spending.read(ledger)
+    assert (part.service, part.tier, part.requests) == ("openai:m", "batch", 2 * MANY)
 
 
 def test_a_job_that_the_service_does_not_know_is_one_line_with_the_way_out(server, ledger):
@@ -448,6 +477,113 @@ def test_a_signal_that_the_client_turns_into_an_error_of_the_connection_ends_the
     monkeypatch.setattr("httpx2.HTTPTransport.handle_request", send)
     with pytest.raises(Stopped, match=r"stopped by SIGTERM; at the service .* goes on"):
         run(server, ledger)
+
+
+@pytest.mark.promise(
+    "A daily quota that is used up at a submission ends the command with status 75"
+)
+def test_a_daily_quota_at_a_submission_stops_and_the_next_run_submits(gemini, ledger):
+    gemini.make = lambda: Gemini("gemini-2.5-flash")
+    used_up = gemini.error(429, "quota", quota="BatchRequestsPerDayPerProject")
+    gemini.then(dataclasses.replace(used_up, fault="refuse"))
+    clock = Clock()
+    with pytest.raises(Stopped, match=r"BatchRequestsPerDay.*in Los Angeles") as raised:
+        run(gemini, ledger, clock=clock)
+    assert "\n" not in str(raised.value) and "goes on" not in str(raised.value)
+    assert (states(ledger), clock.waits) == (["failed"], [])
+    assert run(gemini, ledger, clock=clock).settled == MANY
+    assert len(gemini.jobs) == 1 and clock.waits == [10.0]  # no search for a job of the first
+
+
+@pytest.mark.promise("A key without money ends it with status 1")
+def test_a_key_without_money_at_a_submission_is_one_line_without_a_wait(openai, ledger):
+    openai.make, clock = lambda: OpenAI("m"), Clock()
+    no = openai.error(429, f"no money, {openai.key}", code="insufficient_quota")
+    openai.then(dataclasses.replace(no, fault="refuse"))
+    with pytest.raises(McrError, match=r"\[key\].*balance of the key in OPENAI_API") as raised:
+        run(openai, ledger, clock=clock)
+    assert not isinstance(raised.value, Stopped) and "\n" not in str(raised.value)
+    assert (states(ledger), clock.waits, openai.jobs) == (["failed"], [], [])
+
+
+@pytest.mark.promise("If too many tokens wait in batches while another job of the workdir is open")
+def test_a_full_queue_stops_while_another_job_is_open_and_is_an_error_else(openai, ledger):
+    openai.make = lambda: OpenAI("m")
+    openai.job_ends.append("FAILED")
+    with pytest.raises(McrError, match="failed at the service: Enqueued token limit") as raised:
+        run(openai, ledger)
+    assert not isinstance(raised.value, Stopped)
+    looked_at = openai._looked_at
+    openai._looked_at = lambda job: job is not openai.jobs[1] and looked_at(job)  # it goes on
+    openai.job_ends.extend(["SUCCEEDED", "FAILED"])
+    generator = Batched(openai.make(), 600.0, Clock().pause)
+    generator.wire.most_requests = 7
+    with pytest.raises(Stopped, match=r"batch_3 .* was not taken: Enqueued .*batch_2 goes on"):
+        driver.run(SCOPE, JOBS, generator, ledger, reader=READER)
+    assert states(ledger) == ["failed", "polling", "failed"]
+    openai._looked_at = looked_at
+    assert run(openai, ledger).settled == MANY and verdicts(ledger) == RIGHT
+    assert [len(job.requests) for job in openai.jobs] == [12, 7, 5] and len(openai.calls) == 5
+
+
+@pytest.mark.promise("On Vertex AI there are no batches here")
+def test_batches_on_vertex_ai_are_refused_before_a_call(gemini, monkeypatch):
+    monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
+    with pytest.raises(UsageError, match="Cloud Storage or BigQuery only"):
+        Batched(Gemini("gemini-2.5-flash"), 1.0)
+    assert not gemini.jobs and not gemini.calls
+
+
+def test_an_endpoint_with_a_service_tier_takes_no_batches(openai):
+    endpoint = Endpoint("ours", openai.url, "OPENAI_API_KEY", "flex")
+    with pytest.raises(UsageError, match="leave service_tier out of ours"):
+        Batched(OpenAI("m", endpoint=endpoint), 1.0)
+
+
+@pytest.mark.parametrize("date", ["2027-01-14", None])
+def test_replies_of_a_batch_keep_the_retirement_of_the_model(openai, ledger, date):
+    openai.make, openai.shutdown_date = lambda: OpenAI("m"), date
+    run(openai, ledger)
+    found = {a.model_status for a in ledger.answers(SCOPE).values()}
+    assert found == {f"shuts down {date}" if date else ""}
+
+
+def test_a_wait_beyond_the_patience_is_not_waited_for(server, ledger):
+    no = server.error(429, "later", retry_after="86400")
+    server.then(dataclasses.replace(no, fault="refuse"))
+    clock = Clock()
+    with pytest.raises(McrError, match=r"no batch was submitted: .* asks to wait 86,400 s"):
+        run(server, ledger, clock=clock)
+    assert clock.waits == [] and states(ledger) == ["failed"]
+    server._get_batch = lambda path: no
+    with pytest.raises(McrError, match=r"no answer about a batch .* asks to wait 86,400 s"):
+        run(server, ledger, clock=clock)
+    assert clock.waits == []
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[" * 100_000, b'{"data": 7}', b"<html>"])
+def test_a_list_that_cannot_be_read_is_not_a_list_without_the_job(openai, ledger, body):
+    openai.make = lambda: OpenAI("m")
+    submitting(ledger, openai)
+    listed = openai._get_batch
+    answers = [openai.raw(body), openai.raw(body)]
+    openai._get_batch = lambda path: answers.pop() if answers else listed(path)
+    clock = Clock()
+    clock.time += batch_jobs.LOOKUP_S * 2  # one look is all that is left
+    assert run(openai, ledger, clock=clock).settled == MANY
+    assert len(openai.jobs) == 1
+
+
+@pytest.mark.parametrize("name", ["", 7, "batch_1\n\x1b[2J", "b" * 400])
+def test_a_name_of_a_job_that_cannot_be_one_is_looked_up(openai, ledger, name):
+    openai.make = lambda: OpenAI("m")
+    batch, names = openai._batch, [name]
+
+    def named(job, done=False):
+        return {**batch(job, done), **({"id": names.pop()} if names else {})}
+
+    openai._batch = named
+    assert run(openai, ledger).settled == MANY and len(openai.jobs) == 1
 
 
 def test_a_service_without_batches_is_refused():

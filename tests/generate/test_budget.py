@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import json
 import pathlib
 import sqlite3
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcr_jax import config as configs
+from mcr_jax import model_specs
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.generate import driver, forecast, prices, spending
 from mcr_jax.generate.api import Outcome, Request, Usage
@@ -206,6 +208,49 @@ def written(ledger, *attempts):
         ledger.write(Attempt(row=row, **{**fields, **changes}))
 
 
+def flex(openai, file, tiers="", **limits):
+    """Returns a config whose endpoint asks for the flex tier, with prices of it at `tiers`."""
+    row = '[[price]]\nservice = "f"\nmodel = "m"\ninput = 500\noutput = 500\n'
+    row += 'valid_from = 2020-01-01\nsource = "invented"\n'
+    file.write_text(row + "".join(f'{row}tier = "{tier}"\n' for tier in tiers.split()))
+    made = config(str(file), **limits)
+    made.endpoints = (f"f={openai.url} service_tier=flex",)
+    return made
+
+
+def ask_in_tier(ledger, made, count=1):
+    model = OpenAI("m", endpoint=model_specs.endpoints(made)["f"])
+    work = driver.declare(SCOPE, jobs(count), model, ledger)
+    return driver.answer(work, model, ledger, payments=Budget(made, ledger).of("f:m"))
+
+
+@pytest.mark.promise("A tier without a row of its own has no price.")
+def test_a_tier_is_priced_by_its_own_row_only(ledger, openai, tmp_path):
+    file = tmp_path / "prices.toml"
+    made = flex(openai, file, dollars=9.0)
+    for check in (lambda: require_price(made, "f:m"), lambda: ask_in_tier(ledger, made)):
+        with pytest.raises(UsageError, match="price of f:m in tier flex is unknown"):
+            check()
+    assert not openai.calls
+    made = flex(openai, file, "flex", dollars=9.0)
+    require_price(made, "f:m")
+    ask_in_tier(ledger, made, 2)  # the server names no tier
+    assert spent(ledger, made.prices).dollars == pytest.approx(2 * 23 * 500 / 1e6)
+    (part,) = spending.read(ledger)
+    assert (part.service, part.tier, part.requests) == ("f:m", "flex", 2)
+
+
+def test_a_reply_of_an_unpriced_tier_ends_a_run_with_a_limit_in_dollars(ledger, openai, tmp_path):
+    made = flex(openai, tmp_path / "prices.toml", "flex", dollars=9.0)
+    said = json.loads(openai.says("x").body)
+    openai.then(openai.replies({**said, "service_tier": "priority"}))
+    for _ in range(2):
+        with pytest.raises(UsageError, match="price of f:m in tier priority is unknown"):
+            ask_in_tier(ledger, made)
+    assert len(openai.calls) == ledger.count() == 1  # what was paid is kept
+    assert spent(ledger, made.prices).dollars is None
+
+
 def test_models_of_this_machine_cost_nothing_and_older_rows_are_named_by_judge_or_writer(ledger):
     sample = RowKey(stage="sample", case="c", model="sft", sample=0)
     written(
@@ -224,7 +269,7 @@ def test_models_of_this_machine_cost_nothing_and_older_rows_are_named_by_judge_o
         ("stitch", lite, ""),
     ]
     total = spent(ledger)
-    assert (total.dollars, total.unpriced) == (None, (SERVICE,))
+    assert (total.dollars, total.unpriced) == (None, (f"{SERVICE} in tier batch",))
 
 
 @pytest.mark.parametrize("schema", [1, 2, 3])

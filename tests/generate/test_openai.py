@@ -1,10 +1,14 @@
 """The real openai client with a server on loopback: every ending has its outcome."""
 
 import asyncio
+import json
+import re
+import typing
 
 import pytest
 
-from mcr_jax import completion
+from mcr_jax import completion, model_specs
+from mcr_jax import config as configs
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate import driver
 from mcr_jax.generate.api import Outcome, Request, Usage
@@ -74,14 +78,16 @@ def test_reasoning_of_a_judge_is_no_part_of_its_json(openai):
     [
         (lambda s: s.says("x", finish="length"), Outcome.TRUNCATED, "token limit"),
         (lambda s: s.says("x", finish="content_filter"), Outcome.BLOCKED, "blocked"),
-        (lambda s: s.says("", refusal="I can not"), Outcome.BLOCKED, "I can not"),
+        (lambda s: s.says("", refusal="I can\x1b not"), Outcome.BLOCKED, "I can? not"),
         (lambda s: s.says("x", finish="tool_calls"), Outcome.MALFORMED, "tool_calls"),
         (lambda s: s.says("x", finish=None), Outcome.MALFORMED, "None"),
         (lambda s: s.says(""), Outcome.MALFORMED, "empty"),
         (lambda s: s.replies({"choices": []}), Outcome.INFRA_ERROR, "without an answer"),
+        (lambda s: s.replies({"error": {"message": f"{s.key}!"}}), Outcome.INFRA_ERROR, "[key]!"),
         (lambda s: s.replies({"choices": [7]}), Outcome.MALFORMED, "finish reason"),
         (lambda s: s.raw(b"<html>"), Outcome.INFRA_ERROR, "unreadable"),
         (lambda s: s.raw(b"[1]"), Outcome.INFRA_ERROR, "without an answer"),
+        (lambda s: s.raw(b"[" * 100_000), Outcome.INFRA_ERROR, "unreadable"),
         (lambda s: s.cuts(), Outcome.INFRA_ERROR, ""),
         (lambda s: s.drops(), Outcome.INFRA_ERROR, ""),
         (
@@ -139,11 +145,11 @@ def test_a_server_that_hangs_is_given_up_in_time(openai):
     ],
 )
 def test_what_can_never_work_ends_the_run_with_one_line_without_the_key(openai, code, fields, hint):
-    openai.then(openai.error(code, f"no: {openai.key}", **fields))
+    openai.then(openai.error(code, f"no:\x1b[2J\n{openai.key}", **fields))
     with pytest.raises(McrError, match=hint) as refused:
         one(OpenAI("m"))
     line = str(refused.value)
-    assert openai.key not in line and "[key]" in line and "\n" not in line
+    assert openai.key not in line and "[key]" in line and line.isprintable()
 
 
 def test_a_server_of_ones_own_needs_no_key_and_openai_does(openai, monkeypatch):
@@ -163,6 +169,47 @@ def test_an_endpoint_of_its_own_has_its_url_key_and_identity(openai, monkeypatch
     assert one(there).text == "hello"
     assert openai.calls[-1].headers["authorization"] == "Bearer other-key-77"
     assert there.identity == "ours/m"
+
+
+@pytest.mark.promise("the tier that a reply names decides its price")
+@pytest.mark.parametrize(
+    ("asked", "named", "tier"),
+    [
+        ("flex", "flex", "flex"),
+        ("flex", "default", ""),  # the service had no room in the tier
+        ("flex", None, None),
+        ("auto", "priority", "priority"),
+        ("", "default", ""),
+        ("", None, None),
+        ("", "x\n\ud800" * 99, "x ?" * 13 + "…"),
+    ],
+)
+def test_a_service_tier_is_sent_and_that_of_the_reply_is_kept(openai, asked, named, tier):
+    openai.then(openai.replies({**json.loads(openai.says("x").body), "service_tier": named}))
+    reply = one(OpenAI("m", endpoint=Endpoint("ours", openai.url, KEY, asked)))
+    assert openai.calls[-1].body.get("service_tier", "") == asked
+    assert (reply.outcome, reply.tier) == (Outcome.OK, tier)
+
+
+def test_every_service_tier_of_the_client_can_be_named(openai):
+    from openai.types.chat import ChatCompletion
+
+    (literal, _) = typing.get_args(ChatCompletion.model_fields["service_tier"].annotation)
+    assert sorted(model_specs.TIERS) == sorted(typing.get_args(literal))
+    config = configs.default()
+    config.endpoints = (
+        "a=http://h/v1 service_tier=flex",
+        "b=https://h/v1 B_KEY service_tier=auto",
+        "c=http://h/v1 C_KEY",
+    )
+    assert list(model_specs.endpoints(config).values()) == [
+        Endpoint("a", "http://h/v1", "", "flex"),
+        Endpoint("b", "https://h/v1", "B_KEY", "auto"),
+        Endpoint("c", "http://h/v1", "C_KEY", ""),
+    ]
+    config.endpoints = ("a=http://h/v1 service_tier=cheap",)
+    with pytest.raises(UsageError, match="service_tier=TIER"):
+        model_specs.endpoints(config)
 
 
 @pytest.mark.promise("Temperature and top-p are sent, except to models that refuse them")
@@ -243,6 +290,43 @@ def test_the_retirement_of_a_model_is_read_once_and_kept_with_each_answer(openai
 def test_an_answer_keeps_the_stop_text_that_it_comes_to(openai):
     openai.then(openai.says("<answer>rime</answer> and so on"))
     assert one(OpenAI("m"), ask(stop=("</answer>",))).text == "<answer>rime</answer>"
+
+
+def test_a_stop_text_among_the_thoughts_ends_no_answer(openai):
+    openai.then(openai.says("<answer>rime</answer> so", thoughts="Close with </answer>. Hm."))
+    text = one(OpenAI("m"), ask(stop=("</answer>",))).text
+    assert text == "<think>\nClose with </answer>. Hm.\n</think>\n<answer>rime</answer>"
+
+
+def test_a_server_that_refuses_both_names_of_the_token_limit_ends_the_run(openai):
+    no = openai.error(400, "max_completion_tokens is too large; use it in place of max_tokens")
+    openai.then(*[no] * 9)
+    with pytest.raises(McrError, match=r"400 - .* is too large"):
+        one(OpenAI("m"))
+    assert len(openai.calls) == 2
+
+
+def test_counts_that_are_none_and_hostile_fields_are_stored_as_far_as_they_can_be(openai, tmp_path):
+    said = json.loads(openai.says("x\x00\ud800", logprobs=[10**400]).body)
+    usage = {"prompt_tokens": 10**30, "completion_tokens": -1, "prompt_tokens_details": [7]}
+    openai.then(openai.replies({**said, "usage": usage, "model": "m\x00\ud800" * 999}))
+    row = RowKey(stage="sample", case="c", model="m", sample=0)
+    jobs = [driver.Job(row=row, request=ask())]
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        assert driver.run(Scope("sample", "m"), jobs, OpenAI("m"), ledger).settled == 1
+        (kept,) = ledger.answers(Scope("sample", "m")).values()
+    assert (kept.outcome, kept.text, kept.usage) == (Outcome.OK, "x\x00?", Usage())
+    assert kept.mean_logprob is None and len(kept.model_version) == 200
+
+
+def test_neither_a_password_in_the_address_nor_a_missing_key_is_printed(openai):
+    host = openai.url.removeprefix("http://")
+    endpoint = Endpoint("ours", f"http://me:secret@{host}?token=secret", "")
+    openai.then(openai.error(404, "gone"), openai.error(401, "no key at all"))
+    for words in (f"check that http://{host} has the model m", "no key at all; check the key"):
+        with pytest.raises(McrError, match=re.escape(words)) as refused:
+            one(OpenAI("m", endpoint=endpoint))
+        assert "secret" not in str(refused.value)
 
 
 def test_log_probabilities_that_are_no_numbers_are_left_out(openai):

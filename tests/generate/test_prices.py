@@ -93,9 +93,18 @@ def test_the_most_specific_row_counts_and_a_row_of_ones_own_before_all():
 
 def test_rows_come_back_from_json_as_they_were():
     own = price("free*", input=0.0, output=0.0, cached=0.0, valid_to=DAY, own=True)
-    for row in (own, price(batch=0.5)):
+    for row in (own, price(batch=0.5), price(tier="flex")):
         found = prices.of_rows([row.plain()])
-        assert found.find(f"openai:{row.model.rstrip('*')}", DAY) == row
+        assert found.find(f"openai:{row.model.rstrip('*')}", DAY, row.tier) == row
+
+
+def test_a_tier_has_its_own_row_and_a_batch_a_share_of_the_standard_one():
+    standard, flex = price(batch=0.5), price("*", tier="flex", input=0.25)
+    found = prices.Prices([flex, standard])
+    rows = {tier: found.find("openai:m", DAY, tier) for tier in ("", "batch", "flex", "priority")}
+    assert rows == {"": standard, "batch": standard, "flex": flex, "priority": None}
+    assert flex.cost(Usage(prompt=4_000_000), "flex") == 1.0
+    assert flex.cost(Usage()) is None and "tier" not in standard.plain()
 
 
 def test_a_file_of_ones_own_adds_rows(tmp_path):
@@ -129,6 +138,8 @@ ROW = {
         ({"valid_from": '"soon"'}, ["row 1", "valid_from", "is not a day"]),
         ({"valid_to": "2025-01-01"}, ["row 1", "valid_to is before valid_from"]),
         ({"model": '"a*b"'}, ["row 1", "ends with *"]),
+        ({"tier": '"batch"'}, ["row 1", "field tier", "batch is a field"]),
+        ({"tier": '"default"'}, ["row 1", "field tier", "leave it out"]),
         ({"inputs": "3"}, ["row 1", "no field inputs", "valid_from"]),
         ({"source": "oops"}, ["cannot read"]),
     ],
