@@ -21,10 +21,19 @@ _CONFIG_FAULTS = (
 )
 _NO_CONFIG = object()
 _CONFIG_HELP = "NAME[:ARG], see mcr configs, or FILE.py[:ARG]; --config.a.b=VALUE overrides a field"
+_NEW = "a new one needs --config=NAME or --config=FILE.py; `mcr configs` lists the names"
 _NEITHER = (
     "--config=NAME or --config=FILE.py is missing, and the workdir has no config.json yet; "
     "`mcr configs` lists the names"
 )
+
+
+# Words of absl for a value of another type.
+_WANTED = {
+    "invalid literal for int": "a whole number",
+    "could not convert string to float": "a number",
+    "Non-boolean argument": "True or False",
+}
 
 
 class Flags:
@@ -86,7 +95,7 @@ class Flags:
         except flags.Error as error:
             if "Traceback" in str(error):  # of a config file, in an error of ml_collections
                 raise UsageError(f"{self._origin()}: {self._fault(error)}") from error
-            raise UsageError(one_line(str(error), 300) or type(error).__name__) from error
+            raise UsageError(_value_fault(str(error)) or type(error).__name__) from error
         except _CONFIG_FAULTS as error:
             raise UsageError(f"{self._origin() or '--config'}: {self._fault(error)}") from error
         self.operands = left[1:]
@@ -103,6 +112,9 @@ class Flags:
         """
         given, origin = self.values["config"].value, self._origin()
         if given is None and origin is None:
+            workdir = self._given("workdir")
+            if workdir and not local_folder(workdir).exists():
+                raise UsageError(f"{workdir}: no such workdir; {_NEW}")
             raise UsageError(_NEITHER)
         if not isinstance(given, ConfigDict):
             file = str(origin).partition(":")[0]
@@ -173,6 +185,15 @@ class Flags:
         close = difflib.get_close_matches(error.flagname, list(self.values), 1)
         hint = f"did you mean --{close[0]}?" if close else f"see mcr {self.command} --help"
         return f"unknown flag --{error.flagname}; {hint}"
+
+
+def _value_fault(message: str) -> str:
+    """Says in one line which type a flag wants, where absl says why it could not convert."""
+    if fault := re.match(r"flag (--[\w.]+)=(.*?): ", message, re.DOTALL):
+        for words, wanted in _WANTED.items():
+            if words in message[fault.end() :]:
+                return one_line(f"{fault[1]} wants {wanted}, not {fault[2]!r}", 300)
+    return one_line(message, 300)
 
 
 def _place(argv: Sequence[str], name: str) -> tuple[int, str, str] | None:

@@ -50,6 +50,28 @@ def test_what_is_missing_is_told_before_the_first_sample(
     assert not list(tmp_path.glob("w/ledger.sqlite"))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("judge.repeat", "three", "a whole number"),
+        ("score.confidence", "high", "a number"),
+        ("judge.batch", "maybe", "True or False"),
+    ],
+)
+def test_a_value_of_another_type_says_which_type_the_field_has(
+    tmp_path, capsys, field, value, wanted
+):
+    flags = ("--config=eval", f"--workdir={tmp_path / 'w'}", f"--config.{field}={value}")
+    assert main(["eval", *flags]) == 2
+    assert capsys.readouterr().err == f"mcr eval: --config.{field} wants {wanted}, not {value!r}\n"
+
+
+@pytest.mark.parametrize("command", ["eval", "verify"])
+def test_a_workdir_that_is_not_there_is_named(tmp_path, capsys, command):
+    assert main([command, f"--workdir={tmp_path / 'gone'}"]) == 2
+    assert f"{tmp_path / 'gone'}: no such workdir; a new one needs" in capsys.readouterr().err
+
+
 def test_a_disk_without_room_for_the_completions_is_told_before_the_first(call, small_disk):
     status, (line,) = call("sample", workdir=small_disk / "w", **{"sample.max_tokens": 20_000})
     assert status == 1 and "no space left for 4 answers" in line
