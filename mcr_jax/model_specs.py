@@ -18,6 +18,7 @@ OWN = (UNTRAINED, TRAINED)  # models of the workdir itself
 FOLDER, FILE = "hf", "file"
 GEMINI, OPENAI = "gemini", "openai"
 OFFLINE = "offline"  # fixed rules; a judge only
+_TAKEN = (*OWN, FOLDER, FILE, GEMINI, OPENAI, OFFLINE, "diagnosis", "reasons")  # not endpoints
 _FORM = re.compile(r"(?:(?P<name>[^=:/\\]+)=)?(?P<kind>[^:@]+)(?:(?P<sign>[:@])(?P<value>.+))?")
 _ENDPOINT = re.compile(r"(?P<name>[\w.-]+)=(?P<url>https?://[^\s]+)(?:\s+(?P<key>\w+))?")
 _MAX_NAME_CHARS = 80
@@ -64,11 +65,13 @@ def endpoints(config: ConfigDict) -> dict[str, Endpoint]:
     found = {}
     for text in config.endpoints:
         match = _ENDPOINT.fullmatch(text.strip())
-        if not match or match["name"] in (*OWN, FOLDER, FILE, GEMINI, OPENAI):
+        if not match or match["name"] in _TAKEN:
             raise UsageError(
                 f"config.endpoints: {text!r} is not NAME=URL or NAME=URL KEY_VARIABLE, with a name "
                 "of its own"
             )
+        if match["name"] in found:
+            raise UsageError(f"config.endpoints names {match['name']!r} twice")
         found[match["name"]] = Endpoint(match["name"], match["url"], match["key"] or "")
     return found
 

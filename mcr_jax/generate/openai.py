@@ -293,10 +293,14 @@ def _url(endpoint: Endpoint) -> str:
 
 def _key(endpoint: Endpoint, official: bool) -> str:
     key = os.environ.get(endpoint.key_name, "").strip() if endpoint.key_name else ""
+    if not key and endpoint.key_name and (official or endpoint.url):
+        raise UsageError(
+            f"no key for {endpoint.name}: set {endpoint.key_name} in the environment, or name in "
+            f"{BASE_URL} or config.endpoints a server that needs none"
+        )
     if not key and official:
         raise UsageError(
-            f"no key for {endpoint.name}: set {endpoint.key_name} in the environment, or "
-            f"{BASE_URL} for a server that needs none"
+            f"no key for {endpoint.name}: write NAME=URL KEY_VARIABLE in config.endpoints"
         )
     if key and (not (key.isascii() and key.isprintable()) or " " in key):
         raise UsageError(f"{endpoint.key_name} is no key: it holds white space or no ASCII")

@@ -27,7 +27,7 @@ from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate import driver, forecast, joined, notices
 from mcr_jax.generate.api import Generator, Outcome, Remote, Request
 from mcr_jax.generate.batch_wire import Batched
-from mcr_jax.generate.budget import Budget, Payments, is_service, refuse_batches, require_price
+from mcr_jax.generate.budget import Budget, Payments, refuse_batches, require_price
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope, opened
 from mcr_jax.generate.questions import is_open
 from mcr_jax.generate.room import require_room
@@ -35,7 +35,7 @@ from mcr_jax.judge import manifest
 from mcr_jax.judge_specs import Judge
 from mcr_jax.judges import diagnosis, reasons
 from mcr_jax.judges.choose import JUDGES, make_judges, reader
-from mcr_jax.model_specs import ModelSpec
+from mcr_jax.model_specs import OFFLINE, ModelSpec
 from mcr_jax.workdir import Workdir
 
 _VERDICT_TOKENS = 250  # of a verdict with its quotes, about
@@ -51,7 +51,7 @@ def check(workdir: Workdir, config: ConfigDict) -> None:
     refuse_batches(config, "judge")
     for each in judge_specs.judges(config):
         for spec in each.models.values():
-            require_price(config, service if is_service(service := _service(spec)) else "")
+            require_price(config, _service(spec))
     _texts(config)
     if workdir.ledger.exists():
         with opened(workdir) as ledger:
@@ -138,7 +138,8 @@ def _batched(
 
 
 def _service(spec: ModelSpec) -> str:
-    return f"{spec.kind}:{spec.value}"
+    """Returns "KIND:MODEL" of the service that is paid; "" for none."""
+    return "" if spec.kind == OFFLINE else f"{spec.kind}:{spec.value}"
 
 
 def _judge(
@@ -159,7 +160,7 @@ def _judge(
     works: dict[Scope, driver.Work] = {}
     for stages in judge.parts:
         service, generator = _service(judge.models[stages[0]]), generators[stages[0]]
-        if isinstance(generator, Remote) and is_service(service):
+        if isinstance(generator, Remote) and service:
             tier = "batch" if isinstance(generator, Batched) else ""
             payments |= dict.fromkeys(stages, budget.of(service, tier))
             part = {scope: jobs for scope, jobs in wanted.items() if scope.stage in stages}

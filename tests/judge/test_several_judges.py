@@ -34,6 +34,7 @@ CASES = [
     for number, diagnosis in enumerate(("Harrow fever", "Quellan itch"))
 ]
 GEMINI, TWO = "gemini:gemini-3.5-flash-lite", "gemini,o=openai:judge-m"
+OURS = ("ours=http://127.0.0.1:1/v1 OURS_KEY",)
 YES, NO = '{"same": true}', '{"same": false}'
 
 
@@ -250,6 +251,9 @@ def test_the_pair_of_the_paper_asks_one_model_per_stage(workdir, openai, capsys)
         ("a=openai:m,b=openai:m", "agrees with itself"),
         ("=offline", "needs a name"),
         ("offline,gemini", "GEMINI_API_KEY"),
+        ("x=diagnosis:ours:m+reasons:elsewhere:m", "no judge 'elsewhere:m'.*ours:MODEL"),
+        ("ours:m", "no key for ours: set OURS_KEY"),
+        ("ours:m,x=ours:m", "agrees with itself"),
     ],
 )
 def test_a_judge_that_cannot_be_called_is_one_line(workdir, monkeypatch, models, words):
@@ -257,7 +261,7 @@ def test_a_judge_that_cannot_be_called_is_one_line(workdir, monkeypatch, models,
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
     with pytest.raises(UsageError, match=words) as raised:
-        check(workdir, config(**{"judge.models": models}))
+        check(workdir, config(**{"judge.models": models, "endpoints": OURS}))
     assert "\n" not in str(raised.value)
 
 
