@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mcr_jax import agreement, judge_specs, model_specs, statistics
+from mcr_jax.agreement import figure
 from mcr_jax.bridge.verdicts import Both, Flags, pairs, read
 from mcr_jax.errors import McrError
 from mcr_jax.generate.ledger import Ledger
@@ -106,12 +107,11 @@ def _table(tables: Mapping[str, np.ndarray], config: ConfigDict) -> dict[str, An
     """
     by_case = np.array([tables[case] for case in sorted(tables)]).reshape(-1, 4)
     counts = by_case.sum(axis=0)
-    intervals = agreement.agreement_intervals(by_case, **_drawing(config))
     return {
         "cases": len(by_case),
         "items": int(counts.sum()),
         "confusion": dict(zip(agreement.CELLS, map(int, counts), strict=True)),
-        **{name: _figure(getattr(agreement, name)(counts), intervals[name]) for name in intervals},
+        **agreement.agreements(by_case, **_drawing(config)),
         "prevalence": [_number(share) for share in agreement.prevalence(counts)],
         "repeats": [_number(share) for share in agreement.hit_rates(counts)],
     }
@@ -158,9 +158,9 @@ def _estimates(shares: Mapping[str, tuple[float, float]]) -> dict[str, Estimate]
 def _mean(shares: Mapping[str, tuple[float, float]], config: ConfigDict) -> dict[str, Any]:
     values = [share for share, _ in shares.values()]
     if not values:
-        return {**_figure(np.nan, None), "cases": 0}
+        return {**figure(np.nan, None), "cases": 0}
     found = statistics.interval(values, **_drawing(config))
-    return {**_figure(statistics.mean(values), found), "cases": len(values)}
+    return {**figure(statistics.mean(values), found), "cases": len(values)}
 
 
 def _carried_figures(
@@ -239,17 +239,12 @@ def _drawn(
     sums: np.ndarray, strata: Sequence[int], statistic: agreement.Statistic, config: ConfigDict
 ) -> dict[str, float | None]:
     found = agreement.interval(sums, statistic, strata=strata, **_drawing(config))
-    return _figure(statistic(sums.sum(axis=0)), found)
+    return figure(statistic(sums.sum(axis=0)), found)
 
 
 def _drawing(config: ConfigDict) -> dict[str, Any]:
     c = config.score
     return {"confidence": c.confidence, "resamples": c.resamples, "seed": config.seed}
-
-
-def _figure(value: float, found: tuple[float, float] | None) -> dict[str, float | None]:
-    low, high = found or (None, None)
-    return {"value": _number(value), "low": low, "high": high}
 
 
 def _number(value: float) -> float | None:

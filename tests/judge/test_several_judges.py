@@ -11,7 +11,6 @@ import time
 import pytest
 
 from mcr_jax import config as configs
-from mcr_jax import statistics
 from mcr_jax.cases import Case
 from mcr_jax.cli.main import main
 from mcr_jax.completion import render
@@ -190,6 +189,16 @@ def test_a_planted_verdict_of_a_further_judge_is_found(workdir, gemini, openai):
     assert any("its reply gives {'same': False}" in line for line in lines)
     assert any("judges.o.models.sft.accuracy.1.value" in line for line in lines)
     assert any(line.startswith("scores.json: judges.o.sft.") for line in lines)
+
+
+def test_judges_of_other_statements_are_one_line(workdir, gemini):
+    both = config(**{"judge.models": "gemini,offline"})
+    judge(workdir, both, CASES)
+    with contextlib.closing(sqlite3.connect(workdir.ledger)) as db, db:
+        query = "UPDATE attempts SET verdict = ? WHERE judge = 'offline' AND stage = 'reasons'"
+        db.execute(query, ('{"found": [true], "verified": [true]}',))
+    with pytest.raises(McrError, match=r"is damaged .*of 2 and of 1 statements.*reads its reply"):
+        score(workdir, both)
 
 
 def test_versions_of_a_further_judge_that_are_mixed_leave_the_headline_alone(
@@ -409,12 +418,3 @@ def test_no_verdict_of_a_further_judge_is_one_line_that_names_it(workdir, gemini
     openai.then(*[openai.says("maybe")] * 20)
     with pytest.raises(McrError, match=r"not one of 6 verdicts could be had from o: .*not JSON"):
         judge(workdir, config(**{"judge.models": TWO}), CASES)
-
-
-def test_agreement_without_pairs_is_null():
-    options = {"confidence": 0.95, "resamples": 10, "seed": 0}
-    assert statistics.agreement([], **options)["kappa"] == {
-        "value": None,
-        "low": None,
-        "high": None,
-    }
