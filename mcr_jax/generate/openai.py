@@ -95,7 +95,7 @@ class OpenAI:
         self._key = _key(endpoint, official)
         self._model, self._timeout, self._concurrency = model, timeout, concurrency
         self._effort = thinking.lower()
-        self.samples = not _REASONING.match(model)
+        self.samples = samples(model)
         self.identity = identity(model, thinking, endpoint.name)
         self.pacer = Pacer(concurrency, patience=patience, backoff=backoff)
         self._client: Any = None
@@ -307,9 +307,14 @@ def _key(endpoint: Endpoint, official: bool) -> str:
     return key or "no key"
 
 
+def samples(model: str) -> bool:
+    """Returns whether temperature and top_p are sent to a model."""
+    return not _REASONING.match(model)
+
+
 def identity(model: str, thinking: str, endpoint: str = "openai") -> str:
     """Returns `OpenAI.identity` of these settings; needs no key."""
-    sampling = "/sampling=service default" if _REASONING.match(model) else ""
+    sampling = "" if samples(model) else "/sampling=service default"
     return f"{endpoint}/{model}{sampling}" + (f"/effort={thinking.lower()}" if thinking else "")
 
 
