@@ -104,12 +104,14 @@ def write_log(
 
     Raises:
       McrError: a completion is of a case that is not among `cases`, the model has no completions,
-        or a file cannot be read or written.
+        the verdicts are of several versions, or a file cannot be read or written.
       UsageError: `path` ends in something else.
     """
     if path.suffix not in FORMATS:
         raise UsageError(f"{path}: the name of a log ends in {' or '.join(FORMATS)}")
     joined, logged_as = join(ledger, config), f"{_PROVIDER}/{model}"
+    if joined.mixed:  # no mean of them is a number, and inspect_ai would compute one
+        raise McrError(f"the log would mix verdicts: {joined.note}")
     samples, attempts = joined.models[model], ledger.answers(Scope("sample", model))
     known = {case.fingerprint: question(case, prompt) for case in cases}
     if strange := sum(sample.row.case not in known for sample in samples):
@@ -203,8 +205,6 @@ def _results(joined: Joined, model: str, config: ConfigDict, there: int) -> dict
     samples, scores = joined.models[model], []
     for name, of_case in estimates(collect(samples, config)).items():
         found = metric(of_case, config)
-        if joined.mixed:  # verdicts of several judges have no mean
-            found["value"] = None
         of, _, k = name.partition("@")
         short = "accuracy" if k else "mean"
         entry = {"name": short, "value": found["value"], "metadata": found}

@@ -45,9 +45,8 @@ def about(
     Raises:
       McrError: a verdict or the manifest has another form.
     """
-    form = {f"{judge.name}?": {"identity?": str}}
-    noted = artifacts.section(workdir, "judges", form).get(judge.name, {})
-    told = {name: noted[name] for name in ("identity", "status") if name in noted}
+    facts = noted(workdir, judge, config)
+    told = {name: facts[name] for name in ("identity", "status") if name in facts}
     if joined.mixed:
         told["note"] = (
             "it reported several versions, so it has no value; name it first in "
@@ -60,6 +59,18 @@ def about(
         "agreement": compared(first, joined, config),
         **(repeated(joined, config) if config.judge.repeat > 1 else {}),
     }
+
+
+def noted(workdir: Workdir, judge: Judge, config: ConfigDict) -> dict[str, Any]:
+    """Returns the facts of a judge in the manifest, whichever judge was the first by then.
+
+    Raises McrError if the manifest has another form.
+    """
+    first = artifacts.section(workdir, "judge", {"name?": str, "identity?": str})
+    if first and first.get("name", judge_specs.headline(config).name) == judge.name:
+        return first
+    form = {f"{judge.name}?": {"identity?": str}}
+    return artifacts.section(workdir, "judges", form).get(judge.name, {})
 
 
 def verdict_counts(joined: Joined, config: ConfigDict) -> dict[str, dict[str, int]]:

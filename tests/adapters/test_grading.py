@@ -84,6 +84,20 @@ def test_the_scores_in_a_log_are_those_of_all_repeats(ours, moody, tmp_path):
     assert means["diagnosis"] > 0.5  # by the first repeat alone it is less
 
 
+@pytest.mark.promise("Verdicts of several model versions are refused until `judge.version`")
+def test_a_log_of_verdicts_of_two_versions_is_refused(ours, openai, tmp_path, capsys):
+    choice = {"index": 0, "message": {"content": '{"same": true}'}, "finish_reason": "stop"}
+    openai.then(openai.replies({"choices": [choice], "model": "another"}))
+    ours(recall_samples=1)
+    out = tmp_path / "log.json"
+    export = ["export-log", f"--workdir={tmp_path / 'ours'}", f"--out={out}"]
+    capsys.readouterr()
+    assert main(export) == 1 and not out.exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "another: 1" in line and "set config.judge.version" in line
+    assert main([*export, "--config.judge.version=loopback-1"]) == 0
+
+
 def test_a_reply_without_a_verdict_is_asked_for_again_and_then_unresolved(case):
     text = render("", "Sable gout")
     sample, asked = grade(case, text, "yes", '{"same": true}')

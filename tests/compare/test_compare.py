@@ -262,6 +262,14 @@ def test_what_a_file_says_cannot_act_on_the_terminal(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "?[2J one (a:m)" in line and line.isprintable()
+    for file in ("results.json", "scores.json"):
+        path = tmp_path / "a" / file
+        found = json.loads(path.read_text())
+        found["models"]["\x1b[2J"] = found["models"]["m"]
+        path.write_text(json.dumps(found))
+    assert main(["compare", f"{tmp_path / 'a'}:gone", str(tmp_path / "b")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "?[2J" in line and line.isprintable()
 
 
 def test_another_prompt_of_the_candidates_is_a_difference(tmp_path):

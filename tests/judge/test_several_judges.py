@@ -178,6 +178,18 @@ def test_several_judges_have_rows_of_their_own_and_the_first_is_the_headline(
     assert judge(workdir, both, CASES)["further"][0]["asked"] == 0
 
 
+def test_scored_in_another_order_each_judge_keeps_its_facts(workdir, gemini, openai):
+    judge(workdir, config(**{"judge.models": TWO}), CASES)
+    before = score(workdir, config(**{"judge.models": TWO}))
+    turned = config(**{"judge.models": ",".join(reversed(TWO.split(",")))})
+    after = score(workdir, turned)
+    assert (after["judge"]["name"], after["judge"]["identity"]) == ("o", "openai/judge-m")
+    assert after["judge"]["prompts"] == before["judge"]["prompts"]
+    assert after["judges"][GEMINI]["identity"] == before["judge"]["identity"]
+    assert after["models"]["sft"]["accuracy"] == before["judges"]["o"]["models"]["sft"]["accuracy"]
+    assert verify(workdir, turned, CASES).differences == []
+
+
 def test_a_planted_verdict_of_a_further_judge_is_found(workdir, gemini, openai):
     both = config(**{"judge.models": TWO})
     judge(workdir, both, CASES)
@@ -202,13 +214,15 @@ def test_judges_of_other_statements_are_one_line(workdir, gemini):
 
 
 def test_versions_of_a_further_judge_that_are_mixed_leave_the_headline_alone(
-    workdir, gemini, openai
+    workdir, gemini, openai, capsys
 ):
     both = config(**{"judge.models": "o=openai:judge-m,gemini"})
-    gemini.then(gemini.says(YES, modelVersion="v-1"), gemini.says(YES, modelVersion="v-2"))
+    gemini.then(gemini.says(YES, modelVersion="v-1"), gemini.says(YES, modelVersion="v-2\x1b[2J"))
     judge(workdir, both, CASES)
     results = score(workdir, both)
     assert results["models"]["sft"]["accuracy"]["1"]["value"] == 0.5
+    out = capsys.readouterr().out
+    assert "3 model versions" in out and "v-2?[2J (1)" in out and "\x1b" not in out
     other = results["judges"][GEMINI]
     assert "several versions" in other["note"]
     assert other["models"]["sft"]["accuracy"]["1"]["value"] is None
