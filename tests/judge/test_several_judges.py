@@ -173,7 +173,9 @@ def test_several_judges_have_rows_of_their_own_and_the_first_is_the_headline(
     case = workdir.read_json(workdir.scores)["judges"]["o"]["sft"][CASES[0].fingerprint]
     assert len(case["right"]) == 2 and case["recall"] == [0.5]
     assert verify(workdir, both, CASES) == ([], 12, 0)
+    assert (other["usage"]["requests"], results["judge"]["usage"]["requests"]) == (5, 5)
     notes = str(table(results).renderables[2])
+    assert "Cost: 10 calls" in notes
     assert "Judge o: accuracy@1 0.750 for sft" in notes and "on 4 diagnoses" in notes
     assert judge(workdir, both, CASES)["further"][0]["asked"] == 0
 
