@@ -165,7 +165,7 @@ def _asking(model: Model) -> Ask:
             [ChatMessageUser(content=message["content"]) for message in request.messages],
             config=GenerateConfig(
                 temperature=request.temperature if samples else None,
-                seed=request.seed,
+                seed=request.seed or None,  # some servers refuse one, and only repeats need it
                 max_tokens=request.max_tokens,
                 response_schema=ResponseSchema(name="reply", json_schema=_schema(request)),
             ),
