@@ -1,7 +1,12 @@
-"""Agreement of two judges on the same items, yes or no, and accuracy carried from one to the other.
+"""Agreement of judges on the same items, and accuracy carried from one judge to another.
 
-Items of one case are not independent, so resampling draws cases. A table of counts is an array
-[..., 4] in the order of `CELLS`; every statistic is a function of summed tables.
+Two judges who say yes or no make a table of counts, an array [..., 4] in the order of `CELLS`.
+Every statistic is a function of numbers summed over cases: `interval` takes any, also one of more
+judges or of more labels.
+
+Items of one case are not independent, so resampling draws whole cases (Davison and Hinkley 1997,
+section 3.8). Intervals are BCa (Efron 1987), as in `statistics`. Kappa and AC1 are ratios: their
+intervals lean to one side, most of all where one label is rare, which a standard error misses.
 """
 
 import functools
@@ -40,22 +45,32 @@ def prevalence(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kappa(counts: np.ndarray) -> np.ndarray:
-    """Returns Cohen's kappa (1960); NaN if both judges say the same to everything.
+    """Returns Cohen's kappa; NaN if both judges say the same to everything.
 
-    Agreement beyond that of two judges who say yes independently, each as often as measured.
+    (po - pe) / (1 - pe): agreement beyond that of two judges who say yes independently, each as
+    often as measured (Cohen, Educ. Psychol. Meas. 1960, 20: 37-46).
     """
+    return _beyond(agreement(counts), _kappa_chance(counts))
+
+
+def _kappa_chance(counts: np.ndarray) -> np.ndarray:
     first, second = prevalence(counts)
-    return _beyond(agreement(counts), first * second + (1 - first) * (1 - second))
+    return first * second + (1.0 - first) * (1.0 - second)
 
 
 def ac1(counts: np.ndarray) -> np.ndarray:
-    """Returns Gwet's AC1 (2008); NaN without items.
+    """Returns Gwet's AC1; NaN without items.
 
-    Chance agreement is 2 p (1 - p) with p the mean prevalence. Unlike kappa it stays near the share
-    of agreement if almost all verdicts are the same.
+    As kappa with chance agreement 2 p (1 - p), p the mean prevalence (Gwet, Br. J. Math. Stat.
+    Psychol. 2008, 61: 29-48). It stays near the share of agreement if almost all verdicts are the
+    same.
     """
+    return _beyond(agreement(counts), _ac1_chance(counts))
+
+
+def _ac1_chance(counts: np.ndarray) -> np.ndarray:
     mean = sum(prevalence(counts)) / 2.0
-    return _beyond(agreement(counts), 2.0 * mean * (1.0 - mean))
+    return 2.0 * mean * (1.0 - mean)
 
 
 def hit_rates(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,6 +108,47 @@ def carried(share: np.ndarray, judged: np.ndarray, counts: np.ndarray) -> np.nda
     return (share - (1.0 - specificity) * judged) / usable
 
 
+def figure(value: float, ends: tuple[float, float] | None) -> dict[str, float | None]:
+    """Returns {"value", "low", "high"} with None for what is undefined."""
+    low, high = ends or (None, None)
+    return {"value": float(value) if np.isfinite(value) else None, "low": low, "high": high}
+
+
+def agreements(
+    by_case: np.ndarray, *, confidence: float, resamples: int, seed: int
+) -> dict[str, dict[str, float | None]]:
+    """Returns "agreement", "kappa" and "ac1" of two judges, each with an interval over cases.
+
+    Without a single disagreement every resample agrees and the bootstrap would claim certainty: the
+    lower ends then follow from the exact bound of the share of agreement, at the measured chance.
+
+    Args:
+      by_case: tables of the cases, [cases, 4]; cases without items may be there.
+      confidence: nominal coverage, in (0, 1).
+      resamples: number of draws.
+      seed: of the draws.
+
+    Returns:
+      {"value", "low", "high"} by name; None where a number is undefined.
+    """
+    drawing = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    by_case = np.asarray(by_case, np.float64).reshape(-1, len(CELLS))
+    by_case = by_case[by_case.sum(axis=1) > 0]
+    counts = by_case.sum(axis=0)
+    chances = {"agreement": 0.0, "kappa": _kappa_chance(counts), "ac1": _ac1_chance(counts)}
+    agreed = len(by_case) and counts[1] + counts[2] == 0
+    least = statistics.interval([1.0] * len(by_case), **drawing)[0] if agreed else None
+    found = {}
+    for name, of in (("agreement", agreement), ("kappa", kappa), ("ac1", ac1)):
+        value, chance = float(of(counts)), float(chances[name])
+        if least is None:
+            ends = interval(by_case, of, **drawing)
+        else:
+            ends = ((least - chance) / (1.0 - chance), 1.0) if np.isfinite(value) else None
+        found[name] = figure(value, ends)
+    return found
+
+
 def interval(
     by_case: np.ndarray,
     statistic: Statistic,
@@ -114,7 +170,8 @@ def interval(
         holds the sizes of two samples that are not of the same cases.
 
     Returns:
-      The two ends; None if the statistic is undefined, or undefined in over 5 % of the resamples.
+      The two ends; None if the statistic is undefined, undefined in over 5 % of the resamples, or
+      the same in all of them, such as of one case: that says nothing of its spread.
     """
     by_case = np.asarray(by_case, np.float64)
     total = by_case.sum(axis=0)
@@ -125,52 +182,15 @@ def interval(
         draws = statistic(_resampled(by_case, resamples, seed, strata))
         without = statistic(total - by_case)
     draws = draws[np.isfinite(draws)]
-    if len(draws) < _DEFINED * resamples:
+    if len(draws) < _DEFINED * resamples or np.ptp(draws) <= _TIE:
         return None
     deviations = np.where(np.isfinite(without), without, value)
     deviations = deviations.mean() - deviations
-    if np.ptp(draws) <= _TIE or np.all(np.abs(deviations) <= _TIE):
+    if np.all(np.abs(deviations) <= _TIE):
         return float(draws.min()), float(draws.max())
     levels = statistics.bca_levels(value, draws, deviations, 1.0 - confidence)
     low, high = np.quantile(draws, levels)
     return float(low), float(high)
-
-
-def agreement_intervals(
-    by_case: np.ndarray, *, confidence: float, resamples: int, seed: int
-) -> dict[str, tuple[float, float] | None]:
-    """Returns intervals of "agreement", "kappa" and "ac1" by resampling cases.
-
-    Without a single disagreement every resample agrees and the bootstrap would claim certainty: the
-    lower ends then follow from the exact bound of the share of agreement, at the measured chance.
-
-    Args:
-      by_case: tables of the cases, [cases, 4].
-      confidence: nominal coverage.
-      resamples: number of draws.
-      seed: of the draws.
-    """
-    drawing = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    named = {"agreement": agreement, "kappa": kappa, "ac1": ac1}
-    by_case = np.asarray(by_case, np.float64)
-    by_case = by_case[by_case.sum(axis=1) > 0]
-    counts = by_case.sum(axis=0)
-    if len(by_case) and counts[1] + counts[2] == 0:
-        least, _ = statistics.interval([1.0] * len(by_case), **drawing)
-        low = {"agreement": least}
-        for name in ("kappa", "ac1"):
-            chance = _chance(name, counts)
-            low[name] = (least - chance) / (1.0 - chance) if chance < 1.0 - _TIE else None
-        return {name: None if low[name] is None else (low[name], 1.0) for name in named}
-    return {name: interval(by_case, of, **drawing) for name, of in named.items()}
-
-
-def _chance(name: str, counts: np.ndarray) -> float:
-    first, second = (float(share) for share in prevalence(counts))
-    if name == "kappa":
-        return first * second + (1 - first) * (1 - second)
-    mean = (first + second) / 2.0
-    return 2.0 * mean * (1.0 - mean)
 
 
 def _resampled(

@@ -112,6 +112,7 @@ RESULTS = {
             "verdicts": Each({"wanted": _COUNT, "settled": _COUNT}),
             "agreement": {"diagnosis": _AGREEMENT, "reasons": _AGREEMENT},
             "repeatability?": Each(_figure),
+            "usage?": _USAGE,
             "models": Each(nested(dict.fromkeys(_METRIC_FIELDS, _metric))),
         }
     ),

@@ -138,7 +138,8 @@ _declare("")(
     endpoints=Field(
         (),
         "servers of chat completions, each NAME=URL, NAME=URL KEY_VARIABLE or either with "
-        "service_tier=TIER: then NAME:MODEL is a model, and NAME a judge",
+        "service_tier=TIER: then NAME:MODEL is a model in sample.models and judge.models, and NAME "
+        "a judge.name",
         rule=(_each_once_or_none, "some NAME=URL, each once"),
     ),
 )
@@ -337,8 +338,8 @@ _declare("judge")(
     models=Field(
         (),
         "judges in place of judge.name and judge.model, each SPEC or NAME=SPEC: offline, "
-        "gemini:MODEL, openai:MODEL, a pair diagnosis:MODEL+reasons:MODEL, or paper, the pair of "
-        "the paper; the first is the headline, the others are agreement",
+        "gemini:MODEL, openai:MODEL, ENDPOINT:MODEL, a pair diagnosis:MODEL+reasons:MODEL, or "
+        "paper, the pair of the paper; the first is the headline, the others are agreement",
         rule=(_each_once_or_none, "some judges, each once"),
     ),
     repeat=Field(

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from mcr_jax.errors import for_terminal
+
 _LOG_INTERVAL_S = 10  # between two lines in a log
 _silent = False
 
@@ -18,9 +20,9 @@ def silence(silent: bool) -> None:
 
 
 def say(message: str) -> None:
-    """Prints one line and flushes it."""
+    """Prints one line and flushes it; names that it quotes may come from a server or a file."""
     if not _silent:
-        print(message, flush=True)
+        print(for_terminal(message), flush=True)
 
 
 class _Printed(logging.Handler):

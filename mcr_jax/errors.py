@@ -17,6 +17,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def for_terminal(text: str) -> str:
+    """Returns `text` with each of its lines `printable`."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 class McrError(Exception):
     """Failed work; the message is the line for the user. Exit status 1."""
 

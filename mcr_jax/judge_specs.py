@@ -1,11 +1,13 @@
 """Judges by name: the entries of config.judge.models.
 
-An entry is SPEC or NAME=SPEC. A SPEC is one model (offline, gemini:MODEL, openai:MODEL), a pair
-diagnosis:MODEL+reasons:MODEL of these, with a model for each stage of judging, or a name of
-PRESETS. Without entries, config.judge.name and config.judge.model name the one judge.
+An entry is SPEC or NAME=SPEC. A SPEC is one model (offline, gemini:MODEL, openai:MODEL, or
+ENDPOINT:MODEL of config.endpoints), a pair diagnosis:MODEL+reasons:MODEL of these, with a model for
+each stage of judging, or a name of PRESETS. Without entries, config.judge.name and
+config.judge.model name the one judge.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -15,6 +17,7 @@ from mcr_jax.errors import UsageError
 from mcr_jax.model_specs import GEMINI, OFFLINE, OPENAI, ModelSpec
 
 STAGES = ("diagnosis", "reasons")  # of judging, in the ledger
+_BETWEEN = re.compile(rf"\+(?=(?:{'|'.join(STAGES)}):)")  # the models of a pair
 PRESETS = {
     # The judges of the MedCaseReasoning paper.
     "paper": "paper=diagnosis:openai:gpt-4o-mini+reasons:openai:o4-mini",
@@ -57,7 +60,8 @@ def judges(config: ConfigDict) -> list[Judge]:
     """
     section = config.judge
     if section.models:
-        found = [_parse(text) for text in section.models]
+        named = model_specs.endpoints(config)
+        found = [_parse(text, named) for text in section.models]
     else:
         name = plain_name(section.name, section.model)
         value = "" if section.name == OFFLINE else section.model
@@ -87,14 +91,14 @@ def plain_name(kind: str, model: str) -> str:
     return kind if kind == OFFLINE else f"{kind}:{model}"
 
 
-def _parse(text: str) -> tuple[str, dict[str, ModelSpec]]:
-    """Returns the name and the models of an entry. Raises UsageError if it is of another form."""
+def _parse(text: str, named: Collection[str]) -> tuple[str, dict[str, ModelSpec]]:
+    """Returns name and models of an entry; `named` are endpoints. Raises UsageError if wrong."""
     text = PRESETS.get(text.strip(), text.strip())
     name, sign, spec = text.partition("=")
     if not sign:
         name, spec = text, text
     spec = PRESETS.get(spec.strip(), spec.strip()).rpartition("=")[2]
-    parts = [part.partition(":") for part in spec.split("+")]
+    parts = [part.partition(":") for part in _BETWEEN.split(spec)]
     texts = dict.fromkeys(STAGES, spec)
     if any(stage in STAGES for stage, *_ in parts):
         if sorted(stage for stage, *_ in parts) != sorted(STAGES):
@@ -103,27 +107,29 @@ def _parse(text: str) -> tuple[str, dict[str, ModelSpec]]:
                 "NAME=diagnosis:MODEL+reasons:MODEL"
             )
         texts = {stage: model for stage, _, model in parts}
-    models = {stage: _model(texts[stage]) for stage in STAGES}
+    models = {stage: _model(texts[stage], named) for stage in STAGES}
     return model_specs.checked_name(name.strip(), text), models
 
 
-def _model(text: str) -> ModelSpec:
+def _model(text: str, named: Collection[str]) -> ModelSpec:
     if text.strip() == OFFLINE:
         return ModelSpec(OFFLINE, OFFLINE, "")
+    services = (GEMINI, OPENAI, *named)
     try:
-        spec = model_specs.parse(text)
+        spec = model_specs.parse(text, named)
     except UsageError:
         spec = None
     if spec is None or "=" in text:
         raise UsageError(
-            f"there is no judge {text!r}: name offline, {GEMINI}:MODEL, {OPENAI}:MODEL, "
-            f"{', '.join(PRESETS)}, or NAME= one of these"
+            f"there is no judge {text!r}: name offline, "
+            f"{', '.join(f'{kind}:MODEL' for kind in services)}, {', '.join(PRESETS)}, or NAME= "
+            "one of these; config.endpoints names other servers"
         )
-    if spec.kind not in (GEMINI, OPENAI):
+    if spec.kind not in services:
         raise UsageError(
             f"{text!r} in config.judge.models cannot judge: a model of this machine has to be "
-            "served, such as by vLLM or `transformers serve`, and named openai:MODEL with "
-            "OPENAI_BASE_URL"
+            "served, such as by vLLM or `transformers serve`, and named ENDPOINT:MODEL with "
+            "config.endpoints, or openai:MODEL with OPENAI_BASE_URL"
         )
     return spec
 

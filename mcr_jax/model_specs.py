@@ -18,6 +18,7 @@ OWN = (UNTRAINED, TRAINED)  # models of the workdir itself
 FOLDER, FILE = "hf", "file"
 GEMINI, OPENAI = "gemini", "openai"
 OFFLINE = "offline"  # fixed rules; a judge only
+_TAKEN = (*OWN, FOLDER, FILE, GEMINI, OPENAI, OFFLINE, "diagnosis", "reasons")  # not endpoints
 _FORM = re.compile(r"(?:(?P<name>[^=:/\\]+)=)?(?P<kind>[^:@]+)(?:(?P<sign>[:@])(?P<value>.+))?")
 # Of OpenAI; the standard price is that of the first two. Other servers may have other names.
 TIERS = ("auto", "default", "flex", "priority", "scale", "fast")
@@ -71,12 +72,14 @@ def endpoints(config: ConfigDict) -> dict[str, Endpoint]:
     found = {}
     for text in config.endpoints:
         match = _ENDPOINT.fullmatch(text.strip())
-        if not match or match["name"] in (*OWN, FOLDER, FILE, GEMINI, OPENAI):
+        if not match or match["name"] in _TAKEN:
             raise UsageError(
                 f"config.endpoints: {text!r} is not NAME=URL, NAME=URL KEY_VARIABLE or either with "
                 f"service_tier=TIER ({', '.join(TIERS)}), with a name of its own"
             )
         name, *others = match.group("name", "url", "key", "tier")
+        if name in found:
+            raise UsageError(f"config.endpoints names {name!r} twice")
         found[name] = Endpoint(name, *(other or "" for other in others))
     return found
 

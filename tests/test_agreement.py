@@ -101,19 +101,39 @@ def test_the_interval_of_a_ratio_is_that_of_scipy_within_monte_carlo_error():
 
 
 def test_total_agreement_does_not_claim_certainty():
-    by_case = np.array([[2, 0, 0, 0], [0, 0, 0, 2]] * 10)
-    found = agreement.agreement_intervals(by_case, **DRAWING)
-    least = 0.025 ** (1 / 20)
-    assert found["agreement"] == pytest.approx((least, 1.0))
-    assert found["kappa"] == pytest.approx((2 * least - 1, 1.0))
-    assert found["ac1"] == pytest.approx((2 * least - 1, 1.0))
+    by_case = np.array([[2, 0, 0, 0], [0, 0, 0, 2], [0, 0, 0, 0]] * 10)
+    found = agreement.agreements(by_case, **DRAWING)
+    least = 0.025 ** (1 / 20)  # Clopper-Pearson of 20 of 20
+    ends = {name: (of["value"], of["low"], of["high"]) for name, of in found.items()}
+    assert ends["agreement"] == pytest.approx((1.0, least, 1.0))
+    assert ends["kappa"] == ends["ac1"] == pytest.approx((1.0, 2 * least - 1, 1.0))
 
 
-def test_what_is_undefined_has_no_interval():
-    assert agreement.agreement_intervals(np.array([[2, 0, 0, 0]] * 9), **DRAWING)["kappa"] is None
+def test_agreements_are_the_statistics_with_their_intervals():
+    by_case = np.random.default_rng(3).multinomial(5, [0.4, 0.1, 0.1, 0.4], 30)
+    for name, found in agreement.agreements(by_case, **DRAWING).items():
+        of = getattr(agreement, name)
+        assert found["value"] == of(by_case.sum(axis=0))
+        assert (found["low"], found["high"]) == agreement.interval(by_case, of, **DRAWING)
+
+
+NOTHING = {"value": None, "low": None, "high": None}
+
+
+def test_what_is_undefined_is_none():
+    assert set(map(str, agreement.agreements([], **DRAWING).values())) == {str(NOTHING)}
+    one_label = agreement.agreements(np.array([[2, 0, 0, 0]] * 9), **DRAWING)
+    assert one_label["kappa"] == NOTHING and one_label["ac1"]["value"] == 1.0
     assert agreement.interval(np.zeros((3, 4)), agreement.ac1, **DRAWING) is None
     one_disagrees = np.array([[3, 0, 0, 0]] * 20 + [[0, 0, 0, 1]])
     assert agreement.interval(one_disagrees, agreement.kappa, **DRAWING) is None
+
+
+@pytest.mark.parametrize("cases", [1, 20])
+def test_cases_that_are_all_alike_have_values_and_no_intervals(cases):
+    found = agreement.agreements([[3, 1, 0, 2]] * cases, **DRAWING)
+    for name, of in found.items():
+        assert of == {**NOTHING, "value": float(getattr(agreement, name)([3, 1, 0, 2]))}
 
 
 def test_strata_keep_their_sizes_in_every_resample():
@@ -149,9 +169,9 @@ def test_kappa_and_ac1_cover_the_truth_about_as_often_as_they_say(accuracy):
     for trial in range(trials):
         rng = np.random.default_rng(trial)
         by_case = _tables(*_cases(rng, 80, 3, accuracy, sensitivity, specificity))
-        found = agreement.agreement_intervals(by_case, **DRAWING)
+        found = agreement.agreements(by_case, **DRAWING)
         for name in covered:
-            low, high = found[name]
+            low, high = found[name]["low"], found[name]["high"]
             covered[name] += low <= getattr(agreement, name)(cells) <= high
     for name, count in covered.items():
         assert 0.92 <= count / trials <= 0.98, (name, count / trials)

@@ -27,7 +27,8 @@ from mcr_jax.prompts import Prompt
 TASK = "medcasereasoning"
 _MOST_TOKENS = 65_536  # of a judge's reply, after truncated ones
 
-Ask = Callable[[Request], Awaitable[Reply]]  # sends the request of a judge to a model
+# Sends the request of a judge to a model; the key of the request is the stage of judging.
+Ask = Callable[[Request], Awaitable[Reply]]
 
 
 def settings(**fields: Any) -> ConfigDict:
@@ -114,34 +115,39 @@ class Grader:
           text: the completion, thoughts included.
           outcome: how it ended.
           sample: its index among the completions of the case, from 0.
-          ask: sends a judge's request; called up to config.judge.attempts times per verdict.
+          ask: sends a judge's request; called up to config.judge.attempts times for each of the
+            config.judge.repeat verdicts.
           stages: which verdicts to ask for.
         """
         row = RowKey(stage="sample", case=case.fingerprint, model="", sample=sample)
         said = read(
             Attempt(row=row, digest="", attempt=1, outcome=outcome, text=text), self.answers
         )
-        verdicts: dict[str, Attempt | None] = dict.fromkeys(STAGES)
+        wanted, c = {}, self.config.judge
         if said is not None and said.answer is not None and "diagnosis" in stages:
-            asked = diagnosis.request(
-                "diagnosis",
-                case,
-                said.answer,
-                self._prompts["diagnosis"],
-                max_tokens=self.config.judge.max_tokens,
+            of_stage = self._prompts["diagnosis"]
+            wanted["diagnosis"] = diagnosis.request(
+                "diagnosis", case, said.answer, of_stage, max_tokens=c.max_tokens
             )
-            verdicts["diagnosis"] = await self._verdict("diagnosis", row, asked, ask)
         if said is not None and said.trace and self.recalled(sample) and "reasons" in stages:
-            asked = reasons.request(
-                "reasons",
-                case,
-                said.trace,
-                self._prompts["reasons"],
-                quote_words=self.config.judge.quote_words,
-                max_tokens=self.config.judge.max_tokens,
+            of_stage, limits = self._prompts["reasons"], {"max_tokens": c.max_tokens}
+            wanted["reasons"] = reasons.request(
+                "reasons", case, said.trace, of_stage, quote_words=c.quote_words, **limits
             )
-            verdicts["reasons"] = await self._verdict("reasons", row, asked, ask)
-        return Sample(row=row, outcome=outcome, error="", said=said, text=text, **verdicts)
+        verdicts = []
+        for repeat in range(c.repeat):
+            of_repeat = dict.fromkeys(STAGES)
+            for stage, request in wanted.items():
+                place = row.judged(stage, "harness", repeat)
+                # As `mcr judge`: each repeat has a seed of its own.
+                request = dataclasses.replace(request, seed=repeat)
+                of_repeat[stage] = await self._verdict(place, request, ask)
+            verdicts.append(of_repeat)
+        first, *others = verdicts
+        repeats = tuple((of_repeat["diagnosis"], of_repeat["reasons"]) for of_repeat in others)
+        return Sample(
+            row=row, outcome=outcome, error="", said=said, text=text, repeats=repeats, **first
+        )
 
     @property
     def answers(self) -> str:
@@ -152,13 +158,13 @@ class Grader:
         """Returns whether the trace of this sample is judged for recall."""
         return sample < self.config.judge.recall_samples
 
-    async def _verdict(self, stage: str, row: RowKey, request: Request, ask: Ask) -> Attempt:
-        read_by, attempt = reader(stage, self.config), None
+    async def _verdict(self, row: RowKey, request: Request, ask: Ask) -> Attempt:
+        read_by, attempt = reader(row.stage, self.config), None
         for number in range(1, self.config.judge.attempts + 1):
             limit = token_limit(request, attempt, _MOST_TOKENS)
             reply = await ask(dataclasses.replace(request, max_tokens=limit))
             attempt = Attempt(
-                row=row.judged(stage, "harness"),
+                row=row,
                 digest="",
                 attempt=number,
                 outcome=reply.outcome,

@@ -29,7 +29,7 @@ from mcr_jax.generate.ledger import Attempt, Ledger, Scope
 from mcr_jax.judge_specs import headline
 from mcr_jax.prompts import Prompt
 from mcr_jax.score.results import NOTICE, estimates, metric
-from mcr_jax.score.samples import ANSWERED, NO_ANSWER, collect, kind, right, sample_recall
+from mcr_jax.score.samples import ANSWERED, NO_ANSWER, collect, decided
 from mcr_jax.workdir import digest
 
 FORMATS = (".eval", ".json")
@@ -45,16 +45,14 @@ _SUMMARY_CHARS = 1000  # of a text in the list of samples
 
 def diagnosis_score(sample: Sample) -> dict[str, Any]:
     """Returns the Score of the diagnosis: 1 right, 0 wrong, NaN unresolved."""
-    ended = kind(sample.outcome, sample.said)
-    verdict = right(ended, sample.diagnosis)
-    answer = sample.said.answer if sample.said else None
-    failed = "grader_failed" if ended == ANSWERED and verdict is None else None
+    found = decided(sample)
+    failed = "grader_failed" if found.kind == ANSWERED and found.right is None else None
     return {
-        "value": math.nan if verdict is None else float(verdict),
-        "answer": answer,
-        "explanation": _explanation(sample.diagnosis, sample.error),
-        "reason": failed or _REASONS.get(ended),
-        "metadata": {"kind": ended, "rule": sample.said.rule if sample.said else None},
+        "value": math.nan if found.right is None else float(found.right),
+        "answer": sample.said.answer if sample.said else None,
+        "explanation": _explanation(sample.diagnoses, sample.error),
+        "reason": failed or _REASONS.get(found.kind),
+        "metadata": {"kind": found.kind, "rule": sample.said.rule if sample.said else None},
     }
 
 
@@ -65,21 +63,20 @@ def reasons_score(sample: Sample, config: ConfigDict) -> dict[str, Any]:
     """
     if sample.row.sample >= config.judge.recall_samples:
         return {"value": {FOUND: math.nan, VERIFIED: math.nan}, "reason": "not_sampled_for_recall"}
-    shares = sample_recall(sample.said, sample.reasons)
-    values = {FOUND: shares.found, VERIFIED: shares.verified}
-    failed = sample.said is not None and shares.found is None
+    recall = decided(sample).recall
+    values = {FOUND: recall.found, VERIFIED: recall.verified}
+    failed = sample.said is not None and recall.found is None
     return {
         "value": {name: math.nan if v is None else v for name, v in values.items()},
-        "explanation": _explanation(sample.reasons, sample.error),
+        "explanation": _explanation(sample.recalls, sample.error),
         "reason": "grader_failed" if failed else None,
     }
 
 
-def _explanation(verdict: Attempt | None, error: str) -> str | None:
-    """Returns the judge's reply, with the error if it has one."""
-    if verdict is None:
-        return error or None
-    return "\n".join(filter(None, (verdict.error, verdict.text))) or None
+def _explanation(verdicts: Sequence[Attempt | None], error: str) -> str | None:
+    """Returns the judge's replies, one per repeat, each with its error if it has one."""
+    given = [part for v in verdicts if v is not None for part in (v.error, v.text) if part]
+    return "\n".join(given) or error or None
 
 
 def write_log(
@@ -107,12 +104,14 @@ def write_log(
 
     Raises:
       McrError: a completion is of a case that is not among `cases`, the model has no completions,
-        or a file cannot be read or written.
+        the verdicts are of several versions, or a file cannot be read or written.
       UsageError: `path` ends in something else.
     """
     if path.suffix not in FORMATS:
         raise UsageError(f"{path}: the name of a log ends in {' or '.join(FORMATS)}")
     joined, logged_as = join(ledger, config), f"{_PROVIDER}/{model}"
+    if joined.mixed:  # no mean of them is a number, and inspect_ai would compute one
+        raise McrError(f"the log would mix verdicts: {joined.note}")
     samples, attempts = joined.models[model], ledger.answers(Scope("sample", model))
     known = {case.fingerprint: question(case, prompt) for case in cases}
     if strange := sum(sample.row.case not in known for sample in samples):
@@ -206,8 +205,6 @@ def _results(joined: Joined, model: str, config: ConfigDict, there: int) -> dict
     samples, scores = joined.models[model], []
     for name, of_case in estimates(collect(samples, config)).items():
         found = metric(of_case, config)
-        if joined.mixed:  # verdicts of several judges have no mean
-            found["value"] = None
         of, _, k = name.partition("@")
         short = "accuracy" if k else "mean"
         entry = {"name": short, "value": found["value"], "metadata": found}

@@ -26,9 +26,11 @@ from inspect_ai.util import JSONSchema
 from mcr_jax.adapters.grading import Ask, Grader, case_of, load, question, settings
 from mcr_jax.adapters.inspect_log import RECALLS, diagnosis_score, reasons_score
 from mcr_jax.completion import with_thoughts
+from mcr_jax.generate import services
 from mcr_jax.generate.api import Outcome, Reply, Request
 from mcr_jax.generate.joined import Sample
 from mcr_jax.metrics import METRICS
+from mcr_jax.model_specs import GEMINI, OPENAI
 
 GRADER = "grader"  # role of the model that judges
 _OUTCOMES = {
@@ -46,6 +48,7 @@ def medcasereasoning(
     prompt: str = "diagnose",
     samples: int = 10,
     recall_samples: int = 1,
+    judge_repeat: int = 1,
     temperature: float = 0.7,
     max_tokens: int = 4096,
 ) -> Task:
@@ -57,6 +60,7 @@ def medcasereasoning(
       prompt: name of a prompt of mcr_jax.
       samples: completions per case (epochs).
       recall_samples: traces per case that are judged for recall.
+      judge_repeat: verdicts on each completion, as config.judge.repeat.
       temperature: of the candidate.
       max_tokens: most tokens per completion.
 
@@ -68,7 +72,8 @@ def medcasereasoning(
 
     config = settings(
         **{"data.eval_split": split, "data.data_dir": data_dir, "prompt": prompt},
-        **{"judge.recall_samples": recall_samples, "sample.n": samples},
+        **{"judge.recall_samples": recall_samples, "judge.repeat": judge_repeat},
+        **{"sample.n": samples},
     )
     cases, text = load(config)
     asked = [question(case, text) for case in cases]
@@ -89,16 +94,16 @@ def medcasereasoning(
             name="medcasereasoning",
         ),
         solver=generate(),
-        scorer=[diagnosis(), reasons(recall_samples)],
+        scorer=[diagnosis(judge_repeat), reasons(recall_samples, judge_repeat)],
         config=GenerateConfig(temperature=temperature, max_tokens=max_tokens),
         epochs=Epochs(samples, ["mean", *(f"pass_at_{k}" for k in ks)]),
     )
 
 
 @scorer(metrics=[accuracy(), stderr()])
-def diagnosis() -> Scorer:
+def diagnosis(judge_repeat: int = 1) -> Scorer:
     """Scores the answer by our diagnosis judge: 1 right, 0 wrong, else unscored."""
-    grader = Grader(settings())
+    grader = Grader(settings(**{"judge.repeat": judge_repeat}))
 
     async def score(state: TaskState, target: Target) -> Score:
         return Score(**diagnosis_score(await _graded(grader, state, target, ["diagnosis"])))
@@ -107,9 +112,10 @@ def diagnosis() -> Scorer:
 
 
 @scorer(metrics={name: [mean(), stderr()] for name in RECALLS})
-def reasons(recall_samples: int = 1) -> Scorer:
+def reasons(recall_samples: int = 1, judge_repeat: int = 1) -> Scorer:
     """Scores the trace by our reasons judge: recall and verified recall, else unscored."""
-    grader = Grader(settings(**{"judge.recall_samples": recall_samples}))
+    fields = {"judge.recall_samples": recall_samples, "judge.repeat": judge_repeat}
+    grader = Grader(settings(**fields))
 
     async def score(state: TaskState, target: Target) -> Score:
         sample = await _graded(grader, state, target, ["reasons"])
@@ -150,13 +156,16 @@ def _text(output: ModelOutput) -> str:
 
 
 def _asking(model: Model) -> Ask:
-    """Returns a function that sends the request of a judge to `model`."""
+    """Returns a function that sends the request of a judge to `model`, set up as by `mcr judge`."""
+    provider, _, _ = str(model).partition("/")
+    samples = services.samples(GEMINI if provider == "google" else OPENAI, model.name)
 
     async def ask(request: Request) -> Reply:
         output = await model.generate(
             [ChatMessageUser(content=message["content"]) for message in request.messages],
             config=GenerateConfig(
-                temperature=request.temperature,
+                temperature=request.temperature if samples else None,
+                seed=request.seed or None,  # some servers refuse one, and only repeats need it
                 max_tokens=request.max_tokens,
                 response_schema=ResponseSchema(name="reply", json_schema=_schema(request)),
             ),

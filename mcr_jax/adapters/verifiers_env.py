@@ -10,7 +10,7 @@ our keys. A reward is a number even where a verdict is missing: then `diagnosis`
 
 import asyncio
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import verifiers as vf
@@ -20,16 +20,15 @@ from ml_collections import ConfigDict
 from mcr_jax.adapters.grading import Ask, Grader, case_of, load, question, settings
 from mcr_jax.cases import Case
 from mcr_jax.completion import Completion, parse, with_thoughts
-from mcr_jax.errors import McrError, UsageError
+from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome, Remote, Reply, Request
-from mcr_jax.generate.joined import Sample
 from mcr_jax.judge_specs import STAGES
-from mcr_jax.judges.choose import make_judge
-from mcr_jax.score.samples import kind, right, sample_recall
+from mcr_jax.judges.choose import make_judges
+from mcr_jax.score.samples import Decided, decided
 
 _EVERY = 1_000_000_000  # recall_samples that hold every rollout
 _WAITS_S = (1.0, 4.0, 16.0, 60.0)  # after a failed call of the judge
-_SAMPLE = "mcr_sample"  # in a rollout's state
+_DECIDED = "mcr_decided"  # in a rollout's state
 
 
 class Answers(vf.Parser):
@@ -49,7 +48,9 @@ def load_environment(
     data_dir: str = "",
     prompt: str = "diagnose",
     judge: str = "gemini:gemini-3.5-flash-lite",
+    judge_repeat: int = 1,
     thinking: str = "",
+    endpoints: Sequence[str] = (),
     recall_weight: float | None = 0.0,
     **kwargs: Any,
 ) -> vf.Environment:
@@ -59,23 +60,21 @@ def load_environment(
       split: train, val or test.
       data_dir: TFDS data_dir; "" is TFDS's default.
       prompt: name of a prompt of mcr_jax.
-      judge: offline, gemini:MODEL or openai:MODEL.
+      judge: one entry of config.judge.models, such as gemini:MODEL, openai:MODEL or paper.
+      judge_repeat: verdicts on each completion, as config.judge.repeat.
       thinking: of the judge, as config.judge.thinking.
+      endpoints: servers that `judge` may name, as config.endpoints.
       recall_weight: weight of verified recall in the reward, beside 1 for the diagnosis; 0 reports
         recall only, None does not judge it.
       **kwargs: of vf.SingleTurnEnv.
 
     Raises:
-      McrError: the dataset is missing, or a setting or a key is wrong.
+      McrError: the dataset is missing, or a setting, the judge or a key is wrong.
     """
-    name, _, model = judge.partition(":")
-    if name != "offline" and not model:
-        raise UsageError(f"judge={judge!r}: give offline, gemini:MODEL or openai:MODEL")
-    fields = {"judge.name": name, "judge.thinking": thinking, "judge.recall_samples": _EVERY}
-    if model:
-        fields["judge.model"] = model
     config = settings(
-        **{"data.eval_split": split, "data.data_dir": data_dir}, prompt=prompt, **fields
+        **{"data.eval_split": split, "data.data_dir": data_dir, "prompt": prompt},
+        **{"judge.models": (judge,), "judge.repeat": judge_repeat, "judge.thinking": thinking},
+        **{"judge.recall_samples": _EVERY, "endpoints": tuple(endpoints)},
     )
     cases, text = load(config)
     asked = [question(case, text) for case in cases]
@@ -97,30 +96,27 @@ def load_environment(
 def _rubric(grader: Grader, ask: Ask, recall_weight: float | None, parser: vf.Parser) -> vf.Rubric:
     stages = STAGES if recall_weight is not None else ("diagnosis",)
 
-    async def graded(state: vf.State) -> Sample:
-        if _SAMPLE not in state:
+    async def graded(state: vf.State) -> Decided:
+        if _DECIDED not in state:
             text, outcome = _completed(state)
             sample = await grader.grade(_case(state), text, outcome, 0, ask, stages)
-            state[_SAMPLE] = sample
-        return state[_SAMPLE]
+            state[_DECIDED] = decided(sample)
+        return state[_DECIDED]
 
     async def diagnosis(state: vf.State) -> float:
-        return float(_right(await graded(state)) or 0)
+        return float((await graded(state)).right or 0)
 
     async def unresolved(state: vf.State) -> float:
-        return float(_right(await graded(state)) is None)
+        return float((await graded(state)).right is None)
 
     async def reasoning_recall(state: vf.State) -> float:
-        sample = await graded(state)
-        return sample_recall(sample.said, sample.reasons).found or 0.0
+        return (await graded(state)).recall.found or 0.0
 
     async def reasoning_recall_verified(state: vf.State) -> float:
-        sample = await graded(state)
-        return sample_recall(sample.said, sample.reasons).verified or 0.0
+        return (await graded(state)).recall.verified or 0.0
 
     async def recall_unresolved(state: vf.State) -> float:
-        sample = await graded(state)
-        return float(sample_recall(sample.said, sample.reasons).found is None)
+        return float((await graded(state)).recall.found is None)
 
     rubric = vf.Rubric(funcs=[diagnosis, unresolved], weights=[1.0, 0.0], parser=parser)
     if recall_weight is not None:
@@ -128,10 +124,6 @@ def _rubric(grader: Grader, ask: Ask, recall_weight: float | None, parser: vf.Pa
         rubric.add_metric(recall_unresolved)
         rubric.add_reward_func(reasoning_recall_verified, weight=recall_weight)
     return rubric
-
-
-def _right(sample: Sample) -> bool | None:
-    return right(kind(sample.outcome, sample.said), sample.diagnosis)
 
 
 def _case(state: vf.State) -> Case:
@@ -170,14 +162,14 @@ def _field(message: Any, name: str) -> Any:
 
 def _asking(config: ConfigDict) -> Ask:
     """Returns a function that sends a request to the judge, again after failures of the network."""
-    make_judge(config)  # refuses a missing key before the first rollout
+    make_judges(config)  # refuses a missing key before the first rollout
     judges: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # by event loop
 
     async def ask(request: Request) -> Reply:
         loop = asyncio.get_running_loop()
         if loop not in judges:  # connections belong to a loop
-            judges[loop] = make_judge(config)
-        judge = judges[loop]
+            (judges[loop],) = make_judges(config).values()
+        judge = judges[loop][request.key]
         if not isinstance(judge, Remote):
             return next(iter(judge.generate([request])))
         for wait in (*_WAITS_S, None):

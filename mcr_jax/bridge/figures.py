@@ -15,7 +15,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mcr_jax import agreement, judge_specs, model_specs, statistics
-from mcr_jax.bridge.verdicts import Both, Flags, pairs, read
+from mcr_jax.agreement import figure
+from mcr_jax.bridge.verdicts import Both, Counts, Flags, pairs, read
 from mcr_jax.errors import McrError
 from mcr_jax.generate.ledger import Ledger
 from mcr_jax.metrics import Estimate
@@ -35,8 +36,9 @@ def bridge(ledger: Ledger, judges: tuple[str, str], config: ConfigDict) -> dict[
       config: reads `seed`, `sample.models`, `judge.recall_samples` and `score`.
 
     Returns:
-      {"judges", "config", "notice", "schema", "versions", "stages"}. "stages" has an entry for each
-      stage that both judged: "all" and "models" with the tables (`_table`), per model also the
+      {"judges", "config", "notice", "schema", "versions", "repeats", "stages"}. "versions" and
+      "repeats" are by judge and stage, see `verdicts.Counts`. "stages" has an entry for each stage
+      that both judged: "all" and "models" with the tables (`_table`), per model also the
       accuracies and the estimate, and "comparisons" of every two models.
 
     Raises:
@@ -53,11 +55,14 @@ def bridge(ledger: Ledger, judges: tuple[str, str], config: ConfigDict) -> dict[
     listed = model_specs.names(config)
     names = {scope.model for scope in scopes if scope.stage == "sample"}
     models = [m for m in listed if m in names] + sorted(names.difference(listed))
-    versions = {judge: collections.Counter() for judge in judges}
+    counts = {
+        judge: Counts(*({stage: collections.Counter() for stage in METRIC} for _ in range(2)))
+        for judge in judges
+    }
     stages = {}
     for stage in METRIC:
         if all(any(s.stage == stage and s.judge == judge for s in scopes) for judge in judges):
-            rows = {model: read(ledger, stage, model, judges, config, versions) for model in models}
+            rows = {model: read(ledger, stage, model, judges, config, counts) for model in models}
             if any(pair for of_model in rows.values() for pair in map(pairs, of_model)):
                 stages[stage] = _stage(rows, config)
     if not stages:
@@ -66,9 +71,17 @@ def bridge(ledger: Ledger, judges: tuple[str, str], config: ConfigDict) -> dict[
         "schema": SCHEMA,
         "notice": NOTICE,
         "judges": list(judges),
-        "versions": {judge: dict(count.most_common()) for judge, count in versions.items()},
+        "versions": {judge: _listed(of_judge.versions) for judge, of_judge in counts.items()},
+        "repeats": {judge: _listed(of_judge.repeats) for judge, of_judge in counts.items()},
         "config": {"seed": config.seed, **config.score.to_dict()},
         "stages": stages,
+    }
+
+
+def _listed(by_stage: Mapping[str, collections.Counter]) -> dict[str, dict[str, int]]:
+    return {
+        stage: {str(name): count for name, count in counted.most_common()}
+        for stage, counted in by_stage.items()
     }
 
 
@@ -106,12 +119,11 @@ def _table(tables: Mapping[str, np.ndarray], config: ConfigDict) -> dict[str, An
     """
     by_case = np.array([tables[case] for case in sorted(tables)]).reshape(-1, 4)
     counts = by_case.sum(axis=0)
-    intervals = agreement.agreement_intervals(by_case, **_drawing(config))
     return {
         "cases": len(by_case),
         "items": int(counts.sum()),
         "confusion": dict(zip(agreement.CELLS, map(int, counts), strict=True)),
-        **{name: _figure(getattr(agreement, name)(counts), intervals[name]) for name in intervals},
+        **agreement.agreements(by_case, **_drawing(config)),
         "prevalence": [_number(share) for share in agreement.prevalence(counts)],
         "repeats": [_number(share) for share in agreement.hit_rates(counts)],
     }
@@ -158,9 +170,9 @@ def _estimates(shares: Mapping[str, tuple[float, float]]) -> dict[str, Estimate]
 def _mean(shares: Mapping[str, tuple[float, float]], config: ConfigDict) -> dict[str, Any]:
     values = [share for share, _ in shares.values()]
     if not values:
-        return {**_figure(np.nan, None), "cases": 0}
+        return {**figure(np.nan, None), "cases": 0}
     found = statistics.interval(values, **_drawing(config))
-    return {**_figure(statistics.mean(values), found), "cases": len(values)}
+    return {**figure(statistics.mean(values), found), "cases": len(values)}
 
 
 def _carried_figures(
@@ -239,17 +251,12 @@ def _drawn(
     sums: np.ndarray, strata: Sequence[int], statistic: agreement.Statistic, config: ConfigDict
 ) -> dict[str, float | None]:
     found = agreement.interval(sums, statistic, strata=strata, **_drawing(config))
-    return _figure(statistic(sums.sum(axis=0)), found)
+    return figure(statistic(sums.sum(axis=0)), found)
 
 
 def _drawing(config: ConfigDict) -> dict[str, Any]:
     c = config.score
     return {"confidence": c.confidence, "resamples": c.resamples, "seed": config.seed}
-
-
-def _figure(value: float, found: tuple[float, float] | None) -> dict[str, float | None]:
-    low, high = found or (None, None)
-    return {"value": _number(value), "low": low, "high": high}
 
 
 def _number(value: float) -> float | None:

@@ -16,12 +16,8 @@ from mcr_jax.errors import printable
 def table(found: Mapping[str, Any]) -> Group:
     """Lays out what `figures.bridge` returns for a terminal."""
     first, second = found["judges"]
-    parts: list[RenderableType] = [Text(f"First judge: {first}. Second judge: {second}.")]
-    for judge, versions in found["versions"].items():
-        if len(versions) > 1:
-            listed = ", ".join(f"{name} ({count})" for name, count in versions.items())
-            line = f"The verdicts of {judge} are from several versions: {listed}."
-            parts.append(Text(printable(line)))
+    names = Text(printable(f"First judge: {first}. Second judge: {second}."))
+    parts: list[RenderableType] = [names, *_lines_of_judges(found)]
     for stage, of_stage in found["stages"].items():
         parts += _stage(stage, METRIC[stage], of_stage)
     confidence = f"{100 * found['config']['confidence']:g} %"
@@ -31,6 +27,20 @@ def table(found: Mapping[str, Any]) -> Group:
         f"every model. {found['notice']}."
     )
     return Group(*parts, Text(notes, style="table.caption"))
+
+
+def _lines_of_judges(found: Mapping[str, Any]) -> Iterator[Text]:
+    """Yields what verdicts are of several model versions, or majorities of repeats."""
+    for judge, by_stage in found["versions"].items():
+        for stage, versions in by_stage.items():
+            if len(versions) > 1:
+                listed = ", ".join(f"{name} ({count})" for name, count in versions.items())
+                line = f"The {stage} verdicts of {judge} are from several versions: {listed}."
+                yield Text(printable(line))
+    for judge, by_stage in found["repeats"].items():
+        if most := sorted({int(n) for counted in by_stage.values() for n in counted} - {1}):
+            repeats = " and of ".join(map(str, most))
+            yield Text(printable(f"Verdicts of {judge} are majorities of {repeats} repeats."))
 
 
 def _stage(stage: str, metric: str, of_stage: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -58,16 +68,17 @@ def _stage(stage: str, metric: str, of_stage: Mapping[str, Any]) -> Iterator[Ren
         compared = model["difference"]
         value = {**compared, "value": compared["difference"]}
         judged = map(_lines, model["judged"])
-        models.add_row(escape(name), *judged, _lines(value, "+"), _lines(model["estimated"]))
+        models.add_row(
+            escape(printable(name)), *judged, _lines(value, "+"), _lines(model["estimated"])
+        )
     yield models
     for pair in of_stage["comparisons"]:
         under = pair["second"]
         if under["difference"] is not None:
             value = {**under, "value": under["difference"]}
-            yield Text(
-                f"{pair['b']} − {pair['a']}: {_cell(value, '+')} under the second judge, corrected "
-                f"to the first {_cell(pair['corrected'], '+')}"
-            )
+            line = f"{pair['b']} − {pair['a']}: {_cell(value, '+')} under the second judge"
+            line += f", corrected to the first {_cell(pair['corrected'], '+')}"
+            yield Text(printable(line))
 
 
 _NAMED = {"agreement": "agreement", "kappa": "kappa", "ac1": "AC1"}

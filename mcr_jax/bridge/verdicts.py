@@ -1,8 +1,12 @@
 """Verdicts of two judges on the completions of a model, side by side.
 
 An item is one verdict: on a completion in stage "diagnosis", on a statement in stage "reasons". A
-completion without an answer, or without a trace, is wrong under every judge and has no item. Only
-the first repetition of a judge is read.
+completion without an answer, or without a trace, is wrong under every judge and has no item.
+
+A judge that repeats its verdicts decides an item by their majority, as it decides a diagnosis in
+results.json: the bridge is between the judges as they are used. Repeats are not items of their own,
+because the repeats of two judges have no order in common. A completion is unresolved unless every
+item has more than half of the judge's repeats on one side.
 """
 
 import collections
@@ -19,7 +23,7 @@ from mcr_jax.generate import joined
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope, damaged
 from mcr_jax.judge_specs import headline
-from mcr_jax.score.samples import ANSWERED, WRONG, kind
+from mcr_jax.score.samples import ANSWERED, WRONG, kind, majority
 
 _FIELD = {"diagnosis": "same", "reasons": "found"}  # of a verdict
 Flags = list[bool] | None  # verdicts on a completion; None while unresolved, [] if wrong unjudged
@@ -40,13 +44,25 @@ class Both:
     second: Flags
 
 
+class Counts(NamedTuple):
+    """Counts of the verdicts of one judge.
+
+    Attributes:
+      versions: verdicts by stage and reported model version.
+      repeats: completions by stage and number of repeats.
+    """
+
+    versions: dict[str, collections.Counter[str]]
+    repeats: dict[str, collections.Counter[int]]
+
+
 def read(
     ledger: Ledger,
     stage: str,
     model: str,
     judges: tuple[str, str],
     config: ConfigDict,
-    versions: Mapping[str, collections.Counter[str]],
+    counts: Mapping[str, Counts],
 ) -> list[Both]:
     """Reads the completions of a model with the verdicts of both judges.
 
@@ -55,9 +71,9 @@ def read(
       stage: "diagnosis" or "reasons".
       model: name of the candidate.
       judges: names in the ledger.
-      config: reads `judge` and `score.answer`. Of the judge that it names only verdicts of
+      config: reads `judge` and `score.answer`. Of the headline judge only verdicts of
         `judge.version` count, if that is set.
-      versions: receives, per judge, the number of verdicts by reported model version.
+      counts: of each judge, to be increased.
 
     Raises:
       McrError: a row is damaged, or the judges speak of different statements.
@@ -70,8 +86,11 @@ def read(
         flags = [_of_judge(of_judge, _place(row), fate, stage) for of_judge in given.values()]
         for judge, found in zip(judges, flags, strict=True):
             if found:
-                version = given[judge].verdicts[_place(row)].model_version
-                versions[judge][version or joined.UNNAMED] += 1
+                verdicts = given[judge].verdicts[_place(row)]
+                counts[judge].repeats[stage][len(verdicts)] += 1
+                counts[judge].versions[stage].update(
+                    verdict.model_version or joined.UNNAMED for verdict in verdicts if verdict
+                )
         rows.append(Both(row.case, *flags))
         _refuse_unequal(ledger, row, rows[-1])
     return rows
@@ -89,13 +108,13 @@ class _Given(NamedTuple):
     """Verdicts of one judge on one model.
 
     Attributes:
-      verdicts: those that count, by case and sample.
+      verdicts: one per repeat, by case and sample; None where none counts.
       cases: cases of which it was to judge a completion.
       whole: whether it was to judge every completion that needs a verdict. Otherwise it was given
         a part of the cases, and what is wrong without a judge counts in that part only.
     """
 
-    verdicts: dict[tuple[str, int], Attempt]
+    verdicts: dict[tuple[str, int], list[Attempt | None]]
     cases: set[str]
     whole: bool
 
@@ -122,27 +141,33 @@ def _completions(
 def _given(
     ledger: Ledger, scope: Scope, needed: set[tuple[str, int]], config: ConfigDict
 ) -> _Given:
-    version = config.judge.version if scope.judge == headline(config).name else ""
-    answers = ledger.answers(scope, version)
-    wanted = {_place(row) for row in answers if row.repeat == 0}
-    verdicts = {
-        _place(row): verdict
-        for row, verdict in answers.items()
-        if row.repeat == 0
-        and verdict is not None
-        and verdict.outcome is Outcome.OK
-        and (not version or verdict.model_version == version)
-    }
-    return _Given(verdicts, {case for case, _ in wanted}, needed <= wanted)
+    first = headline(config)
+    version = first.versions[scope.stage] if scope.judge == first.name else ""
+    verdicts = collections.defaultdict(list)
+    for row, verdict in ledger.answers(scope, version).items():  # by case, sample and repeat
+        counts = verdict is not None and verdict.outcome is Outcome.OK
+        counts = counts and version in ("", verdict.model_version)
+        verdicts[_place(row)].append(verdict if counts else None)
+    return _Given(dict(verdicts), {case for case, _ in verdicts}, needed <= verdicts.keys())
 
 
 def _of_judge(given: _Given, place: tuple[str, int], fate: Fate, stage: str) -> Flags:
-    """Returns the items of a completion. Raises McrError if the verdict has another form."""
+    """Returns the items of a completion. Raises McrError if a verdict has another form."""
     if fate is Fate.WRONG and (given.whole or place[0] in given.cases):
         return []
-    verdict = given.verdicts.get(place)
-    if fate is not Fate.JUDGED or verdict is None:
+    verdicts = given.verdicts.get(place, [])
+    there = [verdict for verdict in verdicts if verdict is not None]
+    if fate is not Fate.JUDGED or not there:
         return None
+    items = [_items(verdict, stage) for verdict in there]
+    if len({len(of_repeat) for of_repeat in items}) > 1:
+        raise McrError(damaged(there[-1], "and another repeat are of different statements"))
+    missing = [None] * (len(verdicts) - len(there))
+    decided = [majority([*votes, *missing]) for votes in zip(*items, strict=True)]
+    return None if None in decided else decided
+
+
+def _items(verdict: Attempt, stage: str) -> list[bool]:
     field = _FIELD[stage]
     form = {field: bool if stage == "diagnosis" else [bool]}
     if wrong := artifacts.wrong(verdict.verdict, form):

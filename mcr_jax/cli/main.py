@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from mcr_jax import __version__
-from mcr_jax.errors import McrError, Stopped, UsageError
+from mcr_jax.errors import McrError, Stopped, UsageError, for_terminal
 from mcr_jax.sigterm import stoppable
 
 _EXIT_STOPPED = 75  # exit status of a run that was stopped and can resume
@@ -82,15 +82,11 @@ def main(argv: Sequence[str]) -> int:
         command = importlib.import_module(f"mcr_jax.cli.{name.replace('-', '_')}")
         with stoppable("stopped by SIGTERM; the same command goes on from here"):
             return command.main(rest) or 0
-    except UsageError as error:
-        print(f"mcr {name}: {error}", file=sys.stderr)
-        return 2
-    except Stopped as error:
-        print(f"mcr {name}: {error}", file=sys.stderr)
-        return _EXIT_STOPPED
     except McrError as error:
-        print(f"mcr {name}: {error}", file=sys.stderr)
-        return 1
+        print(for_terminal(f"mcr {name}: {error}"), file=sys.stderr)
+        if isinstance(error, Stopped):
+            return _EXIT_STOPPED
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print(f"mcr {name}: interrupted; the same command goes on from here", file=sys.stderr)
         return _EXIT_STOPPED

@@ -2,16 +2,18 @@
 
 import collections
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcr_jax import artifacts
+from mcr_jax import artifacts, judge_specs
 from mcr_jax.errors import McrError, UsageError, one_line, printable
 from mcr_jax.paths import local_folder
 from mcr_jax.workdir import Workdir
 
-_MAX_VALUE_CHARS = 60  # of a value in a line about differences
+_MAX_VALUE_CHARS = 100  # of a value in a line about differences
+_DIGEST = re.compile("[0-9a-f]{64}")  # SHA-256, of which a line shows the start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,15 +125,13 @@ def described(name: str, values: Sequence[str], models: Sequence[Chosen]) -> str
 
 def _facts(workdir: Workdir, results: Mapping[str, Any]) -> dict[str, str]:
     judge, config, data = results["judge"], results["config"], results["data"]
-    named, versions = _text(judge.get("version", "")), judge.get("versions", {})
     sample = artifacts.section(workdir, "sample")
     return {
         "judge": judge["name"],
         "judge's identity": judge.get("identity", ""),
-        **{
-            f"judge's version ({stage})": named or ", ".join(sorted(versions.get(stage, {})))
-            for stage in ("diagnosis", "reasons")
-        },
+        **{f"judge's version ({stage})": _version(judge, stage) for stage in judge_specs.STAGES},
+        "judge.repeat": str(judge.get("repeat", 1)),  # results.json has it where it is above 1
+        "judge.max_tokens": _text(judge.get("max_tokens", "")),
         "judge's prompts": _text(judge.get("prompts", "")),
         "readings of verdicts": _text(judge.get("readings", "")),
         "reading of answers": config.get("answer", ""),
@@ -140,7 +140,14 @@ def _facts(workdir: Workdir, results: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _version(judge: Mapping[str, Any], stage: str) -> str:
+    """Returns the model versions whose verdicts count in a stage; a pair names both as A+B."""
+    named, reported = _text(judge.get("version", "")), judge.get("versions", {}).get(stage, {})
+    counted = [v for v in sorted(reported) if not named or v in (named, *named.split("+"))]
+    return ", ".join(counted) or named
+
+
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {str(value[key])[:12]}" for key in sorted(value))
-    return str(value)
+        return ", ".join(f"{key} {_text(value[key])}" for key in sorted(value))
+    return value[:12] if isinstance(value, str) and _DIGEST.fullmatch(value) else str(value)

@@ -148,6 +148,17 @@ def declare(
     return Work(scope=scope, pending=pending, known=newest, reader=reader, attempts=attempts)
 
 
+def still_open(work: Work, generator: Generator | Remote, ledger: Ledger) -> Work:
+    """Returns `work` without the rows whose questions were answered for other rows meanwhile.
+
+    Their answers are copied. To be called before `answer`, if other scopes were answered since
+    `declare`.
+    """
+    if not isinstance(generator, Remote):
+        return work
+    return dataclasses.replace(work, pending=_copied(work.pending, work, ledger))
+
+
 def submit(work: Work, generator: Generator | Remote, ledger: Ledger) -> None:
     """Submits the open rows to a service that takes batches; `answer` waits for the replies.
 

@@ -83,7 +83,7 @@ class Gemini:
                 f"{model!r}, {timeout} and {concurrency}"
             )
         self._thinking, self._thoughts = _thinking_of(model, thinking), thoughts
-        self.samples = (_generation(model) or 0) < 3
+        self.samples = samples(model)
         self._vertex, self.base_url = gemini_access.vertex(), gemini_access.base_url()
         self.key = "" if self._vertex.get("project") else gemini_access.key()
         self.identity = identity(model, thinking, thoughts)
@@ -256,6 +256,11 @@ class Gemini:
     def line(self, text: str) -> str:
         """Returns one short printable line without the key, which an error may repeat."""
         return printable(one_line(text.replace(self.key, "[key]") if self.key else text, 300))
+
+
+def samples(model: str) -> bool:
+    """Returns whether temperature, top_p and top_k are sent to a model."""
+    return (_generation(model) or 0) < 3
 
 
 def _generation(model: str) -> int | None:

@@ -95,7 +95,7 @@ class OpenAI:
         self._key = _key(endpoint, official)
         self.model, self._timeout, self._concurrency = model, timeout, concurrency
         self._effort = thinking.lower()
-        self.samples = not _REASONING.match(model)
+        self.samples = samples(model)
         self.identity = identity(model, thinking, endpoint.name)
         self.pacer = Pacer(concurrency, patience=patience, backoff=backoff)
         self._client: Any = None
@@ -326,19 +326,28 @@ def _without_user(url: str) -> str:
 
 def _key(endpoint: Endpoint, official: bool) -> str:
     key = os.environ.get(endpoint.key_name, "").strip() if endpoint.key_name else ""
+    if not key and endpoint.key_name and (official or endpoint.url):
+        raise UsageError(
+            f"no key for {endpoint.name}: set {endpoint.key_name} in the environment, or name in "
+            f"{BASE_URL} or config.endpoints a server that needs none"
+        )
     if not key and official:
         raise UsageError(
-            f"no key for {endpoint.name}: set {endpoint.key_name} in the environment, or "
-            f"{BASE_URL} for a server that needs none"
+            f"no key for {endpoint.name}: write NAME=URL KEY_VARIABLE in config.endpoints"
         )
     if key and (not (key.isascii() and key.isprintable()) or " " in key):
         raise UsageError(f"{endpoint.key_name} is no key: it holds white space or no ASCII")
     return key
 
 
+def samples(model: str) -> bool:
+    """Returns whether temperature and top_p are sent to a model."""
+    return not _REASONING.match(model)
+
+
 def identity(model: str, thinking: str, endpoint: str = "openai") -> str:
     """Returns `OpenAI.identity` of these settings; needs no key."""
-    sampling = "/sampling=service default" if _REASONING.match(model) else ""
+    sampling = "" if samples(model) else "/sampling=service default"
     return f"{endpoint}/{model}{sampling}" + (f"/effort={thinking.lower()}" if thinking else "")
 
 

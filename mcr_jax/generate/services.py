@@ -46,3 +46,10 @@ def identity(kind: str, model: str, thinking: str, thoughts: bool = False) -> st
     if kind == GEMINI:
         return gemini.identity(model, thinking, thoughts)
     return openai.identity(model, thinking, kind)
+
+
+def samples(kind: str, model: str) -> bool:
+    """Returns whether temperature and top-p are sent to `model`."""
+    from mcr_jax.generate import gemini, openai
+
+    return (gemini if kind == GEMINI else openai).samples(model)

@@ -120,7 +120,8 @@ def means(ledger: Ledger, stage: str, service: str) -> tuple[int, float, float]:
 
 def sentence(results: Mapping[str, Any]) -> str:
     """Returns one sentence about the cost in results.json; "" if it is from before `usage`."""
-    parts = [*results["models"].values(), results["judge"]]
+    judges = results["judge"], *results.get("judges", {}).values()
+    parts = [*results["models"].values(), *judges]
     used = [part["usage"] for part in parts if "usage" in part]
     if not used:
         return ""

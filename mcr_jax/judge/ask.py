@@ -15,6 +15,7 @@ and count again if the setting names their version or is empty.
 import collections
 import dataclasses
 import datetime
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate import driver, forecast, joined, notices
 from mcr_jax.generate.api import Generator, Outcome, Remote, Request
 from mcr_jax.generate.batch_wire import Batched
-from mcr_jax.generate.budget import Budget, Payments, is_service, refuse_batches, require_price
+from mcr_jax.generate.budget import Budget, Payments, refuse_batches, require_price
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope, opened
 from mcr_jax.generate.questions import is_open
 from mcr_jax.generate.room import require_room
@@ -35,7 +36,7 @@ from mcr_jax.judge import manifest
 from mcr_jax.judge_specs import Judge
 from mcr_jax.judges import diagnosis, reasons
 from mcr_jax.judges.choose import JUDGES, make_judges, reader
-from mcr_jax.model_specs import ModelSpec
+from mcr_jax.model_specs import OFFLINE, ModelSpec
 from mcr_jax.workdir import Workdir
 
 _VERDICT_TOKENS = 250  # of a verdict with its quotes, about
@@ -53,8 +54,7 @@ def check(workdir: Workdir, config: ConfigDict) -> None:
     refuse_batches(config, "judge")
     for each in judge_specs.judges(config):
         for spec in each.models.values():
-            service = _service(spec)
-            require_price(config, service if is_service(service, config) else "")
+            require_price(config, _service(spec))
     _texts(config)
     if workdir.ledger.exists():
         with opened(workdir) as ledger:
@@ -116,11 +116,16 @@ def judge(
         scopes = {scope: jobs for of_judge in wanted.values() for scope, jobs in of_judge.items()}
         remedy, count = "use another --workdir", sum(map(len, scopes.values()))
         require_room(workdir, scopes, count, _VERDICT_TOKENS, remedy)
-        for scope, jobs in scopes.items():
-            driver.want(scope, jobs, generators[scope.judge][scope.stage], ledger)
+        works = {  # of all judges before any is asked
+            each.name: {
+                scope: _declare(scope, jobs, generators[each.name], ledger, each, config)
+                for scope, jobs in wanted[each.name].items()
+            }
+            for each in judges
+        }
         counts, budget = [], Budget(config, ledger)
         for each in judges:
-            of_judge = wanted[each.name], generators[each.name], texts
+            of_judge = works[each.name], generators[each.name], texts
             counts.append(_judge(each, *of_judge, budget, workdir, ledger, config))
     return {**counts[0], "further": counts[1:]}
 
@@ -141,12 +146,13 @@ def _batched(
 
 
 def _service(spec: ModelSpec) -> str:
-    return f"{spec.kind}:{spec.value}"
+    """Returns "KIND:MODEL" of the service that is paid; "" for none."""
+    return "" if spec.kind == OFFLINE else f"{spec.kind}:{spec.value}"
 
 
 def _judge(
     judge: Judge,
-    wanted: Mapping[Scope, Sequence[driver.Job]],
+    works: Mapping[Scope, driver.Work],
     generators: Generators,
     texts: Mapping[str, prompts.Prompt],
     budget: Budget,
@@ -155,30 +161,31 @@ def _judge(
     config: ConfigDict,
 ) -> dict[str, Any]:
     """Requests the open verdicts of one judge; returns its counts, see `judge`."""
+
+    def still_open(scope: Scope, work: driver.Work) -> driver.Work:
+        return driver.still_open(work, generators[scope.stage], ledger)
+
+    works = {scope: still_open(scope, work) for scope, work in works.items()}  # after other judges
     facts, answers = manifest.facts(judge, generators, texts, config), []
-    models: dict[str, dict[str, dict[str, int]]] = {scope.model: {} for scope in wanted}
+    models: dict[str, dict[str, dict[str, int]]] = {scope.model: {} for scope in works}
     manifest.note(workdir, judge, {**facts, **manifest.noted_status(workdir, facts)}, config)
     payments: dict[str, Payments | None] = dict.fromkeys(JUDGES)
-    works: dict[Scope, driver.Work] = {}
     for stages in judge.parts:
         service, generator = _service(judge.models[stages[0]]), generators[stages[0]]
-        if isinstance(generator, Remote) and is_service(service, config):
+        if isinstance(generator, Remote) and service:
             tier = "batch" if isinstance(generator, Batched) else ""
-            payments |= dict.fromkeys(stages, budget.of(service, tier))
-            part = {scope: jobs for scope, jobs in wanted.items() if scope.stage in stages}
-            works |= _forecast(part, generator, ledger, judge, config, payments[stages[0]])
-    for scope, jobs in wanted.items():  # the services work on all batches at once
-        version, generator = judge.versions[scope.stage], generators[scope.stage]
-        if isinstance(generator, Batched):
-            work = _declare(scope, jobs, generator, ledger, version, config)
-            driver.submit(work, generator, ledger)
-    for scope, jobs in wanted.items():
-        version, generator = judge.versions[scope.stage], generators[scope.stage]
-        work = works.get(scope) or _declare(scope, jobs, generator, ledger, version, config)
-        models[scope.model][scope.stage] = _run(
-            *(scope, work, generator, ledger, version, config, payments[scope.stage])
-        )
-        answers += ledger.answers(scope, version).values()
+            paid = budget.of(service, tier)
+            payments |= dict.fromkeys(stages, paid)
+            of_part = [work.pending for scope, work in works.items() if scope.stage in stages]
+            if line := forecast.line(itertools.chain(*of_part), paid, ledger):
+                console.say(f"judge: {line}")
+    for scope, work in works.items():  # the services work on all batches at once
+        driver.submit(work, generators[scope.stage], ledger)
+    for scope, work in works.items():
+        work = still_open(scope, work)  # after other scopes
+        by, paid = generators[scope.stage], payments[scope.stage]
+        models[scope.model][scope.stage], found = _run(work, by, ledger, config, paid)
+        answers += found
     made = [attempt for attempt in answers if attempt]
     manifest.note(workdir, judge, {**facts, **manifest.status(judge, made)}, config)
     parts = [part for stages in models.values() for part in stages.values()]
@@ -314,69 +321,46 @@ def _key(row: RowKey) -> str:
     return f"{row.case}/{row.model}/{row.sample}/{row.stage}" + f"/{row.repeat}" * bool(row.repeat)
 
 
-def _forecast(
-    wanted: Mapping[Scope, Sequence[driver.Job]],
-    generator: Remote,
-    ledger: Ledger,
-    judge: Judge,
-    config: ConfigDict,
-    payments: Payments,
-) -> dict[Scope, driver.Work]:
-    """Prints what the open verdicts of all scopes may cost.
-
-    Returns the work of each scope if none is open: otherwise the answers of one scope may be copied
-    to the next.
-    """
-    works = {
-        scope: _declare(scope, jobs, generator, ledger, judge.versions[scope.stage], config)
-        for scope, jobs in wanted.items()
-    }
-    pending = [question for work in works.values() for question in work.pending]
-    if line := forecast.line(pending, payments, ledger):
-        console.say(f"judge: {line}")
-    return {} if pending else works
-
-
 def _declare(
     scope: Scope,
     jobs: Sequence[driver.Job],
-    generator: Generator | Remote,
+    generators: Generators,
     ledger: Ledger,
-    version: str,
+    judge: Judge,
     config: ConfigDict,
 ) -> driver.Work:
-    read_by = reader(scope.stage, config, version)
+    read_by = reader(scope.stage, config, judge.versions[scope.stage])
     settings = {"attempts": config.judge.attempts, "reader": read_by}
-    return driver.declare(scope, jobs, generator, ledger, **settings)
+    return driver.declare(scope, jobs, generators[scope.stage], ledger, **settings)
 
 
 def _run(
-    scope: Scope,
     work: driver.Work,
     generator: Generator | Remote,
     ledger: Ledger,
-    version: str,
     config: ConfigDict,
     payments: Payments | None,
-) -> dict[str, int]:
-    """Requests the open verdicts of one scope; prints those still missing; returns its counts."""
-    read_by, attempts = reader(scope.stage, config, version), config.judge.attempts
+) -> tuple[dict[str, int], list[Attempt | None]]:
+    """Requests the open verdicts of one scope; prints those still missing.
+
+    Returns its counts, and the attempt that counts for each of its rows.
+    """
+    scope, read_by, attempts = work.scope, work.reader, work.attempts
     label = f"{scope.stage} of {scope.model}"
     if len(config.judge.models) > 1:
         label += f" by {scope.judge}"
     with console.track(label, work.total, work.held, driver.status_of(generator)) as track:
         advance = track.advance
         summary = driver.answer(work, generator, ledger, progress=advance, payments=payments)
-    answers = ledger.answers(scope, read_by.version).values()
+    answers = list(ledger.answers(scope, read_by.version).values())
     left = [a for a in answers if is_open(a, read_by, attempts) or a.outcome is not Outcome.OK]
     if left:
         console.say(
             f"  {label}: {len(left)} of {summary.total} without a verdict ({_causes(left)}); "
             "`mcr judge` asks for them again"
         )
-    return dict(
-        zip(_COUNTS, (summary.total, summary.asked, summary.settled, len(left)), strict=True)
-    )
+    counts = summary.total, summary.asked, summary.settled, len(left)
+    return dict(zip(_COUNTS, counts, strict=True)), answers
 
 
 def _causes(left: Iterable[Attempt | None]) -> str:

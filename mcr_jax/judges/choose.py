@@ -13,14 +13,13 @@ JUDGES = {"diagnosis": diagnosis, "reasons": reasons}  # of `mcr judge`, by ledg
 _PARSED = {**JUDGES, distortion.STAGE: distortion}
 
 
-def make_judge(config: ConfigDict, name: str = "") -> Generator | Remote:
-    """Returns the generator of the judge `name`, by default `config.judge.name`.
+def make_judge(config: ConfigDict, kind: str) -> Generator | Remote:
+    """Returns the judge that config.judge sets up for `kind`, for stages other than `mcr judge`.
 
     Raises:
-      UsageError: the name is unknown, or the key of the service is missing.
+      UsageError: the kind is unknown, or the key of the service is missing.
     """
-    name = name or config.judge.name
-    return _make(name, config.judge.model, config)
+    return _make(kind, config.judge.model, config)
 
 
 def make_judges(config: ConfigDict) -> dict[str, dict[str, Generator | Remote]]:

@@ -4,14 +4,14 @@ import abc
 import datetime
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from mcr_jax import model_specs
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate import notices, services
-from mcr_jax.generate.api import Generator, Remote, Request
+from mcr_jax.generate.api import Generator, Remote
 from mcr_jax.generate.batch_wire import Batched
 from mcr_jax.generate.budget import require_price
 from mcr_jax.generate.ledger import Ledger, Scope
@@ -19,7 +19,7 @@ from mcr_jax.model.checkpoints import steps
 from mcr_jax.model_specs import ModelSpec
 from mcr_jax.paths import local_folder
 from mcr_jax.sample import finished
-from mcr_jax.sample.draw import STAGE, held, requests, submit, too_long
+from mcr_jax.sample.draw import STAGE, held, requests, too_long
 from mcr_jax.workdir import digest
 
 if TYPE_CHECKING:
@@ -50,9 +50,6 @@ class Candidate(abc.ABC):
     @abc.abstractmethod
     def load(self) -> tuple[Generator | Remote, dict[str, Any]]:
         """Returns the model and the facts of it for the manifest."""
-
-    def submit(self, requests: Sequence[Request], ledger: Ledger) -> None:  # noqa: B027 - optional
-        """Starts the work that goes on elsewhere, such as batches at a service."""
 
     def lines(self) -> Iterable[str]:
         """Returns lines to print before its first completion."""
@@ -173,11 +170,6 @@ class Service(Candidate):
         c = self._e.config.sample
         identity = services.identity(self.spec.kind, self.spec.value, c.thinking, c.thoughts)
         return held(self._e, self.spec.name, identity)
-
-    def submit(self, requests: Sequence[Request], ledger: Ledger) -> None:
-        """Submits its open completions, if config.sample.batch."""
-        if isinstance(self._remote, Batched):
-            submit(self.spec.name, self._remote, requests, ledger)
 
     def load(self) -> tuple[Remote, dict[str, Any]]:
         return self._remote, {"identity": self._remote.identity}

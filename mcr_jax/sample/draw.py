@@ -12,7 +12,6 @@ from mcr_jax.data.example import prompt_messages
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.generate import driver, room
 from mcr_jax.generate.api import Generator, Remote, Request
-from mcr_jax.generate.batch_wire import Batched
 from mcr_jax.generate.budget import Payments
 from mcr_jax.generate.ledger import Ledger, RowKey, Scope, opened
 
@@ -77,19 +76,17 @@ def require_room(e: Experiment, names: Sequence[str]) -> None:
 
 
 def draw(
-    name: str,
+    work: driver.Work,
     model: Generator | Remote,
-    requests: Sequence[Request],
     ledger: Ledger,
     lines: Callable[[], Iterable[str]],
     payments: Payments | None = None,
 ) -> Drawn:
-    """Draws the completions of one model that are not in the ledger.
+    """Draws the open completions of one model.
 
     Args:
-      name: of the model in the ledger.
+      work: as `declare` returns it.
       model: answers.
-      requests: one per case, as `requests` makes them.
       ledger: receives the completions.
       lines: returns lines to print before the first draw, if there is one.
       payments: to the service of a remote model.
@@ -100,12 +97,12 @@ def draw(
         config.budget is spent.
     """
     began = time.monotonic()
-    work = declare(name, model, requests, ledger)
     if work.asked:
         for line in lines():
             console.say(f"sample: {line}")
     status = driver.status_of(model)
-    with console.track(f"sample {name}", work.total, work.held, status) as progress:
+    label = f"sample {work.scope.model}"
+    with console.track(label, work.total, work.held, status) as progress:
         advance = progress.advance
         summary = driver.answer(work, model, ledger, progress=advance, payments=payments)
     tokens = getattr(model, "tokens", 0)
@@ -115,14 +112,19 @@ def draw(
 def declare(
     name: str, model: Generator | Remote, requests: Sequence[Request], ledger: Ledger
 ) -> driver.Work:
-    """Declares the completions of one model in the ledger; returns the open ones."""
+    """Declares the completions of the model `name` in the ledger; finds the open ones.
+
+    Args:
+      name: of the model in the ledger.
+      model: answers.
+      requests: one per case, as `requests` makes them.
+      ledger: receives the declaration.
+
+    Raises:
+      McrError: the ledger cannot be written.
+    """
     jobs = [driver.Job(row=_row(request, name), request=request) for request in requests]
     return driver.declare(Scope(STAGE, name), jobs, model, ledger)
-
-
-def submit(name: str, model: Batched, requests: Sequence[Request], ledger: Ledger) -> None:
-    """Submits the open completions of a model behind a network as batches; `draw` fetches them."""
-    driver.submit(declare(name, model, requests, ledger), model, ledger)
 
 
 def requests(e: Experiment) -> list[Request]:

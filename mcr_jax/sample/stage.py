@@ -4,7 +4,7 @@ import functools
 
 from mcr_jax import console, model_specs
 from mcr_jax.experiment.experiment import Experiment, devices
-from mcr_jax.generate import forecast
+from mcr_jax.generate import driver, forecast
 from mcr_jax.generate.api import Request
 from mcr_jax.generate.budget import Budget, Payments, refuse_batches, require_price
 from mcr_jax.generate.ledger import Ledger, opened
@@ -58,15 +58,17 @@ def _draw(e: Experiment, left: list[Candidate]) -> None:
     draw.require_room(e, [candidate.spec.name for candidate in left])
     requests, drawn, printed = draw.requests(e), {}, set()
     with opened(e.workdir) as ledger:
-        paid = _forecast(e, left, requests, ledger)
+        works, paid = _forecast(e, left, requests, ledger)
         for candidate in left:  # the services work while the others sample
-            candidate.submit(requests, ledger)
+            if work := works.get(candidate.spec.name):
+                driver.submit(work, candidate.load()[0], ledger)
         for candidate in left:
             name = candidate.spec.name
             model, facts = candidate.load()
             e.workdir.note(f"sample.{name}", facts)
             lines = functools.partial(_new_lines, candidate, printed)
-            drawn[name] = draw.draw(name, model, requests, ledger, lines, paid.get(name))
+            work = works.get(name) or draw.declare(name, model, requests, ledger)
+            drawn[name] = draw.draw(work, model, ledger, lines, paid.get(name))
             for line in candidate.notices(ledger):
                 console.say(f"sample: {line}")
             del model  # frees its memory before the next one is loaded
@@ -85,16 +87,17 @@ def _draw(e: Experiment, left: list[Candidate]) -> None:
 
 def _forecast(
     e: Experiment, left: list[Candidate], requests: list[Request], ledger: Ledger
-) -> dict[str, Payments]:
-    """Prints what the open completions of each service may cost; returns the payments by name."""
-    budget, paid = Budget(e.config, ledger), {}
-    for candidate in left:
-        if candidate.service:
-            tier = "batch" if e.config.sample.batch else ""
-            paid[candidate.spec.name] = budget.of(candidate.service, tier)
-    for candidate in left:
-        if payments := paid.get(candidate.spec.name):
-            work = draw.declare(candidate.spec.name, candidate.load()[0], requests, ledger)
-            if line := forecast.line(work.pending, payments, ledger):
-                console.say(f"sample: {line}")
-    return paid
+) -> tuple[dict[str, driver.Work], dict[str, Payments]]:
+    """Prints what the open completions of each service may cost.
+
+    Returns the open completions of the services and the payments to them, by name.
+    """
+    budget, tier = Budget(e.config, ledger), "batch" if e.config.sample.batch else ""
+    services = {c.spec.name: c for c in left if c.service}
+    paid = {name: budget.of(candidate.service, tier) for name, candidate in services.items()}
+    works = {}
+    for name, candidate in services.items():
+        works[name] = draw.declare(name, candidate.load()[0], requests, ledger)
+        if line := forecast.line(works[name].pending, paid[name], ledger):
+            console.say(f"sample: {line}")
+    return works, paid

@@ -1,4 +1,4 @@
-"""Usage of services in results.json: calls, tokens and dollars of each model and of the judge.
+"""Usage of services in results.json: calls, tokens and dollars of each model and of each judge.
 
 They follow from the ledger and the price rows. The rows used are part of results.json, so `verify`
 needs nothing else. A usage counts every attempt that the workdir paid for under a name: failed
@@ -12,7 +12,7 @@ from mcr_jax import artifacts
 from mcr_jax.errors import McrError
 from mcr_jax.generate import prices as price_rows
 from mcr_jax.generate import spending
-from mcr_jax.generate.prices import Prices
+from mcr_jax.generate.prices import Price, Prices
 from mcr_jax.generate.spending import Spent
 from mcr_jax.judge_specs import STAGES
 from mcr_jax.workdir import Workdir
@@ -21,33 +21,36 @@ from mcr_jax.workdir import Workdir
 def with_usage(
     results: Mapping[str, Any], spent: Sequence[Spent], prices: Prices
 ) -> dict[str, Any]:
-    """Returns results.json with "usage" for each model and the judge, and "prices", the rows used.
+    """Returns results.json with "usage" of each model and judge, and "prices", the rows used.
 
     Args:
       results: as `results.tabulate` returns them.
       spent: spending of the workdir.
       prices: the rows to choose from.
     """
-    name = results["judge"]["name"]
-    of_judge = [part for part in spent if part.scope.judge == name and part.scope.stage in STAGES]
-    judge = spending.total(of_judge, prices)
-    models = {
-        model: spending.total(
-            [part for part in spent if (part.scope.stage, part.scope.model) == ("sample", model)],
-            prices,
-        )
-        for model in results["models"]
-    }
-    used = {row: None for total in (judge, *models.values()) for row in total.prices}
-    return {
+
+    def of_judge(name: str) -> list[Spent]:
+        return [p for p in spent if p.scope.judge == name and p.scope.stage in STAGES]
+
+    def of_model(name: str) -> list[Spent]:
+        return [p for p in spent if (p.scope.stage, p.scope.model) == ("sample", name)]
+
+    rows: dict[Price, None] = {}
+
+    def used(entry: Mapping[str, Any], parts: Sequence[Spent]) -> dict[str, Any]:
+        total = spending.total(parts, prices)
+        rows.update(dict.fromkeys(total.prices))
+        return {**entry, "usage": total.plain()}
+
+    first, others = results["judge"], results.get("judges", {})
+    found = {
         **results,
-        "judge": {**results["judge"], "usage": judge.plain()},
-        "models": {
-            model: {**entry, "usage": models[model].plain()}
-            for model, entry in results["models"].items()
-        },
-        "prices": _sorted(row.plain() for row in used),
+        "judge": used(first, of_judge(first["name"])),
+        "models": {n: used(entry, of_model(n)) for n, entry in results["models"].items()},
     }
+    if others:
+        found["judges"] = {n: used(entry, of_judge(n)) for n, entry in others.items()}
+    return {**found, "prices": _sorted(row.plain() for row in rows)}
 
 
 def as_stored(

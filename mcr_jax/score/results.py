@@ -106,11 +106,8 @@ def tabulate(
     collected = {model: collect(samples, config) for model, samples in joined.models.items()}
     by_metric = _estimates(joined, collected)
     first = headline(config)
-    noted = artifacts.section(workdir, "judge", {"identity?": str})
-    if noted.get("name", first.name) != first.name:  # `mcr judge` ran with another judge since
-        noted = {}
     judge = {
-        **noted,
+        **several.noted(workdir, first, config),
         "name": first.name,
         "verdicts": several.verdict_counts(joined, config),
         "versions": joined.versions,

@@ -44,27 +44,61 @@ def collect(samples: Sequence[Sample], config: ConfigDict) -> dict[str, CaseScor
     collected = {}
     for case, of_case in itertools.groupby(samples, key=lambda sample: sample.row.case):
         rows = list(of_case)
-        kinds = [kind(sample.outcome, sample.said) for sample in rows]
-        rights = [
-            [right(of, verdict) for verdict in row.diagnoses]
-            for of, row in zip(kinds, rows, strict=True)
-        ]
-        shares = [
-            [sample_recall(row.said, verdict) for verdict in row.recalls]
-            for row in rows
-            if row.row.sample < config.judge.recall_samples
-        ]
+        found = [decided(row) for row in rows]
+        most = config.judge.recall_samples
+        recalled = [of for of, row in zip(found, rows, strict=True) if row.row.sample < most]
         collected[case] = CaseScore(
-            kinds=kinds,
-            rules=[sample.said and sample.said.rule for sample in rows],
-            right=[majority(of_sample) for of_sample in rights],
-            recall=[_mean([share.found for share in of_sample]) for of_sample in shares],
-            recall_verified=[
-                _mean([share.verified for share in of_sample]) for of_sample in shares
-            ],
-            repeats=_repeats(rights, shares) if config.judge.repeat > 1 else {},
+            kinds=[of.kind for of in found],
+            rules=[row.said and row.said.rule for row in rows],
+            right=[of.right for of in found],
+            recall=[of.recall.found for of in recalled],
+            recall_verified=[of.recall.verified for of in recalled],
+            repeats=_repeats(found, recalled) if config.judge.repeat > 1 else {},
         )
     return collected
+
+
+class Shares(NamedTuple):
+    """Recall of one trace; each share in [0, 1], or None while unresolved.
+
+    Attributes:
+      found: share of statements the judge found in the trace.
+      verified: share of statements found with a quote that stands in the trace.
+    """
+
+    found: float | None
+    verified: float | None
+
+
+NOTHING = Shares(0.0, 0.0)
+UNKNOWN = Shares(None, None)
+
+
+class Decided(NamedTuple):
+    """One completion under a judge.
+
+    Attributes:
+      kind: how it ended, see `kind`.
+      right: what the majority of the repeats says; None while unresolved.
+      recall: mean of the repeats that are there.
+      rights: what each repeat says.
+      shares: recall by each repeat.
+    """
+
+    kind: str
+    right: bool | None
+    recall: Shares
+    rights: list[bool | None]
+    shares: list[Shares]
+
+
+def decided(sample: Sample) -> Decided:
+    """Scores one completion. Raises McrError if a verdict is of another form."""
+    ended = kind(sample.outcome, sample.said)
+    rights = [right(ended, verdict) for verdict in sample.diagnoses]
+    shares = [sample_recall(sample.said, verdict) for verdict in sample.recalls]
+    recall = Shares(*(_mean(of_repeats) for of_repeats in zip(*shares, strict=True)))
+    return Decided(ended, majority(rights), recall, rights, shares)
 
 
 def majority(votes: Sequence[bool | None]) -> bool | None:
@@ -80,12 +114,12 @@ def _mean(shares: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def _repeats(rights: Any, shares: Any) -> dict[str, list[list[Any]]]:
+def _repeats(found: Sequence[Decided], recalled: Sequence[Decided]) -> dict[str, list[list[Any]]]:
     """Returns the values of each repeat, by sample."""
     return {
-        "right": rights,
-        "recall": [[share.found for share in of_sample] for of_sample in shares],
-        "recall_verified": [[share.verified for share in of_sample] for of_sample in shares],
+        "right": [of.rights for of in found],
+        "recall": [[share.found for share in of.shares] for of in recalled],
+        "recall_verified": [[share.verified for share in of.shares] for of in recalled],
     }
 
 
@@ -123,22 +157,6 @@ def right(kind_: str, verdict: Attempt | None) -> bool | None:
     if not isinstance(same, bool):
         raise McrError(damaged(verdict, "is not {'same': true or false}"))
     return same
-
-
-class Shares(NamedTuple):
-    """Recall of one trace; each share in [0, 1], or None while unresolved.
-
-    Attributes:
-      found: share of statements the judge found in the trace.
-      verified: share of statements found with a quote that stands in the trace.
-    """
-
-    found: float | None
-    verified: float | None
-
-
-NOTHING = Shares(0.0, 0.0)
-UNKNOWN = Shares(None, None)
 
 
 def sample_recall(said: Completion | None, verdict: Attempt | None) -> Shares:

@@ -4,13 +4,14 @@ import collections
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from mcr_jax import artifacts, judge_specs, statistics
+from mcr_jax.agreement import agreements, tabulated
+from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.joined import Joined, Sample, rejudged
-from mcr_jax.generate.ledger import Attempt, Ledger
+from mcr_jax.generate.ledger import Attempt, Ledger, damaged
 from mcr_jax.judge_specs import Judge
 from mcr_jax.score.samples import flags, kind, majority, right
 from mcr_jax.workdir import Workdir
@@ -44,9 +45,8 @@ def about(
     Raises:
       McrError: a verdict or the manifest has another form.
     """
-    form = {f"{judge.name}?": {"identity?": str}}
-    noted = artifacts.section(workdir, "judges", form).get(judge.name, {})
-    told = {name: noted[name] for name in ("identity", "status") if name in noted}
+    facts = noted(workdir, judge, config)
+    told = {name: facts[name] for name in ("identity", "status") if name in facts}
     if joined.mixed:
         told["note"] = (
             "it reported several versions, so it has no value; name it first in "
@@ -56,9 +56,21 @@ def about(
         **told,
         "verdicts": verdict_counts(joined, config),
         "versions": joined.versions,
-        "agreement": agreement(first, joined, config),
+        "agreement": compared(first, joined, config),
         **(repeated(joined, config) if config.judge.repeat > 1 else {}),
     }
+
+
+def noted(workdir: Workdir, judge: Judge, config: ConfigDict) -> dict[str, Any]:
+    """Returns the facts of a judge in the manifest, whichever judge was the first by then.
+
+    Raises McrError if the manifest has another form.
+    """
+    first = artifacts.section(workdir, "judge", {"name?": str, "identity?": str})
+    if first and first.get("name", judge_specs.headline(config).name) == judge.name:
+        return first
+    form = {f"{judge.name}?": {"identity?": str}}
+    return artifacts.section(workdir, "judges", form).get(judge.name, {})
 
 
 def verdict_counts(joined: Joined, config: ConfigDict) -> dict[str, dict[str, int]]:
@@ -79,37 +91,35 @@ def verdict_counts(joined: Joined, config: ConfigDict) -> dict[str, dict[str, in
     }
 
 
-def agreement(first: Joined, other: Joined, config: ConfigDict) -> dict[str, Any]:
+def compared(first: Joined, other: Joined, config: ConfigDict) -> dict[str, Any]:
     """Compares the verdicts of two judges on the same completions, of all models together.
 
     Returns:
       For "diagnosis" (one unit per completion) and "reasons" (one per statement, found or not):
-      "n", the units that both resolved, with "raw", "kappa" and "ac1" of `statistics.agreement`.
+      "n", the units that both resolved, with "raw" agreement, "kappa" and "ac1" of
+      `agreement.agreements`.
+
+    Raises:
+      McrError: a verdict is of another form, or of other statements than that of the other judge.
     """
-    tables = {stage: collections.defaultdict(_table) for stage in judge_specs.STAGES}
+    by_case = {stage: collections.defaultdict(list) for stage in judge_specs.STAGES}
     for model, samples in first.models.items():
         for a, b in zip(samples, other.models[model], strict=True):
-            pairs = {
-                "diagnosis": [(_diagnosis(a), _diagnosis(b))],
-                "reasons": zip(_statements(a), _statements(b), strict=False),
-            }
-            for stage, of_stage in pairs.items():
-                for votes in of_stage:
-                    says = [majority(of_judge) for of_judge in votes]
-                    if None not in says:
-                        tables[stage][a.row.case][int(says[0]), int(says[1])] += 1
-    drawing = {
-        "confidence": config.score.confidence,
-        "resamples": config.score.resamples,
-        "seed": config.seed,
-    }
-    return {
-        stage: {
-            "n": int(sum(table.sum() for table in by_case.values())),
-            **statistics.agreement([by_case[case] for case in sorted(by_case)], **drawing),
-        }
-        for stage, by_case in tables.items()
-    }
+            units = {"diagnosis": [(_diagnosis(a), _diagnosis(b))], "reasons": _both(a, b)}
+            for stage, of_stage in units.items():
+                says = [(majority(of_a), majority(of_b)) for of_a, of_b in of_stage]
+                by_case[stage][a.row.case] += [pair for pair in says if None not in pair]
+    found = {}
+    for stage, pairs in by_case.items():
+        tables = [tabulated(pairs[case]) for case in sorted(pairs)]
+        named = agreements(
+            tables,
+            confidence=config.score.confidence,
+            resamples=config.score.resamples,
+            seed=config.seed,
+        )
+        found[stage] = {"n": sum(map(len, pairs.values())), "raw": named.pop("agreement"), **named}
+    return found
 
 
 def repeated(joined: Joined, config: ConfigDict) -> dict[str, Any]:
@@ -146,10 +156,6 @@ def _share(by_case: Iterable[Sequence[bool]], config: ConfigDict) -> dict[str, A
     return {"cases": len(cases), "value": statistics.mean(cases), "low": low, "high": high}
 
 
-def _table() -> np.ndarray:
-    return np.zeros((2, 2))
-
-
 def _diagnosis(sample: Sample) -> Votes:
     """Returns the verdicts on a completion; () where no judge is needed."""
     if sample.said is None or sample.said.answer is None:
@@ -159,10 +165,30 @@ def _diagnosis(sample: Sample) -> Votes:
 
 
 def _statements(sample: Sample) -> list[Votes]:
-    """Returns the verdicts on each statement, [] where a repeat is missing."""
+    """Returns the verdicts on each statement, [] where a repeat is missing.
+
+    Raises McrError if the repeats are of different statements.
+    """
     if not all(map(_settled, sample.recalls)):
         return []
-    return list(zip(*(flags(verdict, "found") for verdict in sample.recalls), strict=False))
+    by_repeat = [flags(verdict, "found") for verdict in sample.recalls]
+    _refuse_unequal(sample, by_repeat)
+    return list(zip(*by_repeat, strict=True))
+
+
+def _both(a: Sample, b: Sample) -> list[tuple[Votes, Votes]]:
+    """Returns the verdicts of two judges on each statement, [] where one has none."""
+    votes = _statements(a), _statements(b)
+    if not all(votes):
+        return []
+    _refuse_unequal(b, votes)
+    return list(zip(*votes, strict=True))
+
+
+def _refuse_unequal(sample: Sample, verdicts: Sequence[Sequence[Any]]) -> None:
+    if len({len(statements) for statements in verdicts}) > 1:
+        counts = " and of ".join(str(len(statements)) for statements in verdicts)
+        raise McrError(damaged(sample.reasons, f"and another are of {counts} statements"))
 
 
 def _settled(verdict: Attempt | None) -> bool:

@@ -29,6 +29,7 @@ from mcr_jax.workdir import Workdir
 # Fields that older versions did not write: no difference where they are absent.
 _ADDED_LATER = re.compile(r"config\.models")
 _SHOWN = 160  # characters of a value in a line
+_LARGEST = 1e300  # no number of results.json is larger
 
 
 class Verified(NamedTuple):
@@ -158,7 +159,7 @@ def _differences(stored: Any, fresh: Any, path: str) -> Iterator[str]:
         for position, pair in enumerate(zip(stored, fresh, strict=True)):
             yield from _differences(*pair, f"{path}[{position}]")
     elif not _agree(stored, fresh):
-        yield f"{path} is {stored!r}, recomputed {fresh!r}"
+        yield f"{path} is {_short(stored)}, recomputed {_short(fresh)}"
 
 
 def _agree(stored: Any, fresh: Any) -> bool:
@@ -166,5 +167,7 @@ def _agree(stored: Any, fresh: Any) -> bool:
     if isinstance(stored, bool) or isinstance(fresh, bool):
         return stored is fresh
     if isinstance(stored, numbers) and isinstance(fresh, numbers):
+        if abs(stored) > _LARGEST:  # math.isclose raises for an integer beyond floats
+            return False
         return math.isclose(stored, fresh, rel_tol=1e-9, abs_tol=1e-12)
     return stored == fresh

@@ -43,9 +43,30 @@ def completions(clinic_data):
     ]
 
 
+YES = json.dumps({"same": True})
+
+
+@pytest.fixture
+def moody(openai):
+    """The server judges by its rule at seed 0; at others any answer is right, no trace any good."""
+    by_rule = openai._judgement
+
+    def judged(call):
+        text = call.body["messages"][-1]["content"]
+        if not call.body["seed"] or ("<predicted>" not in text and "<statements>" not in text):
+            return by_rule(call)
+        if "<predicted>" in text:
+            return YES
+        found = json.loads(by_rule(call))["reply"]
+        return json.dumps({"reply": [{**of, "quotes": []} for of in found]})
+
+    openai._judgement = judged
+    return openai
+
+
 @pytest.fixture
 def ours(completions, openai, clinic_data, tmp_path):
-    """Returns results.json of the completions, judged by `openai`; takes judge.recall_samples."""
+    """Returns results.json of the completions, judged by `openai`; takes fields of judge."""
     made = tmp_path / "made.jsonl"
     rows = [
         {"case": case.fingerprint, "sample": sample, "text": text, "outcome": outcome}
@@ -54,18 +75,17 @@ def ours(completions, openai, clinic_data, tmp_path):
     ]
     made.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def measured(recall_samples):
+    def measured(**judge):
         fields = {
             "data.data_dir": clinic_data,
             "data.eval_cases": 2,
             "sample.models": f"made=file:{made}",
             "sample.n": SAMPLES,
             "prompt": "diagnose_brief",
-            "judge.name": "openai",
-            "judge.model": "loopback",
-            "judge.recall_samples": recall_samples,
             "score.resamples": 20,
         }
+        judge = {"models": "openai:loopback", **judge}
+        fields |= {f"judge.{name}": value for name, value in judge.items()}
         flags = [f"--config.{name}={value}" for name, value in fields.items()]
         assert main(["eval", "--config=eval", f"--workdir={tmp_path / 'ours'}", *flags]) == 0
         return json.loads((tmp_path / "ours" / "results.json").read_text())["models"]["made"]

@@ -25,13 +25,15 @@ def inside(tag: str, text: str) -> str:
     return re.findall(rf"(?s)<{tag}>\n(.*?)\n</{tag}>", text)[-1]
 
 
-def judged(messages, *unused) -> ModelOutput:
-    """Judges by the rule of tests/openai_server.py."""
+def judged(messages, tools, choice, config) -> ModelOutput:
+    """Judges by the rule of the fixture `moody`."""
+    assert config.temperature == 0.0
     text = "".join(message.text for message in messages)
     if "<predicted>" in text:
-        reply = {"same": inside("reference", text) == inside("predicted", text)}
+        same = inside("reference", text) == inside("predicted", text)
+        reply = {"same": bool(config.seed) or same}
     else:
-        trace = inside("trace", text)
+        trace = inside("trace", text) if not config.seed else ""
         numbered = re.findall(r"(?m)^(\d+)\. (.*)$", inside("statements", text))
         reply = [{"number": int(n), "quotes": [s] * (s in trace)} for n, s in numbered]
     return ModelOutput.from_content("mock-judge", json.dumps(reply)).model_copy(

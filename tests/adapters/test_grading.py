@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+import math
+import statistics
 
 import pytest
 
 from mcr_jax.adapters.grading import Grader, case_of, load, question, settings
+from mcr_jax.cli.main import main
 from mcr_jax.completion import render
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate.api import Outcome, Reply
 from mcr_jax.judges import diagnosis, reasons
 from mcr_jax.prompts import load as load_prompt
-from mcr_jax.score.samples import kind, right, sample_recall
+from mcr_jax.score.samples import decided, kind, right, sample_recall
 
 
 @pytest.fixture
@@ -19,7 +22,15 @@ def case(clinic_cases):
     return clinic_cases["test"][0]
 
 
-def grade(case, text, *replies, outcome=Outcome.OK, sample=0, stages=("diagnosis", "reasons")):
+def grade(
+    case,
+    text,
+    *replies,
+    outcome=Outcome.OK,
+    sample=0,
+    stages=("diagnosis", "reasons"),
+    repeat=1,
+):
     """Grades a completion by these replies in turn; returns it and the requests."""
     asked, left = [], list(replies)
 
@@ -29,7 +40,7 @@ def grade(case, text, *replies, outcome=Outcome.OK, sample=0, stages=("diagnosis
         text, ended = reply if isinstance(reply, tuple) else (reply, Outcome.OK)
         return Reply(key=request.key, index=0, text=text, outcome=ended)
 
-    grader = Grader(settings())
+    grader = Grader(settings(**{"judge.repeat": repeat}))
     return asyncio.run(grader.grade(case, text, outcome, sample, ask, stages)), asked
 
 
@@ -45,6 +56,46 @@ def test_a_judge_gets_the_requests_of_our_pipeline(case):
         assert request.max_tokens == ours.max_tokens
     assert right(kind(sample.outcome, sample.said), sample.diagnosis) is False
     assert sample_recall(sample.said, sample.reasons) == (0.0, 0.0)
+
+
+def test_repeats_are_draws_of_their_own_and_their_majority_decides(case):
+    yes, no = '{"same": true}', '{"same": false}'
+    sample, asked = grade(case, render("", "Sable gout"), no, yes, "what?", yes, repeat=3)
+    assert [request.seed for request in asked] == [0, 1, 2, 2]
+    found = decided(sample)
+    assert (found.rights, found.right) == ([False, True, True], True)
+    assert [verdict.row.repeat for verdict in sample.diagnoses] == [0, 1, 2]
+
+
+@pytest.mark.promise("The metrics are those of `results.json`")
+def test_the_scores_in_a_log_are_those_of_all_repeats(ours, moody, tmp_path):
+    numbers, out = ours(recall_samples=2, repeat=3), tmp_path / "log.json"
+    assert main(["export-log", f"--workdir={tmp_path / 'ours'}", f"--out={out}"]) == 0
+    values = {"diagnosis": {}, "reasoning_recall": {}}
+    for sample in json.loads(out.read_text())["samples"]:
+        scores = {"diagnosis": sample["scores"]["diagnosis"]["value"]}
+        scores |= sample["scores"]["reasons"]["value"]
+        for name, of_case in values.items():
+            if not math.isnan(scores[name]):
+                of_case.setdefault(sample["id"], []).append(scores[name])
+    means = {n: statistics.mean(map(statistics.mean, of.values())) for n, of in values.items()}
+    assert means["diagnosis"] == pytest.approx(numbers["accuracy"]["1"]["value"])
+    assert means["reasoning_recall"] == pytest.approx(numbers["reasoning_recall"]["value"])
+    assert means["diagnosis"] > 0.5  # by the first repeat alone it is less
+
+
+@pytest.mark.promise("Verdicts of several model versions are refused until `judge.version`")
+def test_a_log_of_verdicts_of_two_versions_is_refused(ours, openai, tmp_path, capsys):
+    choice = {"index": 0, "message": {"content": '{"same": true}'}, "finish_reason": "stop"}
+    openai.then(openai.replies({"choices": [choice], "model": "another"}))
+    ours(recall_samples=1)
+    out = tmp_path / "log.json"
+    export = ["export-log", f"--workdir={tmp_path / 'ours'}", f"--out={out}"]
+    capsys.readouterr()
+    assert main(export) == 1 and not out.exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "another: 1" in line and "set config.judge.version" in line
+    assert main([*export, "--config.judge.version=loopback-1"]) == 0
 
 
 def test_a_reply_without_a_verdict_is_asked_for_again_and_then_unresolved(case):

@@ -55,7 +55,7 @@ def test_the_task_is_found_by_its_name_and_reads_reasoning_of_a_service(
 @pytest.fixture
 def log(ours, tmp_path):
     """Our log of completions that are judged already, and the numbers of results.json."""
-    numbers, path = ours(2), tmp_path / "made.eval"
+    numbers, path = ours(recall_samples=2), tmp_path / "made.eval"
     assert main(["export-log", f"--workdir={tmp_path / 'ours'}", f"--out={path}"]) == 0
     return path, numbers
 

@@ -23,14 +23,15 @@ def contents(text, outcome, in_parts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize(("in_parts", "repeat"), [(False, 1), (True, 3)])
 def test_the_task_gives_the_numbers_of_our_pipeline(
-    completions, ours, clinic_data, tmp_path, in_parts
+    completions, ours, moody, clinic_data, tmp_path, in_parts, repeat
 ):
-    ours, given, out = ours(2), tmp_path / "given.json", tmp_path / "found.json"
+    ours = ours(recall_samples=2, repeat=repeat)
+    given, out = tmp_path / "given.json", tmp_path / "found.json"
     task = {"data_dir": str(clinic_data), "prompt": "diagnose_brief", "samples": SAMPLES}
     asked = {
-        "task": {**task, "recall_samples": 2},
+        "task": {**task, "recall_samples": 2, "judge_repeat": repeat},
         "limit": 2,
         "completions": {
             prompt: [contents(*made, in_parts) for made in of_case]

@@ -35,21 +35,31 @@ def served(openai, completions):
 
 @pytest.mark.slow
 def test_the_environment_gives_the_numbers_of_our_pipeline(
-    completions, ours, openai, clinic_data, tmp_path
+    completions, ours, moody, openai, clinic_data, tmp_path
 ):
-    ours, given, out = ours(SAMPLES), tmp_path / "given.json", tmp_path / "found.json"
+    """The judge is a pair, one of it at an endpoint of its own, with three verdicts each."""
+    ours = ours(recall_samples=SAMPLES, repeat=3)
+    given, out = tmp_path / "given.json", tmp_path / "found.json"
     environment = {
         "data_dir": str(clinic_data),
         "prompt": "diagnose_brief",
-        "judge": "openai:loopback",
+        "judge": "diagnosis:openai:small+reasons:there:large",
+        "judge_repeat": 3,
+        "endpoints": [f"there={openai.url}"],
         "recall_weight": 0.5,
     }
+    openai.calls.clear()
     given.write_text(
         json.dumps({"environment": environment, "url": openai.url, "rollouts": SAMPLES})
     )
     served(openai, completions)
     found = harness_python.run("run_verifiers.py", out, given, out)
     assert not found["litellm"]
+    judges = {
+        stage: {c.body["model"] for c in openai.calls if f"<{stage}>" in str(c.body["messages"])}
+        for stage in ("predicted", "statements")
+    }
+    assert judges == {"predicted": {"small"}, "statements": {"large"}}
     by_case = {}
     for rollout in found["rollouts"]:
         by_case.setdefault(rollout["id"], []).append(rollout["metrics"])

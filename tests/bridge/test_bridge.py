@@ -12,6 +12,8 @@ from mcr_jax.bridge.shown import table
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
+from mcr_jax.score import results
+from mcr_jax.workdir import Workdir
 
 OLD, NEW = "openai:old-judge", "offline"
 SAMPLES = 2
@@ -29,7 +31,8 @@ def _ledger(path, verdicts, *, answers=None):
 
     Args:
       path: of the file.
-      verdicts: model to judge to {(case, sample): same}; [same, True] on the reasons.
+      verdicts: model to judge to {(case, sample): same}, or a tuple of one per repeat, None
+        without a verdict; [same, True] on the reasons.
       answers: model to {(case, sample): whether there is an answer}; True where absent.
     """
     ledger, attempts = Ledger(path), []
@@ -42,28 +45,26 @@ def _ledger(path, verdicts, *, answers=None):
             text = completion.render("It hums.", "Sable gout") if has else "<think>It hums.</think>"
             attempts.append(Attempt(row=row, digest="d", attempt=1, outcome=Outcome.OK, text=text))
         for judge, given in by_judge.items():
-            for stage, place in itertools.product(("diagnosis", "reasons"), given):
-                if stage == "reasons" and place[1]:
-                    continue
-                row = RowKey(stage=stage, case=place[0], model=model, sample=place[1], judge=judge)
-                same = given[place]
-                verdict = {"same": same} if stage == "diagnosis" else {"found": [same, True]}
-                attempts.append(
-                    Attempt(
-                        row=row,
-                        digest="d",
-                        attempt=1,
-                        outcome=Outcome.OK,
-                        verdict=verdict,
-                        model_version=f"{judge}-1",
-                    )
-                )
             for stage in ("diagnosis", "reasons"):
-                keys = [(c, s) for c, s in given if stage == "diagnosis" or not s]
-                wanted = {
-                    RowKey(stage=stage, case=c, model=model, sample=s, judge=judge): "d"
-                    for c, s in keys
-                }
+                wanted = {}
+                for place, says in given.items():
+                    if stage == "reasons" and place[1]:
+                        continue
+                    for repeat, same in enumerate(says if isinstance(says, tuple) else (says,)):
+                        case, sample = place
+                        at = {"case": case, "model": model, "sample": sample, "judge": judge}
+                        row = RowKey(stage=stage, repeat=repeat, **at)
+                        wanted[row] = "d"
+                        found = [same, True]
+                        verdicts_of = {
+                            "diagnosis": {"same": same},
+                            "reasons": {"found": found, "verified": found, "quotes": [[], []]},
+                        }
+                        if same is not None:
+                            of_row = {"digest": "d", "attempt": 1, "outcome": Outcome.OK}
+                            of_row["model_version"] = f"{judge}-1"
+                            verdict = verdicts_of[stage]
+                            attempts.append(Attempt(row=row, verdict=verdict, **of_row))
                 ledger.declare(Scope(stage, model, judge), wanted)
     ledger.write_all([attempt] for attempt in attempts)
     return ledger
@@ -113,7 +114,10 @@ def test_the_confusion_table_and_the_accuracies_are_those_of_the_verdicts(found_
         (_by_case(new) - _by_case(old)).mean()
     )
     assert model["kappa"]["low"] < model["kappa"]["value"] < model["kappa"]["high"]
-    assert found["versions"] == {OLD: {f"{OLD}-1": 180}, NEW: {f"{NEW}-1": 360}}
+    assert found["versions"] == {
+        judge: {"diagnosis": {f"{judge}-1": 2 * n}, "reasons": {f"{judge}-1": n}}
+        for judge, n in ((OLD, 60), (NEW, 120))
+    }
 
 
 def test_a_model_that_both_judged_alone_is_carried_to_what_the_first_judge_said(found_and_verdicts):
@@ -197,6 +201,50 @@ def test_a_model_with_one_case_beside_a_larger_sample(tmp_path):
     with _ledger(tmp_path / "l", verdicts) as ledger:
         model = bridge(ledger, (OLD, NEW), _config())["stages"]["diagnosis"]["models"]["after"]
     assert model["estimated"]["value"] == 1.0 and model["difference"]["cases"] == 0
+
+
+@pytest.mark.promise(
+    "A judge that repeats its verdicts decides by their majority, as in `mcr eval`"
+)
+def test_a_judge_with_repeats_is_the_judge_of_results_json(tmp_path):
+    rng = np.random.default_rng(4)
+    old, _ = _judged(rng, 20, 0.5)
+    new = {
+        place: tuple(None if n == 9 else n < 5 for n in rng.integers(0, 10, 3).tolist())
+        for place in old
+    }
+    workdir, c = Workdir(tmp_path), _config().copy_and_resolve_references()
+    with _ledger(workdir.ledger, {"before": {OLD: old, NEW: new}}) as ledger:
+        found = bridge(ledger, (OLD, NEW), _config())
+    majority = {
+        place: next((says for says in (True, False) if 2 * votes.count(says) > 3), None)
+        for place, votes in new.items()
+    }
+    stage = found["stages"]["diagnosis"]
+    assert 0 < stage["all"]["items"] == sum(says is not None for says in majority.values()) < 40
+    assert stage["all"]["confusion"]["both"] == sum(old[p] and bool(majority[p]) for p in old)
+    assert found["repeats"][NEW]["diagnosis"] == {"3": stage["all"]["items"]}
+    with (console := Console(width=100)).capture() as captured:
+        console.print(table(found))
+    assert "Verdicts of offline are majorities of 3 repeats." in captured.get()
+    with c.unlocked():
+        c.sample.models, c.judge.repeat = ("before=openai:b",), 3
+    scored = results.score(workdir, config.check(c, "test"))["models"]["before"]
+    judged = stage["models"]["before"]["judged"][1]
+    assert judged["value"] == pytest.approx(scored["accuracy"]["1"]["value"])
+    assert judged["cases"] == scored["accuracy"]["1"]["resolved"]
+
+
+def test_the_version_of_a_pair_is_that_of_its_stage(tmp_path):
+    old = {("a", 0): True, ("b", 0): False}
+    c = _config().copy_and_resolve_references()
+    with c.unlocked():
+        c.judge.models = (f"{OLD}=diagnosis:openai:m+reasons:openai:n",)
+        c.judge.version = f"{OLD}-1+another"
+    with _ledger(tmp_path / "l", {"before": {OLD: old, NEW: old}}) as ledger:
+        found = bridge(ledger, (OLD, NEW), config.check(c, "test"))
+    assert found["stages"].keys() == {"diagnosis"}  # of the reasons no verdict counts
+    assert found["stages"]["diagnosis"]["all"]["items"] == 2
 
 
 def test_judges_that_share_no_completion_are_refused(tmp_path):

@@ -170,26 +170,65 @@ def test_missing_verdicts_of_a_further_judge_end_the_command_with_its_name(
     assert main(["verify", f"--workdir={tmp_path}"]) == 0
 
 
-def test_a_named_endpoint_is_a_candidate_and_a_judge_and_needs_its_own_key_only(
+def test_named_endpoints_are_candidates_and_judges_with_a_key_of_their_own_each(
     call, tmp_path, openai, monkeypatch
 ):
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.delenv("OPENAI_BASE_URL")
-    monkeypatch.setenv("OURS_KEY", "ours-key-7")
+    keys = {"OURS_KEY": "ours-key-7", "THEIRS_KEY": "theirs-key-8"}
+    monkeypatch.setenv("OURS_KEY", keys["OURS_KEY"])
     fields = {
-        "endpoints": f"ours={openai.url} OURS_KEY",
+        "endpoints": f"ours={openai.url} OURS_KEY,theirs={openai.url} THEIRS_KEY",
+        "sample.models": "m=ours:some/model",
+        "judge.models": "pair=diagnosis:ours:small+reasons:theirs:large,ours:other,offline",
+    }
+    status, (line,) = call("eval", **fields)
+    assert status == 2 and "no key for theirs: set THEIRS_KEY" in line
+    assert not openai.calls  # not one completion was paid for
+    monkeypatch.setenv("THEIRS_KEY", keys["THEIRS_KEY"])
+    assert call("eval", **fields) == (0, [])
+    asked = {(call.body["model"], call.headers["authorization"]) for call in openai.calls}
+    ours = {(model, "Bearer ours-key-7") for model in ("some/model", "small", "other")}
+    assert asked == {*ours, ("large", "Bearer theirs-key-8")}
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["judge"]["identity"] == "diagnosis: ours/small; reasons: theirs/large"
+    assert found["judge"]["usage"]["requests"] == sum(
+        call.body["model"] in ("small", "large") for call in openai.calls
+    )
+    others = {name: judge.get("identity") for name, judge in found["judges"].items()}
+    assert others == {"ours:other": "ours/other", "offline": "offline/1"}
+    assert main(["verify", f"--workdir={tmp_path}"]) == 0
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert not any(key.encode() in written for key in keys.values())
+
+
+def test_a_named_endpoint_is_the_one_judge_by_judge_name(call, tmp_path, openai, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    fields = {
+        "endpoints": f"ours={openai.url}",
         "sample.models": "m=ours:some/model",
         "judge.name": "ours",
         "judge.model": "judge-model",
     }
     assert call("eval", **fields) == (0, [])
-    assert {call.headers["authorization"] for call in openai.calls} == {"Bearer ours-key-7"}
     assert {call.body["model"] for call in openai.calls} == {"some/model", "judge-model"}
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["judge"]["name"] == "ours:judge-model"
-    assert b"ours-key-7" not in b"".join(
-        path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
-    )
+    by_models = {**fields, "judge.name": "offline", "judge.models": "ours:judge-model"}
+    calls = len(openai.calls)
+    assert call("eval", **by_models) == (0, []) and len(openai.calls) == calls
+
+
+def test_the_budget_holds_for_a_judge_at_a_named_endpoint(call, openai):
+    fields = {"endpoints": f"ours={openai.url}", "sample.models": "m=openai:m"}
+    fields |= {"judge.models": "ours:m", "judge.concurrency": 1}
+    assert call("sample", **fields) == (0, [])
+    made, limit = len(openai.calls), len(openai.calls) + 1
+    status, (line,) = call("judge", **fields, **{"budget.requests": limit})
+    assert status == 75 and "config.budget.requests" in line
+    assert len(openai.calls) == limit == made + 1
+    status, (line,) = call("judge", **fields, **{"budget.dollars": 1})
+    assert status == 2 and "the price of ours:m is unknown" in line
 
 
 @pytest.mark.slow

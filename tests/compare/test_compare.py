@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from workdirs import cases, scored
 
-from mcr_jax import statistics
+from mcr_jax import config, statistics
 from mcr_jax.cli.main import main
 from mcr_jax.compare.chosen import chosen, common, differences
 from mcr_jax.compare.pairs import numbers
+from mcr_jax.judges.choose import readings
 
 A = [1, 1, 0, 0, 1, 0, 1, 0, 0, 1]
 B = [1, 1, 1, 1, 1, 0, 0, 1, 1, 1]
@@ -139,8 +140,8 @@ def pair(tmp_path_factory):
 
 
 @pytest.mark.promise(
-    "`mcr compare` refuses models without a common case, and workdirs whose judges, prompts, "
-    "readings or splits differ"
+    "`mcr compare` refuses models without a common case, and workdirs whose judges, repeats, "
+    "prompts, readings or splits differ"
 )
 @pytest.mark.parametrize(
     ("operands", "status", "words"),
@@ -220,11 +221,18 @@ def test_two_files_are_all_that_a_workdir_made_elsewhere_needs(pair, tmp_path, m
             {"judge": {"versions": {"diagnosis": {"m-2": 9}}}},
             ["judge's version (diagnosis)", "m-2"],
         ),
+        ({"judge": {"repeat": 3}}, ["judge.repeat: 1 (a:m); 3 (b:m)"]),
+        ({"judge": {"max_tokens": 256}}, ["judge.max_tokens: 16384 (a:m); 256 (b:m)"]),
+        (
+            {"judge": {"readings": {"reasons": "reasons/2 quote_words=40"}}},
+            ["quote_words=4 (a:m)", "quote_words=40 (b:m)"],
+        ),
         ({"config": {"answer": "strict"}}, ["reading of answers: lenient (a:m); strict (b:m)"]),
     ],
 )
 def test_each_fact_is_compared(tmp_path, capsys, change, words):
-    facts = {"readings": {"diagnosis": "diagnosis/2"}, "prompts": {"judge_diagnosis": "0" * 64}}
+    facts = {"readings": readings(config.default()), "prompts": {"judge_diagnosis": "0" * 64}}
+    facts["max_tokens"] = 16_384
     for name in ("a", "b"):
         scored(tmp_path / name, {"m": cases(A)}, judge=facts)
     path = tmp_path / "b" / "results.json"
@@ -237,12 +245,31 @@ def test_each_fact_is_compared(tmp_path, capsys, change, words):
     assert all(word in line for word in words), line
 
 
+@pytest.mark.parametrize("named", ["", "small-1+large-2"])
+def test_versions_of_a_pair_are_compared_stage_by_stage(tmp_path, named):
+    versions = {"diagnosis": {"small-1": 9}, "reasons": {"large-2": 9}}
+    for name, version in (("a", named), ("b", "small-1+large-2")):
+        path = scored(tmp_path / name, {"m": cases(A)}).results
+        results = json.loads(path.read_text())
+        results["judge"] |= {"versions": versions, "version": version}
+        path.write_text(json.dumps(results))
+    assert differences(chosen([str(tmp_path / "a"), str(tmp_path / "b")])) == {}
+
+
 def test_what_a_file_says_cannot_act_on_the_terminal(tmp_path, capsys):
     for name, identity in (("a", "\x1b[2J one"), ("b", "\x1b]0;two\x07")):
         scored(tmp_path / name, {"m": cases(A)}, judge={"identity": identity})
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "?[2J one (a:m)" in line and line.isprintable()
+    for file in ("results.json", "scores.json"):
+        path = tmp_path / "a" / file
+        found = json.loads(path.read_text())
+        found["models"]["\x1b[2J"] = found["models"]["m"]
+        path.write_text(json.dumps(found))
+    assert main(["compare", f"{tmp_path / 'a'}:gone", str(tmp_path / "b")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "?[2J" in line and line.isprintable()
 
 
 def test_another_prompt_of_the_candidates_is_a_difference(tmp_path):

@@ -11,7 +11,6 @@ import time
 import pytest
 
 from mcr_jax import config as configs
-from mcr_jax import statistics
 from mcr_jax.cases import Case
 from mcr_jax.cli.main import main
 from mcr_jax.completion import render
@@ -34,6 +33,7 @@ CASES = [
     for number, diagnosis in enumerate(("Harrow fever", "Quellan itch"))
 ]
 GEMINI, TWO = "gemini:gemini-3.5-flash-lite", "gemini,o=openai:judge-m"
+OURS = ("ours=http://127.0.0.1:1/v1 OURS_KEY",)
 YES, NO = '{"same": true}', '{"same": false}'
 
 
@@ -173,9 +173,23 @@ def test_several_judges_have_rows_of_their_own_and_the_first_is_the_headline(
     case = workdir.read_json(workdir.scores)["judges"]["o"]["sft"][CASES[0].fingerprint]
     assert len(case["right"]) == 2 and case["recall"] == [0.5]
     assert verify(workdir, both, CASES) == ([], 12, 0)
+    assert (other["usage"]["requests"], results["judge"]["usage"]["requests"]) == (5, 5)
     notes = str(table(results).renderables[2])
+    assert "Cost: 10 calls" in notes
     assert "Judge o: accuracy@1 0.750 for sft" in notes and "on 4 diagnoses" in notes
     assert judge(workdir, both, CASES)["further"][0]["asked"] == 0
+
+
+def test_scored_in_another_order_each_judge_keeps_its_facts(workdir, gemini, openai):
+    judge(workdir, config(**{"judge.models": TWO}), CASES)
+    before = score(workdir, config(**{"judge.models": TWO}))
+    turned = config(**{"judge.models": ",".join(reversed(TWO.split(",")))})
+    after = score(workdir, turned)
+    assert (after["judge"]["name"], after["judge"]["identity"]) == ("o", "openai/judge-m")
+    assert after["judge"]["prompts"] == before["judge"]["prompts"]
+    assert after["judges"][GEMINI]["identity"] == before["judge"]["identity"]
+    assert after["models"]["sft"]["accuracy"] == before["judges"]["o"]["models"]["sft"]["accuracy"]
+    assert verify(workdir, turned, CASES).differences == []
 
 
 def test_a_planted_verdict_of_a_further_judge_is_found(workdir, gemini, openai):
@@ -191,14 +205,26 @@ def test_a_planted_verdict_of_a_further_judge_is_found(workdir, gemini, openai):
     assert any(line.startswith("scores.json: judges.o.sft.") for line in lines)
 
 
+def test_judges_of_other_statements_are_one_line(workdir, gemini):
+    both = config(**{"judge.models": "gemini,offline"})
+    judge(workdir, both, CASES)
+    with contextlib.closing(sqlite3.connect(workdir.ledger)) as db, db:
+        query = "UPDATE attempts SET verdict = ? WHERE judge = 'offline' AND stage = 'reasons'"
+        db.execute(query, ('{"found": [true], "verified": [true]}',))
+    with pytest.raises(McrError, match=r"is damaged .*of 2 and of 1 statements.*reads its reply"):
+        score(workdir, both)
+
+
 def test_versions_of_a_further_judge_that_are_mixed_leave_the_headline_alone(
-    workdir, gemini, openai
+    workdir, gemini, openai, capsys
 ):
     both = config(**{"judge.models": "o=openai:judge-m,gemini"})
-    gemini.then(gemini.says(YES, modelVersion="v-1"), gemini.says(YES, modelVersion="v-2"))
+    gemini.then(gemini.says(YES, modelVersion="v-1"), gemini.says(YES, modelVersion="v-2\x1b[2J"))
     judge(workdir, both, CASES)
     results = score(workdir, both)
     assert results["models"]["sft"]["accuracy"]["1"]["value"] == 0.5
+    out = capsys.readouterr().out
+    assert "3 model versions" in out and "v-2?[2J (1)" in out and "\x1b" not in out
     other = results["judges"][GEMINI]
     assert "several versions" in other["note"]
     assert other["models"]["sft"]["accuracy"]["1"]["value"] is None
@@ -250,6 +276,9 @@ def test_the_pair_of_the_paper_asks_one_model_per_stage(workdir, openai, capsys)
         ("a=openai:m,b=openai:m", "agrees with itself"),
         ("=offline", "needs a name"),
         ("offline,gemini", "GEMINI_API_KEY"),
+        ("x=diagnosis:ours:m+reasons:elsewhere:m", "no judge 'elsewhere:m'.*ours:MODEL"),
+        ("ours:m", "no key for ours: set OURS_KEY"),
+        ("ours:m,x=ours:m", "agrees with itself"),
     ],
 )
 def test_a_judge_that_cannot_be_called_is_one_line(workdir, monkeypatch, models, words):
@@ -257,7 +286,7 @@ def test_a_judge_that_cannot_be_called_is_one_line(workdir, monkeypatch, models,
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
     with pytest.raises(UsageError, match=words) as raised:
-        check(workdir, config(**{"judge.models": models}))
+        check(workdir, config(**{"judge.models": models, "endpoints": OURS}))
     assert "\n" not in str(raised.value)
 
 
@@ -405,12 +434,3 @@ def test_no_verdict_of_a_further_judge_is_one_line_that_names_it(workdir, gemini
     openai.then(*[openai.says("maybe")] * 20)
     with pytest.raises(McrError, match=r"not one of 6 verdicts could be had from o: .*not JSON"):
         judge(workdir, config(**{"judge.models": TWO}), CASES)
-
-
-def test_agreement_without_pairs_is_null():
-    options = {"confidence": 0.95, "resamples": 10, "seed": 0}
-    assert statistics.agreement([], **options)["kappa"] == {
-        "value": None,
-        "low": None,
-        "high": None,
-    }
