@@ -45,7 +45,7 @@ _BOUNDS = {"resolved": _COUNT, "total": _COUNT, "worst": _SHARE, "best": _SHARE}
 _VALUES = dict.fromkeys(("value", "low", "high"), _SHARE)
 _PAIR = {"a": str, "b": str, "metric": str, "test": str}
 _DIFFERENCE = dict.fromkeys(("difference", "low", "high"), _POINTS)
-_DIFFERENCE |= {"p_value": _SHARE, "cases": _COUNT}
+_DIFFERENCE |= {"p_value": _SHARE, "cases": _COUNT, "equal?": _COUNT}
 
 
 def _metric(value: Any) -> Form:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mcr_jax.errors import printable
 from mcr_jax.metrics import METRICS
-from mcr_jax.score.table import p_text
+from mcr_jax.score.layout import p_text
 
 _SHORT = {metric.name: metric.short for metric in METRICS}
 

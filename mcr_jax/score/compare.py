@@ -9,6 +9,7 @@ from mcr_jax import statistics
 from mcr_jax.metrics import METRICS, Estimate
 
 Estimates = Mapping[str, Mapping[str, Estimate]]  # metric -> case fingerprint -> estimate
+_TIE = 1e-12  # values closer than this differ by rounding only
 
 
 def compare(
@@ -23,7 +24,8 @@ def compare(
 
     Returns:
       One entry per compared metric that both have: "difference" is b - a, with "low", "high" and
-      "p_value" (null without common cases), "test" and the number of "cases".
+      "p_value" (null without common cases), "test", the number of "cases", and of those with equal
+      values ("equal").
     """
     (name_a, of_a), (name_b, of_b) = a, b
     return [
@@ -45,7 +47,7 @@ def paired(
     drawing = {"resamples": config.score.resamples, "seed": config.seed}
     if not differences:
         empty = dict.fromkeys(("difference", "low", "high", "p_value"))
-        return {**empty, "test": "none: no case is resolved for both", "cases": 0}
+        return {**empty, "test": "none: no case is resolved for both", "cases": 0, "equal": 0}
     low, high = statistics.interval(
         differences, confidence=config.score.confidence, bounds=(-1.0, 1.0), **drawing
     )
@@ -59,4 +61,5 @@ def paired(
         "p_value": p_value,
         "test": test,
         "cases": len(differences),
+        "equal": sum(abs(difference) <= _TIE for difference in differences),
     }

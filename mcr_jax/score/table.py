@@ -1,96 +1,98 @@
 """Terminal table of results.json: models side by side, with intervals and coverage."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from mcr_jax.errors import for_terminal, printable
 from mcr_jax.generate import spending
 from mcr_jax.metrics import HEADLINE, METRICS, Metric, of_model
+from mcr_jax.score.layout import Wide, difference, figure, p_text, pair
 
 _SIDE_BY_SIDE = 2  # models
-_INTERVAL_CHARS = len("[0.000, 0.000]")
 
-Pair = tuple[str, str]
 Values = Mapping[str, Mapping[str, Mapping[str, Any]]]  # model to metric to METRIC
 Compared = Mapping[tuple[str, str, str], Mapping[str, Any]]  # (a, b, metric) to comparison
 
 
 def table(results: Mapping[str, Any]) -> Group:
-    """Lays out results.json for a terminal.
+    """Lays out results.json for a terminal of any width.
 
     Args:
       results: schema 1.
 
     Returns:
-      A title, tables and notes. A model has value and interval per metric and, if cases are
-      unresolved, coverage and bounds. A pair of consecutive models has the paired difference with
-      its interval, and the p-value. Up to `_SIDE_BY_SIDE` models are columns, with their difference
-      beside them; more models are rows, with the differences in a table below. The notes list
-      outcomes of completions, rules that read the answers, the cost, and verdicts that do not
-      count. Two models fit into 80 columns.
+      A title with the headline judge, tables and notes. A model has value and interval per metric
+      and, if cases are unresolved, coverage and bounds. A pair of consecutive models has the paired
+      difference with its interval, and the p-value. Up to `_SIDE_BY_SIDE` models are columns, with
+      their difference beside them; more models are rows, with the differences in a table below. The
+      notes list outcomes of completions, rules that read the answers, the cost, and verdicts that
+      do not count.
     """
     models = {name: of_model(model) for name, model in results["models"].items()}
     compared = {(c["a"], c["b"], c["metric"]): c for c in results["comparisons"]}
-    pairs = list(dict.fromkeys((a, b) for a, b, _ in compared))
     name = results["config"]["name"] or "results"
     confidence = f"{100 * results['config']['confidence']:g} %"
-    # A title or caption of the table would wrap at its width, which is small for one model.
-    title = Text(f"{name}: mean over cases [{confidence} interval]", style="table.title")
-    notes = Text("\n".join(_notes(results, bool(pairs))), style="table.caption")
-    metrics = [m for m in METRICS if any(m.name in found for found in models.values())]
+    title = f"{name}: mean over cases [{confidence} interval], judge {results['judge']['name']}"
+    notes = for_terminal("\n".join(_notes(results)))
     layout = _columns if len(models) <= _SIDE_BY_SIDE else _rows
-    return Group(title, *layout(metrics, models, pairs, compared), notes)
+    return Group(
+        # A title or caption of the table would wrap at its width, which is small for one model.
+        Text(printable(title), style="table.title"),
+        *layout(models, compared),
+        Text(notes, style="table.caption"),
+    )
 
 
-def _columns(
-    metrics: Sequence[Metric], models: Values, pairs: Sequence[Pair], compared: Compared
-) -> list[Table]:
+def of_models(models: Values) -> Wide:
+    """Returns a table with a row per model and a column per metric that any of them has."""
+    metrics = _metrics(models)
+    rows = [(n, [_metric(of.get(m.name)) for m in metrics]) for n, of in models.items()]
+    return Wide("model", [metric.short for metric in metrics], rows)
+
+
+def _columns(models: Values, compared: Compared) -> list[Wide]:
     """Returns one table with a row per metric."""
-    names = [*models, *(f"{b} − {a}\np" for a, b in pairs)]
-    shown = _table("metric", [part for name in names for part in name.split("\n")])
-    for metric in metrics:
-        cells = [_metric(found.get(metric.name)) for found in models.values()]
-        for pair in pairs:
-            cells += _comparison(compared.get((*pair, metric.name)))
-        shown.add_row(metric.short, *cells)
-    return [shown]
-
-
-def _rows(
-    metrics: Sequence[Metric], models: Values, pairs: Sequence[Pair], compared: Compared
-) -> list[Table | Text]:
-    """Returns a table with a row per model, and one with a row per pair."""
-    shown = _table("model", [metric.short for metric in metrics])
-    for name, found in models.items():
-        shown.add_row(escape(name), *(_metric(found.get(metric.name)) for metric in metrics))
-    metrics = [metric for metric in metrics if metric.compared]
-    differences = _table("difference", [metric.short for metric in metrics])
-    for a, b in pairs:
-        cells = [_comparison(compared.get((a, b, metric.name))) for metric in metrics]
-        differences.add_row(
-            escape(f"{b} − {a}"), *(f"{text}\np {p}" if p != "–" else "–" for text, p in cells)
+    pairs = _pairs(compared)
+    rows = [
+        (
+            metric.short,
+            [_metric(found.get(metric.name)) for found in models.values()]
+            + [_comparison(compared.get((*names, metric.name))) for names in pairs],
         )
-    return [shown, Text(""), differences] if pairs else [shown]
+        for metric in _metrics(models)
+    ]
+    return [Wide("metric", [*models, *pairs.values()], rows)]
 
 
-def _table(first: str, names: Sequence[str]) -> Table:
-    shown = Table(box=box.HORIZONTALS, show_lines=True, pad_edge=False, show_edge=False)
-    shown.add_column(first, overflow="fold")
-    for name in names:
-        if name == "p":
-            shown.add_column(name, no_wrap=True, justify="right")
-        else:  # as wide as an interval; a long name takes several lines
-            shown.add_column(escape(name), overflow="fold", min_width=_INTERVAL_CHARS)
-    return shown
+def _rows(models: Values, compared: Compared) -> list[Wide | Text]:
+    """Returns a table with a row per model, and one with a row per pair."""
+    metrics = [metric for metric in _metrics(models) if metric.compared]
+    rows = [
+        (name, [_comparison(compared.get((*names, metric.name))) for metric in metrics])
+        for names, name in _pairs(compared).items()
+    ]
+    below = [Text(""), Wide("difference", [m.short for m in metrics], rows)] if rows else []
+    return [of_models(models), *below]
 
 
-def _notes(results: Mapping[str, Any], paired: bool) -> list[str]:
-    notes = ["Differences are paired by case; p unadjusted."] if paired else []
+def _metrics(models: Values) -> list[Metric]:
+    return [m for m in METRICS if any(m.name in found for found in models.values())]
+
+
+def _pairs(compared: Compared) -> dict[tuple[str, str], str]:
+    """Returns names of the compared pairs, by (a, b)."""
+    return {(entry["a"], entry["b"]): pair(entry) for entry in compared.values()}
+
+
+def _notes(results: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if results["comparisons"]:
+        notes = ["Differences are paired by case; p unadjusted."]
+        if len(results["models"]) > _SIDE_BY_SIDE:
+            notes = [f"{notes[0]} Pairs are of neighbours in the list: `mcr compare` has all."]
     for name, model in results["models"].items():
         counts = ", ".join(f"{count} {kind}" for kind, count in model["outcomes"].items())
         notes.append(f"Completions of {name}: {counts}")
@@ -134,21 +136,13 @@ def _metric(metric: Mapping[str, Any] | None) -> str:
         return "–"
     lines = ["unresolved"]
     if metric["value"] is not None:
-        # rich takes "[0.1" for text, not markup: a tag never starts with a digit or a sign
-        lines = [f"{metric['value']:.3f}", f"[{metric['low']:.3f}, {metric['high']:.3f}]"]
+        lines = [figure(metric)]
     if metric["worst"] < metric["best"]:
         lines.append(f"{metric['resolved']} of {metric['total']} cases")
         lines.append(f"{metric['worst']:.2f}–{metric['best']:.2f} if all")
     return "\n".join(lines)
 
 
-def _comparison(entry: Mapping[str, Any] | None) -> tuple[str, str]:
-    if entry is None or entry["difference"] is None:
-        return "–", "–"
-    text = f"{entry['difference']:+.3f}\n[{entry['low']:+.3f}, {entry['high']:+.3f}]"
-    return text, p_text(entry["p_value"])
-
-
-def p_text(p_value: float) -> str:
-    """Formats a p-value: three decimals, or "<0.001"."""
-    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+def _comparison(entry: Mapping[str, Any] | None) -> str:
+    shown = difference(entry)
+    return shown if shown == "–" else f"{shown}\np {p_text(entry['p_value'])}"

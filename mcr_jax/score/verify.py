@@ -27,7 +27,7 @@ from mcr_jax.score.results import tabulate
 from mcr_jax.workdir import Workdir
 
 # Fields that older versions did not write: no difference where they are absent.
-_ADDED_LATER = re.compile(r"config\.models")
+_ADDED_LATER = re.compile(r"config\.models|comparisons\[\d+\]\.equal")
 _SHOWN = 160  # characters of a value in a line
 _LARGEST = 1e300  # no number of results.json is larger
 

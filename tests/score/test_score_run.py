@@ -1,16 +1,14 @@
 """Scoring stage on a ledger small enough to compute by hand."""
 
 import contextlib
-import dataclasses
 import io
 import json
-import re
 import sqlite3
 
 import pytest
 from rich.console import Console
 
-from mcr_jax import artifacts, completion, config
+from mcr_jax import completion, config
 from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
@@ -20,7 +18,6 @@ from mcr_jax.score.verify import verify
 from mcr_jax.workdir import Workdir
 
 JUDGE = "offline"
-LONG = "a-model-with-a-long-name"
 ANSWER = completion.render("because of it", "glass fever")
 R, W, U = True, False, None  # right, wrong, no verdict
 
@@ -311,6 +308,14 @@ def test_verify_is_content_with_what_score_wrote(workdir):
     assert verify(workdir, _config(), ()).differences == []
 
 
+def test_verify_is_content_with_results_of_a_version_that_did_not_count_equal_cases(workdir):
+    results = scoring.score(workdir, _config())
+    for entry in results["comparisons"]:
+        del entry["equal"]
+    workdir.write_json(workdir.results, results)
+    assert verify(workdir, _config(), ()).differences == []
+
+
 def test_verify_names_every_tampered_number(workdir):
     results = scoring.score(workdir, _config())
     results["models"]["sft"]["accuracy"]["1"]["value"] += 0.01
@@ -378,37 +383,13 @@ def test_the_table_shows_values_intervals_coverage_difference_and_p(workdir):
     assert "not for patient care" in text
 
 
-def test_the_table_of_two_models_fits_into_80_columns(workdir):
-    results = scoring.score(workdir, _config())
-    assert "…" not in _printed(results, width=80)
-
-
-def test_more_models_are_rows_in_the_order_of_the_config_with_their_differences_below(workdir):
-    c = _config().copy_and_resolve_references()
-    c.unlock()
-    with Ledger(workdir.ledger) as ledger:
-        for stage, judge in (("sample", ""), ("diagnosis", JUDGE), ("reasons", JUDGE)):
-            answers = ledger.answers(Scope(stage, "sft", judge))
-            rows = {row: dataclasses.replace(row, model=LONG) for row in answers}
-            ledger.declare(Scope(stage, LONG, judge), dict.fromkeys(rows.values(), "d"))
-            ledger.write_all([dataclasses.replace(a, row=rows[r])] for r, a in answers.items() if a)
-    c.sample.models = ("sft", "base", f"{LONG}=sft")
-    scoring.score(workdir, c)
-    text = _printed(artifacts.results(workdir), width=100)
-    lines = [
-        line.split()[0] for line in text.splitlines() if re.match(r"\w[\w-]* .*\d\.\d{3} ", line)
-    ]
-    assert lines[:5] == ["sft", "base", LONG, "base", LONG]
-    assert "…" not in text and "p 0.500" in text
-
-
 def test_the_table_of_one_model_keeps_its_title_on_a_line_and_speaks_of_no_pair(workdir):
     results = scoring.score(workdir, _config())
     results["models"].pop("base")
     results["comparisons"] = []
     results["config"]["name"] = "demo: a fictional clinic"
     text = _printed(results)
-    assert "demo: a fictional clinic: mean over cases [95 % interval]" in text
+    assert "demo: a fictional clinic: mean over cases [95 % interval], judge offline" in text
     assert "aired" not in text and "unadjusted" not in text
 
 
