@@ -56,7 +56,7 @@ def run(operands: Sequence[str], out: Path, numbers: Path | str, anyway: bool) -
     ]
     if lines and not anyway:
         raise McrError(
-            f"these workdirs differ in {' and in '.join(lines)}: --anyway compares all the same"
+            f"these workdirs differ in {'; '.join(lines)}. --anyway compares all the same"
         )
     for line in lines:
         console.say(f"compare: the workdirs differ in {line}")

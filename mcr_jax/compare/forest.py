@@ -10,10 +10,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from mcr_jax.compare.chosen import by_value
 from mcr_jax.metrics import HEADLINE, METRICS
 from mcr_jax.report import charts, svg
 from mcr_jax.report.evidence import visible
 from mcr_jax.report.page import metric_rows, render
+from mcr_jax.score import layout
 
 SHOWN = 200  # cases in a list; the rest is counted
 _WIDE, _HEIGHT, _EDGE = 320, 26, 10
@@ -46,6 +48,7 @@ def page(
         "forest_axis": _axis(reach),
         "groups": _groups(found, series, reach),
         "rows": metric_rows([model["metrics"] for model in found["models"].values()]),
+        "facts": _facts(found["models"]),
         "pairs": [_cases(pair, names, series) for pair in found["disagreements"]],
         "percent": charts.percent,
         "points": charts.points,
@@ -75,6 +78,7 @@ def _groups(
                     "entry": entry,
                     "drawn": _strip(entry, reach, series[entry["b"]]),
                     "open": entry["cases"] < found["cases"],
+                    "equal": layout.equal(entry),
                 }
                 for entry in entries
             ]
@@ -108,6 +112,19 @@ def _cases(pair: Mapping[str, Any], names: Names, series: Mapping[str, int]) -> 
             }
         )
     return {"a": visible(pair["a"]), "b": visible(pair["b"]), "sides": sides}
+
+
+def _facts(models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the recorded facts of the models: each with its values, and whose they are."""
+    by_model = [
+        {**model["facts"], "cases in the workdir": str(model["cases"])} for model in models.values()
+    ]
+    labels = list(map(visible, models))
+    return [
+        {"name": name, "values": by_value([visible(facts[name]) for facts in by_model], labels)}
+        for name in by_model[0]
+        if any(facts[name] for facts in by_model)
+    ]
 
 
 def _tally(counts: Sequence[int]) -> str:

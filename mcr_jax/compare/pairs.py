@@ -30,10 +30,11 @@ def numbers(models: Sequence[Chosen]) -> dict[str, Any]:
         many tests take more resamples, also of the signs, so that Holm's p can be small.
 
     Returns:
-      "models": metrics of each over the common cases. "comparisons": one entry per pair and metric
-      with the fields of results.json, "p_holm", "worst" and "best" (the difference with everything
-      unresolved against b, and for b), and with one sample per case "mcnemar". "disagreements": per
-      pair the cases with another accuracy@1. "differences": what the workdirs differ in.
+      "models": metrics of each over the common cases, and facts of its workdir. "comparisons": one
+      entry per pair and metric with the fields of results.json, "p_holm", "worst" and "best" (the
+      difference with everything unresolved against b, and for b), and with one sample per case
+      "mcnemar". "disagreements": per pair the cases with another accuracy@1. "differences": what
+      the workdirs differ in.
 
     Raises:
       McrError: no case is common to all.
@@ -69,6 +70,7 @@ def numbers(models: Sequence[Chosen]) -> dict[str, Any]:
                 "workdir": str(model.folder),
                 "model": model.model,
                 "cases": len(model.cases),
+                "facts": {**model.facts, **model.about},
                 "metrics": {
                     name: results.metric(of_case, config)
                     for name, of_case in by_model[model.label].items()

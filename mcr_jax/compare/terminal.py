@@ -1,40 +1,53 @@
-"""Terminal table of a comparison: one row per pair of models and metric."""
+"""Terminal text of a comparison: the models, then a table per pair with a row per metric."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from mcr_jax.compare.chosen import JUDGE, by_value
 from mcr_jax.errors import printable
 from mcr_jax.metrics import METRICS
-from mcr_jax.score.layout import p_text
+from mcr_jax.score.layout import Wide, difference, p_text, pair
+from mcr_jax.score.table import of_models
 
 _SHORT = {metric.name: metric.short for metric in METRICS}
 
 
 def table(found: Mapping[str, Any]) -> Group:
-    """Lays out what `pairs.numbers` returns for a terminal."""
-    shown = Table(box=box.HORIZONTALS, pad_edge=False, show_edge=False)
-    shown.add_column("b − a", overflow="fold")
-    for head in ("metric", "difference", "p", "Holm", "cases"):
-        left = "left" if head in ("metric", "difference") else "right"
-        shown.add_column(head, no_wrap=True, justify=left)
-    for entry in found["comparisons"]:
-        cells = ["–", "–", "–"]
-        if entry["difference"] is not None:
-            low, high = entry["low"], entry["high"]
-            cells = [
-                f"{entry['difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
-                p_text(entry["p_value"]),
-                p_text(entry["p_holm"]),
-            ]
-        pair = escape(printable(f"{entry['b']} − {entry['a']}"))
-        shown.add_row(pair, _SHORT[entry["metric"]], *cells, str(entry["cases"]))
+    """Lays out what `pairs.numbers` returns for a terminal of any width."""
     confidence = f"{100 * found['config']['confidence']:g} %"
-    title = Text(f"{found['cases']} common cases [{confidence} interval]", style="table.title")
+    title = f"{found['cases']} common cases [{confidence} interval], judge {_judges(found)}"
     notes = f"Differences are paired by case; Holm's correction is over {found['tests']} tests."
-    return Group(title, shown, Text(f"{notes}\n{found['notice']}.", style="table.caption"))
+    return Group(
+        Text(printable(title), style="table.title"),
+        of_models({label: model["metrics"] for label, model in found["models"].items()}),
+        *_differences(found["comparisons"]),
+        Text(f"{notes}\n{found['notice']}.", style="table.caption"),
+    )
+
+
+def _judges(found: Mapping[str, Any]) -> str:
+    labels = list(found["models"])
+    names = by_value([found["models"][label]["facts"][JUDGE] for label in labels], labels)
+    if len(names) == 1:
+        return next(iter(names))
+    return " and ".join(f"{name} ({', '.join(of_name)})" for name, of_name in names.items())
+
+
+def _differences(comparisons: Iterable[Mapping[str, Any]]) -> Iterator[Text | Wide]:
+    """Yields a name and a table per pair: a column of names would leave no room for long ones."""
+    for name, entries in itertools.groupby(comparisons, pair):
+        yield Text(f"\n{printable(name)}", style="bold")
+        rows = [(_SHORT[entry["metric"]], _cells(entry)) for entry in entries]
+        yield Wide("metric", ("difference", "p", "Holm", "cases"), rows, ruled=False)
+
+
+def _cells(entry: Mapping[str, Any]) -> list[str]:
+    p_values = ["–", "–"]
+    if entry["difference"] is not None:
+        p_values = [p_text(entry[name]) for name in ("p_value", "p_holm")]
+    value = difference(entry).replace("\n", " ", 1)
+    return [value, *(p_value.rjust(6) for p_value in p_values), str(entry["cases"]).rjust(5)]

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from mcr_jax.errors import for_terminal, printable
+from mcr_jax.errors import for_terminal
 
 _GAP = 3  # columns of the terminal between two columns of a table
 _NAME = 20  # width that a long name has at least
@@ -29,11 +29,13 @@ class Wide:
       head: heading of the names.
       heads: headings of the cells.
       rows: name and cells of each row; a cell may have several lines.
+      ruled: whether there is a line between two rows.
     """
 
     head: str
     heads: Sequence[str]
     rows: Sequence[tuple[str, Sequence[str]]]
+    ruled: bool = True
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yields tables that together hold every column, none wider than the console."""
@@ -49,7 +51,7 @@ class Wide:
             yield self._table(band, widths, max(1, min(longest, left)))
 
     def _table(self, band: range, widths: Sequence[int], name_width: int) -> Table:
-        shown = Table(box=box.HORIZONTALS, show_lines=True, pad_edge=False, show_edge=False)
+        shown = Table(box=box.HORIZONTALS, show_lines=self.ruled, pad_edge=False, show_edge=False)
         shown.add_column(_safe(self.head), overflow="fold", width=name_width)
         for at in band:
             shown.add_column(_safe(self.heads[at]), overflow="fold", width=widths[at])
@@ -120,8 +122,3 @@ def pair(entry: Mapping[str, Any]) -> str:
 def p_text(p_value: float) -> str:
     """Formats a p-value: three decimals, or "<0.001"."""
     return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
-
-
-def line(text: str) -> Text:
-    """Returns a line of prose, with nothing in it that acts on a terminal."""
-    return Text(printable(text))

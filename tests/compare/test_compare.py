@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from mcr_jax.judges.choose import readings
 
 A = [1, 1, 0, 0, 1, 0, 1, 0, 0, 1]
 B = [1, 1, 1, 1, 1, 0, 0, 1, 1, 1]
+READINGS = readings(config.default())
 
 
 def _found(*operands):
@@ -147,7 +150,7 @@ def pair(tmp_path_factory):
     ("operands", "status", "words"),
     [
         (["a", "other"], 1, ["no case is common to all", "a:m has 10, other:m has 1"]),
-        (["a", "val"], 1, ["split: test (a:m); val (val:m)", "--anyway"]),
+        (["a", "val"], 1, ["split: test (a) and val (val)", "--anyway"]),
         (["a", "gone"], 2, ["gone: there is no such folder"]),
         (["a", "b:x"], 2, ["no model 'x' but m"]),
         (["a"], 2, ["takes two models"]),
@@ -173,7 +176,7 @@ def test_anyway_prints_the_differences_and_compares(pair, tmp_path, monkeypatch,
     page = tmp_path / "page.html"
     assert main(["compare", "--anyway", "a", f"--out={page}", "val"]) == 0
     printed = capsys.readouterr().out
-    assert "the workdirs differ in split: test (a:m); val (val:m)" in printed
+    assert "the workdirs differ in split: test (a) and val (val)" in printed
     assert "The workdirs differ in split" in page.read_text()
 
 
@@ -209,40 +212,57 @@ def test_two_files_are_all_that_a_workdir_made_elsewhere_needs(pair, tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "line"),
     [
-        ({"judge": {"name": "gemini:x", "verdicts": {}}}, ["judge: ", "gemini:x (b:m)"]),
+        # Another judge also has another identity and other versions: the name says it.
+        (
+            {
+                "judge": {
+                    "name": "gemini:x",
+                    "identity": "gemini/x",
+                    "versions": {"diagnosis": {"x-1": 9}, "reasons": {"x-1": 9}},
+                }
+            },
+            "judge: offline (a) and gemini:x (b)",
+        ),
+        ({"judge": {"identity": "2"}}, "judge's identity: rules (a) and 2 (b)"),
         (
             {"judge": {"readings": {"diagnosis": "diagnosis/9"}}},
-            ["readings of verdicts", "/9 (b:m)"],
+            f"readings of verdicts: {', '.join(f'{k} {v}' for k, v in READINGS.items())} (a) "
+            "and diagnosis diagnosis/9 (b)",
         ),
-        ({"judge": {"prompts": {"judge_diagnosis": "f" * 64}}}, ["judge's prompts"]),
         (
-            {"judge": {"versions": {"diagnosis": {"m-2": 9}}}},
-            ["judge's version (diagnosis)", "m-2"],
+            {"judge": {"prompts": {"judge_diagnosis": "f" * 64}}},
+            f"judge's prompts: judge_diagnosis {'0' * 12} (a) and judge_diagnosis {'f' * 12} (b)",
         ),
-        ({"judge": {"repeat": 3}}, ["judge.repeat: 1 (a:m); 3 (b:m)"]),
-        ({"judge": {"max_tokens": 256}}, ["judge.max_tokens: 16384 (a:m); 256 (b:m)"]),
         (
-            {"judge": {"readings": {"reasons": "reasons/2 quote_words=40"}}},
-            ["quote_words=4 (a:m)", "quote_words=40 (b:m)"],
+            {"judge": {"versions": {"diagnosis": {"m-2": 9}, "reasons": {"not reported": 9}}}},
+            "judge's version (diagnosis): not reported (a) and m-2 (b)",
         ),
-        ({"config": {"answer": "strict"}}, ["reading of answers: lenient (a:m); strict (b:m)"]),
+        ({"judge": {"repeat": 3}}, "judge.repeat: 1 (a) and 3 (b)"),
+        ({"judge": {"max_tokens": 256}}, "judge.max_tokens: 16384 (a) and 256 (b)"),
+        ({"config": {"answer": "strict"}}, "reading of answers: lenient (a) and strict (b)"),
+        (
+            {"judge": {"repeat": 3, "max_tokens": 256}},
+            "judge.repeat: 1 (a) and 3 (b); judge.max_tokens: 16384 (a) and 256 (b)",
+        ),
     ],
 )
-def test_each_fact_is_compared(tmp_path, capsys, change, words):
-    facts = {"readings": readings(config.default()), "prompts": {"judge_diagnosis": "0" * 64}}
-    facts["max_tokens"] = 16_384
+def test_the_refusal_names_each_fact_that_differs_and_nothing_else(
+    tmp_path, monkeypatch, capsys, change, line
+):
+    monkeypatch.chdir(tmp_path)
+    facts = {"readings": READINGS, "prompts": {"judge_diagnosis": "0" * 64}, "max_tokens": 16_384}
     for name in ("a", "b"):
-        scored(tmp_path / name, {"m": cases(A)}, judge=facts)
+        scored(tmp_path / name, {"m": cases(A), "n": cases(B)}, judge=facts)
     path = tmp_path / "b" / "results.json"
     results = json.loads(path.read_text())
     for section, fields in change.items():
         results[section] |= fields
     path.write_text(json.dumps(results))
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert all(word in line for word in words), line
+    assert main(["compare", "a", "b"]) == 1
+    begin, end = "mcr compare: these workdirs differ in ", ". --anyway compares all the same\n"
+    assert capsys.readouterr().err == f"{begin}{line}{end}"
 
 
 @pytest.mark.parametrize("named", ["", "small-1+large-2"])
@@ -261,7 +281,7 @@ def test_what_a_file_says_cannot_act_on_the_terminal(tmp_path, capsys):
         scored(tmp_path / name, {"m": cases(A)}, judge={"identity": identity})
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "?[2J one (a:m)" in line and line.isprintable()
+    assert f"?[2J one ({tmp_path / 'a'})" in line and line.isprintable()
     for file in ("results.json", "scores.json"):
         path = tmp_path / "a" / file
         found = json.loads(path.read_text())
@@ -277,6 +297,30 @@ def test_another_prompt_of_the_candidates_is_a_difference(tmp_path):
     scored(tmp_path / "b", {"m": cases(A)}, sample={"prompt": "2" * 64})
     models = chosen([str(tmp_path / "a"), str(tmp_path / "b")])
     assert list(differences(models)) == ["prompt"]
+
+
+def test_the_terminal_has_each_models_value_and_every_difference_whole_in_a_pipe(tmp_path):
+    letters = "JQWXYZ"  # in no other word of the text
+    rng = np.random.default_rng(2)
+    models = {letter * 80: cases((rng.random(12) < 0.5).astype(int).tolist()) for letter in letters}
+    models[letters[5] * 80] = models[letters[4] * 80]
+    made = scored(tmp_path / "w", models)
+    command = [sys.executable, "-m", "mcr_jax", "compare", str(made.path), "--json=numbers.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = json.loads((tmp_path / "numbers.json").read_text())
+    printed = done.stdout[: done.stdout.index("compare: ")]
+    assert printed.startswith("12 common cases [95 % interval], judge offline\n")
+    assert "…" not in printed and max(map(len, printed.splitlines())) <= 80
+    for model in found["models"].values():
+        for metric in model["metrics"].values():
+            assert f"{metric['value']:.3f}" in printed
+            assert f"[{metric['low']:.3f}, {metric['high']:.3f}]" in printed
+    for entry in found["comparisons"]:
+        shown = f"{entry['difference']:+.3f} [{entry['low']:+.3f}, {entry['high']:+.3f}]"
+        assert f"{shown} " in printed and f"{entry['p_holm']:.3f}" in printed
+    assert printed.count("equal in all 12 cases") == 2  # accuracy@1 and recall of the last pair
+    for letter in letters:  # in the table of models, and in five pairs
+        assert printed.count(letter) == 6 * 80
 
 
 @pytest.mark.parametrize("field", ["recall", "recall_verified", "right", "metrics", "kinds"])

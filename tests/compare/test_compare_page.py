@@ -9,6 +9,7 @@ from workdirs import cases, scored
 from mcr_jax.compare import forest
 from mcr_jax.compare.chosen import chosen
 from mcr_jax.compare.pairs import numbers
+from mcr_jax.workdir import Workdir
 
 SCRIPT = "<script>alert('from a diagnosis')</script>"
 CLOSING = "</style></script><img src=x onerror=\"alert('closing')\">"
@@ -111,6 +112,41 @@ def test_the_reader_opens_the_cases_that_one_model_gets_and_the_other_does_not(o
     text = rows.first.inner_text()
     assert SCRIPT in text and "⟨U+202E⟩" in text and "{{ 7 * 7 }}" in text
     assert "2 of 2 right" in text and "0 of 2 right" in text
+
+
+def test_the_reader_sees_what_was_compared(browser, tmp_path):
+    judge = {"identity": "rules/1", "prompts": {"judge_diagnosis": "a" * 64}, "max_tokens": 256}
+    for name, rights, split in (("one", [[0, 1]] * 30, "test"), ("two", [[0, 1]] * 30, "val")):
+        path = tmp_path / name
+        scored(path, {"m": cases(rights)}, judge=judge, data={"split": split})
+        made = Workdir(path)
+        made.note("sample.m", {"identity": f"openai/{name}"})
+    models = chosen([str(tmp_path / "one"), str(tmp_path / "two")])
+    page = tmp_path / "page.html"
+    page.write_text(forest.page(numbers(models), [], {}), encoding="utf-8")
+    tab = browser.new_page(viewport={"width": 390, "height": 800})
+    tab.goto(page.as_uri())
+    rows = tab.locator("section[aria-labelledby=h-facts] tr").all()
+    facts = {row.locator("th").inner_text(): row.locator("td").inner_text() for row in rows}
+    assert {name: text.split() for name, text in facts.items()} == {
+        "judge": ["offline"],
+        "judge's identity": ["rules/1"],
+        "judge's version (diagnosis)": ["not", "reported"],
+        "judge's version (reasons)": ["not", "reported"],
+        "judge.repeat": ["1"],
+        "judge.max_tokens": ["256"],
+        "judge's prompts": ["judge_diagnosis", "a" * 12],
+        "reading of answers": ["lenient"],
+        "prompt": ["p" * 64],
+        "split": ["test", "one:m", "val", "two:m"],
+        "samples per case": ["2"],
+        "data": ["dataset", "fictional"],
+        "model": ["openai/one", "one:m", "openai/two", "two:m"],
+        "cases in the workdir": ["30"],
+    }
+    assert "equal in all 30 cases" in tab.locator(FOREST).first.inner_text()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.close()
 
 
 def test_hostile_names_show_as_text(opened):
