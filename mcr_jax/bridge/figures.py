@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mcr_jax import agreement, judge_specs, model_specs, statistics
+from mcr_jax import agreement, model_specs, statistics
 from mcr_jax.agreement import figure
+from mcr_jax.bridge import named, rates
 from mcr_jax.bridge.verdicts import Both, Counts, Flags, pairs, read
 from mcr_jax.errors import McrError
 from mcr_jax.generate.ledger import Ledger
@@ -24,6 +25,7 @@ from mcr_jax.score.compare import paired
 from mcr_jax.score.results import NOTICE
 
 SCHEMA = 1
+_ROUNDING = 1e-9
 METRIC = {"diagnosis": "accuracy", "reasons": "recall"}  # by stage of judging
 
 
@@ -39,13 +41,13 @@ def bridge(ledger: Ledger, judges: tuple[str, str], config: ConfigDict) -> dict[
       {"judges", "config", "notice", "schema", "versions", "repeats", "stages"}. "versions" and
       "repeats" are by judge and stage, see `verdicts.Counts`. "stages" has an entry for each stage
       that both judged: "all" and "models" with the tables (`_table`), per model also the
-      accuracies and the estimate, and "comparisons" of every two models.
+      accuracies and the estimate, and "comparisons" of every two models with the differences
+      (`_differences`) and the "rates" (`rates.rates`).
 
     Raises:
       McrError: a judge has no verdicts, no item has a verdict of both, or a row is damaged.
     """
-    scopes = ledger.scopes()
-    there = sorted({scope.judge for scope in scopes if scope.stage in judge_specs.STAGES})
+    there, scopes = named.judges(ledger), ledger.scopes()
     for judge in judges:
         if judge not in there:
             raise McrError(
@@ -61,7 +63,7 @@ def bridge(ledger: Ledger, judges: tuple[str, str], config: ConfigDict) -> dict[
     }
     stages = {}
     for stage in METRIC:
-        if all(any(s.stage == stage and s.judge == judge for s in scopes) for judge in judges):
+        if all(stage in there[judge] for judge in judges):
             rows = {model: read(ledger, stage, model, judges, config, counts) for model in models}
             if any(pair for of_model in rows.values() for pair in map(pairs, of_model)):
                 stages[stage] = _stage(rows, config)
@@ -93,14 +95,18 @@ def _stage(by_model: Mapping[str, Sequence[Both]], config: ConfigDict) -> dict[s
         for model, rows in by_model.items()
         if any(both.second for both in rows)
     }
-    return {
-        "all": _table(calibration, config),
-        "models": models,
-        "comparisons": [
-            {"a": a, "b": b, **_corrected_difference(by_model[a], by_model[b], calibration, config)}
-            for a, b in itertools.combinations(models, 2)
-        ],
-    }
+    tables = {model: _tables(by_model[model]) for model in models}
+    comparisons = [
+        {
+            "a": a,
+            "b": b,
+            **_differences(by_model[a], by_model[b], calibration, config),
+            "rates": rates.rates(tables[a], tables[b], config),
+        }
+        for a, b in itertools.combinations(models, 2)
+    ]
+    rates.adjust(comparisons)
+    return {"all": _table(calibration, config), "models": models, "comparisons": comparisons}
 
 
 def _tables(rows: Iterable[Both]) -> dict[str, np.ndarray]:
@@ -136,7 +142,8 @@ def _model(
 
     "judged": accuracy under the first and the second judge, each on what it settled. "difference":
     second - first, on completions that both settled. "estimated": accuracy under the first judge
-    from the second's verdicts. "shift": that minus the accuracy under the second.
+    from the second's verdicts. "shift": that minus the accuracy under the second. "clipped":
+    whether the estimate or an end of its interval was outside of what is possible.
     """
     both = [row for row in rows if row.first is not None and row.second is not None]
     of_judge = [[(r.case, r.first) for r in rows], [(r.case, r.second) for r in rows]]
@@ -194,27 +201,33 @@ def _carried_figures(
 
     sums, strata = _rows(calibration, target)
     judged = sums[:, 5].sum() / sums[:, 6].sum()
+    unbiased = _drawn(sums, strata, estimate, config)
     estimated = {
-        name: None if end is None else min(max(end, 0.0), judged)
-        for name, end in _drawn(sums, strata, estimate, config).items()
+        name: None if end is None else min(max(end, 0.0), judged) for name, end in unbiased.items()
     }
-    return {"estimated": estimated, "shift": _drawn(sums, strata, shift, config)}
+    clipped = any(
+        end is not None and abs(end - estimated[name]) > _ROUNDING for name, end in unbiased.items()
+    )
+    shifted = _drawn(sums, strata, shift, config)
+    return {"estimated": estimated, "clipped": clipped, "shift": shifted}
 
 
-def _corrected_difference(
+def _differences(
     a: Sequence[Both],
     b: Sequence[Both],
     calibration: Mapping[str, np.ndarray],
     config: ConfigDict,
 ) -> dict[str, Any]:
-    """Returns the difference b - a of two models under the second judge, and carried to the first.
+    """Returns the difference b - a of two models under each judge, and carried to the first.
 
-    "second": paired by case under the second judge. "corrected": of the two unbiased
-    estimates.
+    "first" and "second": paired by case under that judge; null without a case that it judged for
+    both models. "corrected": of the two unbiased estimates, so not clipped.
     """
+    firsts = [_shares((row.case, row.first) for row in rows) for rows in (a, b)]
     of_a, of_b = (_shares((row.case, row.second) for row in rows) for rows in (a, b))
     sums, strata = _rows(calibration, of_a, of_b)
     return {
+        "first": paired(*map(_estimates, firsts), config),
         "second": paired(_estimates(of_a), _estimates(of_b), config),
         "corrected": _drawn(sums, strata, lambda s: _carried(s, 7) - _carried(s, 4), config),
     }

@@ -1,6 +1,8 @@
 """Two judges of the same completions: numbers against a recomputation, on a real ledger."""
 
+import contextlib
 import itertools
+import sqlite3
 
 import numpy as np
 import pytest
@@ -92,6 +94,13 @@ def found_and_verdicts(tmp_path_factory):
         return bridge(ledger, (OLD, NEW), _config()), before, after
 
 
+def _printed(found, width=80):
+    """Text of a bridge on one line, each of its words whole."""
+    with (console := Console(width=width)).capture() as captured:
+        console.print(table(found))
+    return " ".join(captured.get().split())
+
+
 def _by_case(verdicts):
     cases = sorted({case for case, _ in verdicts})
     return np.array([np.mean([verdicts[c, s] for s in range(SAMPLES)]) for c in cases])
@@ -139,6 +148,10 @@ def test_the_estimate_for_a_model_that_the_first_judge_never_saw(found_and_verdi
     (pair,) = found["stages"]["diagnosis"]["comparisons"]
     assert pair["corrected"]["value"] == pytest.approx(by_hand - _by_case(old).mean())
     assert pair["second"]["difference"] == pytest.approx((_by_case(seen) - _by_case(new)).mean())
+    assert (pair["first"]["difference"], pair["first"]["cases"]) == (None, 0)
+    null = {"difference": None, "p_value": None, "p_holm": None}
+    assert pair["rates"] == {"q1": null, "q0": null}
+    assert "Both judges judged before only: whether its q₁ and q₀ hold" in _printed(found)
 
 
 def test_the_interval_carries_the_confusions_sample_too(tmp_path):
@@ -189,9 +202,24 @@ def test_an_estimate_and_its_interval_stay_within_what_is_possible(tmp_path):
     old, new = _judged(rng, 30, 0.5, specificity=0.8)
     none = dict.fromkeys(new, False)
     with _ledger(tmp_path / "l", {"before": {OLD: old, NEW: new}, "after": {NEW: none}}) as ledger:
-        model = bridge(ledger, (OLD, NEW), _config())["stages"]["diagnosis"]["models"]["after"]
+        found = bridge(ledger, (OLD, NEW), _config())
+        stage = found["stages"]["diagnosis"]
+        model = stage["models"]["after"]
+        old_model = stage["models"]["before"]
     assert model["estimated"]["value"] == model["estimated"]["low"] == 0.0
     assert model["shift"]["value"] < 0
+    assert (model["clipped"], old_model["clipped"]) == (True, False)
+    (pair,) = stage["comparisons"]
+    of_levels = model["estimated"]["value"] - old_model["estimated"]["value"]
+    assert pair["corrected"]["value"] == pytest.approx(
+        model["shift"]["value"] - old_model["estimated"]["value"]
+    )
+    assert pair["corrected"]["value"] < of_levels
+    printed = _printed(found, 100)
+    assert (
+        "0.000*" in printed and "* The estimate or its interval went beyond what is pos" in printed
+    )
+    assert f"{old_model['estimated']['value']:.3f}*" not in printed
 
 
 @pytest.mark.filterwarnings("error")
@@ -224,9 +252,7 @@ def test_a_judge_with_repeats_is_the_judge_of_results_json(tmp_path):
     assert 0 < stage["all"]["items"] == sum(says is not None for says in majority.values()) < 40
     assert stage["all"]["confusion"]["both"] == sum(old[p] and bool(majority[p]) for p in old)
     assert found["repeats"][NEW]["diagnosis"] == {"3": stage["all"]["items"]}
-    with (console := Console(width=100)).capture() as captured:
-        console.print(table(found))
-    assert "Verdicts of offline are majorities of 3 repeats." in captured.get()
+    assert "Verdicts of offline are majorities of 3 repeats." in _printed(found)
     with c.unlocked():
         c.sample.models, c.judge.repeat = ("before=openai:b",), 3
     scored = results.score(workdir, config.check(c, "test"))["models"]["before"]
@@ -264,6 +290,123 @@ def test_a_judge_of_chance_has_no_estimate_and_the_text_shows_a_dash(tmp_path):
         found = bridge(ledger, (OLD, NEW), _config())
     model = found["stages"]["diagnosis"]["models"]["before"]
     assert model["estimated"] == {"value": None, "low": None, "high": None}
-    with (console := Console(width=100)).capture() as captured:
+    printed = _printed(found)
+    assert "second: no" in printed and "–" in printed
+
+
+def _of_two_models(path, sensitivity, cases=40):
+    """Bridges two models that both judges judged, the second with another rate of repeated yes."""
+    rng = np.random.default_rng(5)
+    before, after = _judged(rng, cases, 0.4), _judged(rng, cases, 0.6, sensitivity=sensitivity)
+    both = {"before": before, "after": after}
+    verdicts = {model: {OLD: old, NEW: new} for model, (old, new) in both.items()}
+    with _ledger(path / "l", verdicts) as ledger:
+        return bridge(ledger, (OLD, NEW), _config()), both
+
+
+def test_where_both_judges_judged_the_observed_difference_stands_beside_the_corrected(tmp_path):
+    found, both = _of_two_models(tmp_path, 0.9)
+    (pair,) = found["stages"]["diagnosis"]["comparisons"]
+    observed = (_by_case(both["after"][0]) - _by_case(both["before"][0])).mean()
+    assert pair["first"]["difference"] == pytest.approx(observed)
+    cells = (pair["first"]["difference"], pair["second"]["difference"], pair["corrected"]["value"])
+    row = f"after − before {' '.join(f'{cell:+.3f}' for cell in cells)} ["
+    assert f"difference first second corrected {'─' * 3}" in _printed(found)
+    assert row in _printed(found)
+
+
+def test_the_p_value_of_the_rates_is_that_of_every_pattern_of_signs(tmp_path):
+    found, both = _of_two_models(tmp_path, 0.5, cases=6)
+    pairs = {
+        model: [
+            [(old[c, s], new[c, s]) for s in range(SAMPLES)] for c in sorted({c for c, _ in old})
+        ]
+        for model, (old, new) in both.items()
+    }
+    (entry,) = found["stages"]["diagnosis"]["comparisons"]
+    for name, says in (("q1", True), ("q0", False)):
+        by_model = {
+            m: [[n == o for o, n in case if o is says] for case in of] for m, of in pairs.items()
+        }
+        pool = {model: [hit for case in of for hit in case] for model, of in by_model.items()}
+        rate = np.mean(pool["before"] + pool["after"])
+        parts = [
+            sum(h - rate for h in b) / len(pool["after"])
+            - sum(h - rate for h in a) / len(pool["before"])
+            for a, b in zip(by_model["before"], by_model["after"], strict=True)
+        ]
+        sums = [np.dot(signs, parts) for signs in itertools.product((1, -1), repeat=len(parts))]
+        assert entry["rates"][name]["difference"] == pytest.approx(
+            np.mean(pool["after"]) - np.mean(pool["before"])
+        )
+        assert entry["rates"][name]["p_value"] == pytest.approx(
+            np.mean(np.abs(sums) >= abs(sum(parts)) - 1e-9)
+        )
+
+
+def test_rates_that_differ_clearly_are_a_warning_and_equal_ones_are_none(tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    found, both = _of_two_models(tmp_path / "a", 0.5)
+    rates = [np.mean([new[p] for p in new if old[p]]) for old, new in both.values()]
+    items = [sum(old.values()) for old, _ in both.values()]
+    printed = _printed(found, 120)
+    assert f"Warning: q₁ is {rates[0]:.3f} (before) and {rates[1]:.3f} (after), p " in printed
+    assert "errs more often on one of these models than on the other" in printed
+    assert all(f"of {count} " in printed for count in items)
+    assert "Warning" not in _printed(_of_two_models(tmp_path / "b", 0.9)[0])
+
+
+def test_many_items_of_few_cases_are_no_clear_difference_of_the_rates(tmp_path):
+    old = {("a", s): True for s in range(30)} | {("b", s): True for s in range(30)}
+    verdicts = {
+        model: {OLD: old, NEW: dict.fromkeys(old, repeats)}
+        for model, repeats in (("before", True), ("after", False))
+    }
+    with _ledger(tmp_path / "l", verdicts) as ledger:
+        found = bridge(ledger, (OLD, NEW), _config())
+    (pair,) = found["stages"]["diagnosis"]["comparisons"]
+    assert pair["rates"]["q1"]["difference"] == -1.0 and pair["rates"]["q1"]["p_value"] == 0.5
+    assert "Warning" not in _printed(found)
+
+
+def test_versions_are_counted_per_kind_of_verdict(tmp_path):
+    old = {("a", 0): True, ("b", 0): False}
+    with _ledger(tmp_path / "l", {"before": {OLD: old, NEW: old}}) as ledger:
+        path = ledger.path
+    for judge, stage, version in ((OLD, "reasons", "large-2"), (OLD, "diagnosis", "small-1")):
+        _set_version(path, version, f"judge = '{judge}' AND stage = '{stage}'")
+    with Ledger(path) as ledger:  # a pair: each model has one version
+        assert "versions" not in _printed(bridge(ledger, (OLD, NEW), _config()))
+    _set_version(
+        path, "small-2", f"judge = '{OLD}' AND stage = 'diagnosis' AND sample = 0", limit=1
+    )
+    with Ledger(path) as ledger:
+        printed = _printed(bridge(ledger, (OLD, NEW), _config()), 120)
+    assert f"The diagnosis verdicts of {OLD} are from several versions: small-" in printed
+    assert "reasons verdicts" not in printed
+
+
+def _set_version(path, version, where, limit=-1):
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        rows = f"SELECT id FROM attempts WHERE {where} LIMIT {limit}"
+        db.execute(f"UPDATE attempts SET model_version = ? WHERE id IN ({rows})", (version,))
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 120])
+def test_nothing_of_a_bridge_is_cropped(tmp_path, width):
+    names = ("Q" * 80, "Z" * 80)
+    old, new = _judged(np.random.default_rng(6), 20, 0.5)
+    with _ledger(tmp_path / "l", {name: {OLD: old, NEW: new} for name in names}) as ledger:
+        found = bridge(ledger, (OLD, NEW), _config())
+    with (console := Console(width=width)).capture() as captured:
         console.print(table(found))
-    assert "second: no" in captured.get() and "–" in captured.get()
+    text = captured.get()
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    for stage in found["stages"].values():
+        for model in stage["models"].values():
+            for figure in (*model["judged"], model["estimated"]):
+                assert f"{figure['value']:.3f}" in text
+                assert f"[{figure['low']:.3f}, {figure['high']:.3f}]" in text
+    for letter in "QZ":
+        assert text.count(letter) % 80 == 0 and text.count(letter) >= 4 * 80
+    assert "equal in all 20 cases" in text or width == 40

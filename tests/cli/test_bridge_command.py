@@ -31,6 +31,13 @@ def test_two_real_judges_of_one_workdir(call, tmp_path, openai, clinic_cases, ca
     assert call("judge", workdir, **fields, **judge) == (0, [])
     before = _listing(workdir)
     out = tmp_path / "bridge.json"
+    capsys.readouterr()
+    assert main(["bridge", f"--workdir={workdir}"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "offline: diagnosis of made; reasons of made",
+        "openai:m: diagnosis of made; reasons of made",
+        "bridge: name two of them: --judges=FIRST,SECOND",
+    ]
     command = ["bridge", "--judges=openai:m,offline", f"--workdir={workdir}", f"--json={out}"]
     assert main(command) == 0
     assert _listing(workdir) == before
@@ -44,7 +51,15 @@ def test_two_real_judges_of_one_workdir(call, tmp_path, openai, clinic_cases, ca
         "neither": 0,
     }
     assert set(found) == {"diagnosis", "reasons"}
+    pair = (
+        "diagnosis:openai:m+reasons:openai:m"  # the same models by a SPEC and by a name of its own
+    )
+    for judges in (f"{pair},offline", "second=openai:m,offline"):
+        with_name = [*command[:1], f"--judges={judges}", *command[2:]]
+        assert main([*with_name, "--config.judge.models=offline,openai:m"]) == 0
+        assert json.loads(out.read_text())["stages"] == found
     for judges, words in (
+        (f"{pair},openai:m", "both are judge openai:m of the ledger"),
         ("offline", "takes two different judges"),
         ("offline,offline", "takes two different judges"),
         ("offline,gemini:gone", "no verdicts of judge 'gemini:gone'; there are offline, openai:m"),
@@ -52,5 +67,7 @@ def test_two_real_judges_of_one_workdir(call, tmp_path, openai, clinic_cases, ca
         assert main(["bridge", f"--judges={judges}", f"--workdir={workdir}"]) in (1, 2)
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line
+    assert main(["bridge", f"--workdir={workdir}", f"--json={out}"]) == 2
+    assert "takes --judges=FIRST,SECOND too" in capsys.readouterr().err
     assert main(["bridge", "--judges=a,b", f"--workdir={tmp_path / 'gone'}"]) == 2
     assert not (tmp_path / "gone").exists()
