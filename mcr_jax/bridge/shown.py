@@ -36,9 +36,8 @@ def table(found: Mapping[str, Any]) -> Group:
     if any(model["clipped"] for of_stage in stages for model in of_stage["models"].values()):
         notes.append(
             f"{_CLIPPED} The estimate or its interval went beyond what is possible (below 0, or "
-            "above the share of completions that a judge decides on) and is cut off there. "
-            "Corrected differences are never cut off, so they may differ from the difference of "
-            "two estimates."
+            "above the share of completions that a judge decides on) and is clipped. Corrected "
+            "differences are not clipped, so they may differ from the difference of two estimates."
         )
     return Group(*parts, Text("\n".join([*notes, f"{found['notice']}."]), style="table.caption"))
 
