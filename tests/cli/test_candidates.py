@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -188,36 +187,6 @@ def test_a_named_endpoint_is_a_candidate_and_a_judge_and_needs_its_own_key_only(
     assert b"ours-key-7" not in b"".join(
         path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
     )
-
-
-@pytest.mark.slow
-@pytest.mark.promise("A killed run resumes, and a recorded completion is never requested")
-def test_after_kill_9_only_what_was_in_flight_is_requested_again(openai, clinic_data, tmp_path):
-    fields = {
-        "data.data_dir": clinic_data,
-        "sample.models": "o=openai:m",
-        "sample.n": 30,
-        "sample.concurrency": 4,
-        "judge.name": "offline",
-    }
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    command = [sys.executable, "-m", "mcr_jax", "sample", "--config=eval", f"--workdir={tmp_path}"]
-    openai.gather(4)  # until the kill, calls are answered four at a time
-    with subprocess.Popen([*command, *flags], stdout=subprocess.DEVNULL) as killed:
-        while len(openai.calls) < 24:
-            assert killed.poll() is None
-            time.sleep(0.001)
-        killed.kill()
-    openai.gather(1)
-    before = len(openai.calls)
-    with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        kept = ledger.count()
-    assert 0 < kept <= before
-    subprocess.run([*command, *flags], check=True, stdout=subprocess.DEVNULL)
-    with Ledger(tmp_path / "ledger.sqlite", readonly=True) as ledger:
-        answers = ledger.answers(Scope("sample", "o"))
-        assert len(answers) == ledger.count() and all(answers.values())
-    assert len(openai.calls) - before == len(answers) - kept
 
 
 def test_models_elsewhere_are_evaluated_without_jax(clinic_data, tmp_path, test_cases):
