@@ -1,11 +1,12 @@
 """Judges by name: the entries of config.judge.models.
 
-An entry is SPEC or NAME=SPEC. A SPEC is one model (offline, gemini:MODEL, openai:MODEL), a pair
+An entry is SPEC or NAME=SPEC. A SPEC is one model (offline, gemini:MODEL, openai:MODEL,
+ENDPOINT:MODEL of config.endpoints), a pair
 diagnosis:MODEL+reasons:MODEL of these, with a model for each stage of judging, or a name of
 PRESETS. Without entries, config.judge.name and config.judge.model name the one judge.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -55,9 +56,9 @@ def judges(config: ConfigDict) -> list[Judge]:
     Raises:
       UsageError: an entry is wrong, or two judges have one name or the same models.
     """
-    section = config.judge
+    section, named = config.judge, model_specs.endpoints(config)
     if section.models:
-        found = [_parse(text) for text in section.models]
+        found = [_parse(text, named) for text in section.models]
     else:
         name = plain_name(section.name, section.model)
         value = "" if section.name == OFFLINE else section.model
@@ -87,7 +88,7 @@ def plain_name(kind: str, model: str) -> str:
     return kind if kind == OFFLINE else f"{kind}:{model}"
 
 
-def _parse(text: str) -> tuple[str, dict[str, ModelSpec]]:
+def _parse(text: str, named: Collection[str]) -> tuple[str, dict[str, ModelSpec]]:
     """Returns the name and the models of an entry. Raises UsageError if it is of another form."""
     text = PRESETS.get(text.strip(), text.strip())
     name, sign, spec = text.partition("=")
@@ -103,23 +104,24 @@ def _parse(text: str) -> tuple[str, dict[str, ModelSpec]]:
                 "NAME=diagnosis:MODEL+reasons:MODEL"
             )
         texts = {stage: model for stage, _, model in parts}
-    models = {stage: _model(texts[stage]) for stage in STAGES}
+    models = {stage: _model(texts[stage], named) for stage in STAGES}
     return model_specs.checked_name(name.strip(), text), models
 
 
-def _model(text: str) -> ModelSpec:
+def _model(text: str, named: Collection[str]) -> ModelSpec:
     if text.strip() == OFFLINE:
         return ModelSpec(OFFLINE, OFFLINE, "")
     try:
-        spec = model_specs.parse(text)
+        spec = model_specs.parse(text, named)
     except UsageError:
         spec = None
     if spec is None or "=" in text:
         raise UsageError(
-            f"there is no judge {text!r}: name offline, {GEMINI}:MODEL, {OPENAI}:MODEL, "
+            f"there is no judge {text!r}: name offline, "
+            f"{', '.join(f'{kind}:MODEL' for kind in (GEMINI, OPENAI, *named))}, "
             f"{', '.join(PRESETS)}, or NAME= one of these"
         )
-    if spec.kind not in (GEMINI, OPENAI):
+    if spec.kind not in (GEMINI, OPENAI, *named):
         raise UsageError(
             f"{text!r} in config.judge.models cannot judge: a model of this machine has to be "
             "served, such as by vLLM or `transformers serve`, and named openai:MODEL with "

@@ -69,6 +69,11 @@ def endpoints(config: ConfigDict) -> dict[str, Endpoint]:
                 f"config.endpoints: {text!r} is not NAME=URL or NAME=URL KEY_VARIABLE, with a name "
                 "of its own"
             )
+        if "@" in match["url"] or "?" in match["url"]:  # config.json would keep a password
+            raise UsageError(
+                f"config.endpoints: the URL of {match['name']} holds a user name or a query; name "
+                "the environment variable of the key instead: NAME=URL KEY_VARIABLE"
+            )
         found[match["name"]] = Endpoint(match["name"], match["url"], match["key"] or "")
     return found
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mcr_jax.errors import one_line
 from mcr_jax.generate.api import Outcome, Reply, Request, Usage
 from mcr_jax.generate.stops import cut
 
@@ -25,17 +24,17 @@ def read(request: Request, index: int, body: Any, status: str) -> Reply:
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
         error = _string(_mapping(body.get("error")).get("message")) or "reply without an answer"
-        return reply_of(request, index, Outcome.INFRA_ERROR, error=one_line(error, 300), **known)
+        return reply_of(request, index, Outcome.INFRA_ERROR, error=error, **known)
     choice = _mapping(choices[0])
     message = _mapping(choice.get("message"))
     content, finish = _content(message.get("content")), choice.get("finish_reason")
     if refusal := _string(message.get("refusal")):
-        error = f"refused: {one_line(refusal, 200)}"
+        error = f"refused: {refusal}"
         return reply_of(request, index, Outcome.BLOCKED, error=error, **known)
     if finish == "content_filter":
         return reply_of(request, index, Outcome.BLOCKED, error="answer blocked", **known)
     if finish not in ("stop", "length"):
-        error = f"finish reason {one_line(str(finish), 60)}"
+        error = f"finish reason {finish}"
         return reply_of(request, index, Outcome.MALFORMED, error=error, **known)
     thoughts = _string(message.get("reasoning")) or _string(message.get("reasoning_content"))
     text = content if request.schema is not None else _with_thoughts(thoughts, content)

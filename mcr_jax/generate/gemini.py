@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcr_jax.completion import with_thoughts
 from mcr_jax.errors import McrError, Stopped, UsageError, one_line
-from mcr_jax.generate import connections, gemini_access, quota
+from mcr_jax.generate import connections, gemini_access, quota, secrecy
 from mcr_jax.generate.api import Message, Outcome, Reply, Request, Usage
 from mcr_jax.generate.pace import Fault, Pacer
 
@@ -128,7 +128,7 @@ class Gemini:
         except (ValueError, TypeError, AttributeError) as error:
             line = f"unreadable reply: {type(error).__name__}: {error}"
             return self._failed(request, index, line)
-        return _read(request, index, response, self._thoughts)
+        return self.read(request, index, response)
 
     async def close(self) -> None:
         """Closes the connections; the next call opens new ones in its event loop."""
@@ -142,6 +142,7 @@ class Gemini:
         from google.auth.exceptions import GoogleAuthError
         from google.genai import errors, types
 
+        gemini_access.ignore_warnings()
         self._types, self._api_error = types, errors.APIError
         self._credential_errors = GoogleAuthError
         self._transport_errors, self._connect_errors = connections.errors()
@@ -174,7 +175,7 @@ class Gemini:
 
     def read(self, request: Request, index: int, response: Any) -> Reply:
         """Turns a response with status 200 into a reply."""
-        return _read(request, index, response, self._thoughts)
+        return secrecy.cleaned(_read(request, index, response, self._thoughts), self.key)
 
     def refused_in_batch(self, request: Request, index: int, message: str) -> Reply:
         """Returns the reply for a request that failed in a batch."""
@@ -251,7 +252,7 @@ class Gemini:
 
     def line(self, text: str) -> str:
         """Returns one short line without the key, which an error may repeat."""
-        return one_line(text.replace(self.key, "[key]") if self.key else text, 300)
+        return secrecy.line(text, self.key)
 
 
 def _generation(model: str) -> int | None:

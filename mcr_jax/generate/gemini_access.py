@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from typing import Any
 
 from mcr_jax.errors import UsageError
@@ -46,6 +47,11 @@ def vertex() -> dict[str, Any]:
         return {"vertexai": True}
     location = os.environ.get("GOOGLE_CLOUD_LOCATION", "").strip() or "global"
     return {"vertexai": True, "project": project, "location": location}
+
+
+def ignore_warnings() -> None:
+    """Suppresses the client's warnings of unknown enum values: they print what a server sent."""
+    warnings.filterwarnings("ignore", module=r"google\.genai\._common")
 
 
 def base_url() -> str | None:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mcr_jax import http_modules
-from mcr_jax.errors import McrError, one_line
-from mcr_jax.generate import connections
+from mcr_jax.errors import McrError
+from mcr_jax.generate import connections, gemini_access
 from mcr_jax.generate._rows import BatchState
 from mcr_jax.generate.api import Reply, Request
 from mcr_jax.generate.batch_wire import Entry, Look, Unavailable, UnknownJob, signal_in
@@ -157,6 +157,7 @@ class GeminiBatch:
 
     def _offline(self) -> "_Canned":
         if self._canned is None:
+            gemini_access.ignore_warnings()
             self._canned = _Canned()
         return self._canned
 
@@ -207,7 +208,7 @@ class _Errors:
 
         transport, away = connections.errors()
         if isinstance(error, errors.APIError | _Status):
-            line = self._service.line(f"HTTP {error.code}: {one_line(str(error.message), 200)}")
+            line = self._service.line(f"HTTP {error.code}: {error.message}")
             if error.code in (403, 404) and self._name:  # 403: a file that was deleted
                 raise UnknownJob(f"Gemini knows no {self._name} ({line})") from None
             if 400 <= error.code < 500 and error.code not in _TRANSIENT:

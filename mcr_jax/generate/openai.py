@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mcr_jax.errors import McrError, UsageError, one_line
-from mcr_jax.generate import connections
+from mcr_jax.generate import connections, secrecy
 from mcr_jax.generate._openai_reply import read, reply_of
 from mcr_jax.generate.api import Outcome, Reply, Request
 from mcr_jax.generate.pace import Fault, Pacer
@@ -38,6 +38,7 @@ _FILTERED = re.compile(r"content[ _](filter|policy)|content management policy", 
 # OpenAI's reasoning models refuse temperature and top_p.
 _REASONING = re.compile(r"(?:openai/)?(?:o\d|gpt-(?:[5-9]|\d\d))")
 _STATUS_TIMEOUT_S = 10.0
+_NO_KEY = "no key"  # the client needs one
 
 
 class OpenAI:
@@ -133,7 +134,11 @@ class OpenAI:
                 return self._failed(request, index, line, fault=away)
             except ValueError as error:
                 return self._failed(request, index, f"unreadable reply: {error}")
-            return read(request, index, body, status)
+            return self.read(request, index, body, status)
+
+    def read(self, request: Request, index: int, body: Any, status: str = "") -> Reply:
+        """Turns the body of a 200 into a reply."""
+        return secrecy.cleaned(read(request, index, body, status), self._key)
 
     async def close(self) -> None:
         """Closes the connections; the next call opens new ones in its own event loop."""
@@ -161,7 +166,7 @@ class OpenAI:
 
     def client_options(self) -> dict[str, Any]:
         """Returns the arguments of a client: key, address and timeout."""
-        options = {"api_key": self._key, "base_url": self._url, "timeout": self._timeout}
+        options = {"api_key": self._key or _NO_KEY, "base_url": self._url, "timeout": self._timeout}
         return {**options, "max_retries": 0}
 
     def body(self, request: Request, index: int) -> dict[str, Any]:
@@ -196,7 +201,9 @@ class OpenAI:
             date = json.loads(response.http_response.content).get("shutdown_date")
         except (self._api_error, TimeoutError, ValueError, AttributeError):
             return ""
-        return f"shuts down {one_line(date, 40)}" if isinstance(date, str) and date else ""
+        return (
+            f"shuts down {one_line(self.line(date), 40)}" if isinstance(date, str) and date else ""
+        )
 
     def _options(self, request: Request, index: int) -> dict[str, Any]:
         messages = [dict(message) for message in request.messages]
@@ -255,11 +262,12 @@ class OpenAI:
         spent = code == 429 and "insufficient_quota" in about
         if spent or (400 <= code < 500 and code not in _TRANSIENT):
             key = f"the key in {self._endpoint.key_name}"
+            url = re.sub(r"(?<=//)[^/]*@|[?].*", "", self._url)  # without a password
             hints = {
                 401: f"check {key}",
                 402: f"check the balance of {key}",
                 403: f"check what {key} may do",
-                404: f"check that {self._url} has the model {self._model}",
+                404: f"check that {url} has the model {self._model}",
                 429: f"check the balance of {key}",
             }
             hint = hints.get(code, "check the settings of sampling")
@@ -279,7 +287,7 @@ class OpenAI:
 
     def line(self, text: str) -> str:
         """Shortens a text to one line and removes the key, which a server may repeat."""
-        return one_line(text.replace(self._key, "[key]"), 300)
+        return secrecy.line(text, self._key)
 
 
 def _url(endpoint: Endpoint) -> str:
@@ -300,7 +308,7 @@ def _key(endpoint: Endpoint, official: bool) -> str:
         )
     if key and (not (key.isascii() and key.isprintable()) or " " in key):
         raise UsageError(f"{endpoint.key_name} is no key: it holds white space or no ASCII")
-    return key or "no key"
+    return key
 
 
 def identity(model: str, thinking: str, endpoint: str = "openai") -> str:

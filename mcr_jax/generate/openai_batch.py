@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from mcr_jax.errors import McrError, one_line
 from mcr_jax.generate import connections
-from mcr_jax.generate._openai_reply import read
 from mcr_jax.generate._rows import BatchState
 from mcr_jax.generate.api import Reply, Request
 from mcr_jax.generate.batch_wire import Entry, Look, Unavailable, UnknownJob, signal_in
@@ -129,7 +128,7 @@ class OpenAIBatch:
         response = response if isinstance(response, dict) else {}
         status, body = response.get("status_code"), response.get("body")
         if status == 200:
-            return read(request, index, body, "")
+            return self._service.read(request, index, body)
         error = body.get("error") if isinstance(body, dict) else result.get("error")
         error = _Failed(error if isinstance(error, dict) else {}, status)
         adapt, self._adapts = self._adapts, False
