@@ -23,7 +23,8 @@ def key() -> str:
     if not found:
         raise UsageError(
             f"no key for Gemini: set {' or '.join(KEYS)} in the environment, or use a model other "
-            "than gemini in config.judge.name, config.stitch.model or config.stitch.judge"
+            "than gemini in config.sample.models, config.judge.name, config.judge.models, "
+            "config.stitch.model or config.stitch.judge"
         )
     if not (found.isascii() and found.isprintable()) or " " in found:
         raise UsageError(f"{key_name()} is not a key: it has white space or non-ASCII characters")

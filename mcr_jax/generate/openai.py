@@ -92,6 +92,7 @@ class OpenAI:
                 "the server"
             )
         self._endpoint, self._url = endpoint, _url(endpoint)
+        self._shown_url = re.sub(r"(?<=//)[^/]*@|[?].*", "", self._url)  # without a password
         official = self._url.startswith(OFFICIAL)
         self._key = _key(endpoint, official)
         self._model, self._timeout, self._concurrency = model, timeout, concurrency
@@ -130,8 +131,10 @@ class OpenAI:
             except self._api_error as error:
                 cause = error.__cause__ or error
                 line = f"{type(cause).__name__}: {cause}".rstrip(": ")
-                away = Fault.AWAY if isinstance(cause, self._connect_errors) else Fault.FAILED
-                return self._failed(request, index, line, fault=away)
+                if not isinstance(cause, self._connect_errors):
+                    return self._failed(request, index, line)
+                line = f"{line}: {self._shown_url}"
+                return self._failed(request, index, line, fault=Fault.AWAY)
             except ValueError as error:
                 return self._failed(request, index, f"unreadable reply: {error}")
             return self.read(request, index, body, status)
@@ -261,13 +264,13 @@ class OpenAI:
             return reply_of(request, index, Outcome.BLOCKED, error=f"prompt blocked: {message}")
         spent = code == 429 and "insufficient_quota" in about
         if spent or (400 <= code < 500 and code not in _TRANSIENT):
-            key = f"the key in {self._endpoint.key_name}"
-            url = re.sub(r"(?<=//)[^/]*@|[?].*", "", self._url)  # without a password
+            name = self._endpoint.key_name
+            key = f"the key in {name}" if name else "the key, and name it: NAME=URL KEY_VARIABLE"
             hints = {
                 401: f"check {key}",
                 402: f"check the balance of {key}",
                 403: f"check what {key} may do",
-                404: f"check that {url} has the model {self._model}",
+                404: f"check that {self._shown_url} has the model {self._model}",
                 429: f"check the balance of {key}",
             }
             hint = hints.get(code, "check the settings of sampling")
