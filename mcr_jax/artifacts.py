@@ -166,6 +166,15 @@ def results(workdir: Workdir) -> dict[str, Any]:
     return {**found, "models": models}
 
 
+def judges(workdir: Workdir) -> list[str]:
+    """Returns the names of the judges that results.json is of: the headline, the others sorted.
+
+    Raises McrError as `results`.
+    """
+    found = results(workdir)
+    return [found["judge"]["name"], *sorted(found.get("judges", {}))]
+
+
 def scores(workdir: Workdir, models: list[str]) -> dict[str, Any]:
     """Reads scores.json, which must have these models; returns those, in the order given.
 

@@ -58,9 +58,8 @@ def judges(config: ConfigDict) -> list[Judge]:
     Raises:
       UsageError: an entry is wrong, or two judges have one name or the same models.
     """
-    section = config.judge
+    section, named = config.judge, model_specs.endpoints(config)
     if section.models:
-        named = model_specs.endpoints(config)
         found = [_parse(text, named) for text in section.models]
     else:
         name = plain_name(section.name, section.model)

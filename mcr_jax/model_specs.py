@@ -80,6 +80,11 @@ def endpoints(config: ConfigDict) -> dict[str, Endpoint]:
         name, *others = match.group("name", "url", "key", "tier")
         if name in found:
             raise UsageError(f"config.endpoints names {name!r} twice")
+        if "@" in match["url"] or "?" in match["url"]:  # config.json would keep a password
+            raise UsageError(
+                f"config.endpoints: the URL of {name} holds a user name or a query; name the "
+                "environment variable of the key instead: NAME=URL KEY_VARIABLE"
+            )
         found[name] = Endpoint(name, *(other or "" for other in others))
     return found
 

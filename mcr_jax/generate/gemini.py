@@ -7,14 +7,13 @@ calls and may have a path prefix. It is not part of `identity`: a gateway does n
 """
 
 import asyncio
-import dataclasses
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mcr_jax.completion import with_thoughts
-from mcr_jax.errors import McrError, Stopped, UsageError, one_line, printable
-from mcr_jax.generate import connections, gemini_access, quota
+from mcr_jax.errors import McrError, Stopped, UsageError, one_line
+from mcr_jax.generate import connections, gemini_access, quota, secrecy
 from mcr_jax.generate.api import Message, Outcome, Reply, Request, Usage
 from mcr_jax.generate.pace import Fault, Pacer
 
@@ -141,6 +140,7 @@ class Gemini:
         from google.auth.exceptions import GoogleAuthError
         from google.genai import errors, types
 
+        gemini_access.ignore_warnings()
         self._types, self._api_error = types, errors.APIError
         self._credential_errors = GoogleAuthError
         self._transport_errors, self._connect_errors = connections.errors()
@@ -178,8 +178,7 @@ class Gemini:
 
     def read(self, request: Request, index: int, response: Any) -> Reply:
         """Turns a response with status 200 into a reply."""
-        reply = _read(request, index, response, self._thoughts)
-        return dataclasses.replace(reply, error=self.line(reply.error))
+        return secrecy.cleaned(_read(request, index, response, self._thoughts), self.key)
 
     def refused_in_batch(self, request: Request, index: int, message: str) -> Reply:
         """Returns the reply for a request that failed in a batch."""
@@ -255,7 +254,7 @@ class Gemini:
 
     def line(self, text: str) -> str:
         """Returns one short printable line without the key, which an error may repeat."""
-        return printable(one_line(text.replace(self.key, "[key]") if self.key else text, 300))
+        return secrecy.line(text, self.key)
 
 
 def samples(model: str) -> bool:

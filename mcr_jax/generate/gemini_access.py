@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from typing import Any
 
 from mcr_jax.errors import UsageError
@@ -22,7 +23,8 @@ def key() -> str:
     if not found:
         raise UsageError(
             f"no key for Gemini: set {' or '.join(KEYS)} in the environment, or use a model other "
-            "than gemini in config.judge.name, config.stitch.model or config.stitch.judge"
+            "than gemini in config.sample.models, config.judge.name, config.judge.models, "
+            "config.stitch.model or config.stitch.judge"
         )
     if not (found.isascii() and found.isprintable()) or " " in found:
         raise UsageError(f"{key_name()} is not a key: it has white space or non-ASCII characters")
@@ -46,6 +48,11 @@ def vertex() -> dict[str, Any]:
         return {"vertexai": True}
     location = os.environ.get("GOOGLE_CLOUD_LOCATION", "").strip() or "global"
     return {"vertexai": True, "project": project, "location": location}
+
+
+def ignore_warnings() -> None:
+    """Suppresses the client's warnings of unknown enum values: they print what a server sent."""
+    warnings.filterwarnings("ignore", module=r"google\.genai\._common")
 
 
 def base_url() -> str | None:

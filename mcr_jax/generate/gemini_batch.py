@@ -15,7 +15,7 @@ from typing import Any
 
 from mcr_jax import http_modules
 from mcr_jax.errors import one_line
-from mcr_jax.generate import connections, quota
+from mcr_jax.generate import connections, gemini_access, quota
 from mcr_jax.generate._rows import BatchState
 from mcr_jax.generate.api import Reply, Request
 from mcr_jax.generate.batch_wire import (
@@ -168,6 +168,7 @@ class GeminiBatch:
 
     def _offline(self) -> "_Canned":
         if self._canned is None:
+            gemini_access.ignore_warnings()
             self._canned = _Canned()
         return self._canned
 

@@ -249,11 +249,11 @@ class Ledger:
         kept = {(case, sample, digest) for _, case, _, sample, _, _, digest in values}
         query = "SELECT case_fingerprint, sample, digest FROM wanted WHERE stage = ? AND model = ?"
         changed = [row for row in self._db.execute(query, ("sample", model)) if row not in kept]
-        self._db.executemany(
-            "DELETE FROM wanted WHERE stage <> 'sample' AND model = ?"
-            " AND case_fingerprint = ? AND sample = ?",
-            [(model, case, sample) for case, sample, _ in changed],
-        )
+        query = "SELECT DISTINCT stage, judge FROM wanted WHERE model = ? AND stage <> 'sample'"
+        scopes = self._db.execute(query, (model,)).fetchall()
+        places = [(*of, model, *row[:2]) for of in scopes for row in changed]
+        query = "DELETE FROM wanted WHERE stage = ? AND judge = ? AND model = ?"
+        self._db.executemany(f"{query} AND case_fingerprint = ? AND sample = ?", places)
 
     def answers(
         self, scope: Scope, version: str = "", *, newest: bool = False

@@ -7,15 +7,14 @@ log-probabilities and the seed. The retries of the client are off: `pace.Pacer` 
 """
 
 import asyncio
-import dataclasses
 import json
 import os
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mcr_jax.errors import McrError, UsageError, one_line, printable
-from mcr_jax.generate import connections
+from mcr_jax.errors import McrError, UsageError
+from mcr_jax.generate import connections, secrecy
 from mcr_jax.generate._openai_reply import NO_QUOTA, STATUS_TIMEOUT_S, read, reply_of, shutdown_of
 from mcr_jax.generate.api import Outcome, Reply, Request
 from mcr_jax.generate.pace import Fault, Pacer
@@ -37,6 +36,7 @@ _TOO_LONG = re.compile(
 _FILTERED = re.compile(r"content[ _](filter|policy)|content management policy", re.I)
 # OpenAI's reasoning models refuse temperature and top_p.
 _REASONING = re.compile(r"(?:openai/)?(?:o\d|gpt-(?:[5-9]|\d\d))")
+_NO_KEY = "no key"  # the client needs one
 
 
 class OpenAI:
@@ -91,6 +91,7 @@ class OpenAI:
                 "the server"
             )
         self.endpoint, self._url = endpoint, _url(endpoint)
+        self._shown_url = _without_user(self._url)
         official = self._url.startswith(OFFICIAL)
         self._key = _key(endpoint, official)
         self.model, self._timeout, self._concurrency = model, timeout, concurrency
@@ -129,8 +130,10 @@ class OpenAI:
             except self._api_error as error:
                 cause = error.__cause__ or error
                 line = f"{type(cause).__name__}: {cause}".rstrip(": ")
-                away = Fault.AWAY if isinstance(cause, self._connect_errors) else Fault.FAILED
-                return self._failed(request, index, line, fault=away)
+                if not isinstance(cause, self._connect_errors):
+                    return self._failed(request, index, line)
+                line = f"{line}: {self._shown_url}"
+                return self._failed(request, index, line, fault=Fault.AWAY)
             except (ValueError, RecursionError) as error:
                 return self._failed(request, index, f"unreadable reply: {error}")
             return self.read(request, index, body, status)
@@ -167,7 +170,7 @@ class OpenAI:
     def client_options(self) -> dict[str, Any]:
         """Returns the arguments of a client: key, address and timeout."""
         return {
-            "api_key": self._key or "no key",
+            "api_key": self._key or _NO_KEY,
             "base_url": self._url,
             "timeout": self._timeout,
             "max_retries": 0,
@@ -180,8 +183,7 @@ class OpenAI:
 
     def read(self, request: Request, index: int, body: Any, status: str) -> Reply:
         """Turns the body of a 200 into a reply, whatever its form."""
-        reply = read(request, index, body, status)
-        return dataclasses.replace(reply, error=self.line(reply.error))
+        return secrecy.cleaned(read(request, index, body, status), self._key)
 
     def refused_in_batch(self, request: Request, index: int, error: Any, *, adapt: bool) -> Reply:
         """Returns the reply for a request that failed in a batch.
@@ -277,7 +279,7 @@ class OpenAI:
                 401: f"check {key}",
                 402: f"check the balance of {key}",
                 403: f"check what {key} may do",
-                404: f"check that {_without_user(self._url)} has the model {self.model}",
+                404: f"check that {self._shown_url} has the model {self.model}",
             }
             hint = hints.get(code, "check the settings of sampling and of the endpoint")
             raise McrError(
@@ -307,7 +309,7 @@ class OpenAI:
 
     def line(self, text: str) -> str:
         """Returns one short printable line without the key, which a server may repeat."""
-        return printable(one_line(text.replace(self._key, "[key]") if self._key else text, 300))
+        return secrecy.line(text, self._key)
 
 
 def _url(endpoint: Endpoint) -> str:

@@ -47,8 +47,10 @@ class RecordedCompletions:
         """
         try:
             content = path.read_bytes()
-            lines = content.decode("utf-8").split("\n")
-        except (OSError, ValueError) as error:
+            lines = content.decode("utf-8-sig").split("\n")
+        except OSError as error:
+            raise McrError(f"{path}: cannot read completions: {error.strerror}") from error
+        except ValueError as error:
             raise McrError(f"{path}: cannot read completions: {error}") from error
         self.identity = f"file/{hashlib.sha256(content).hexdigest()}"
         fingerprints = {case.fingerprint: case.fingerprint for case in cases}
@@ -68,7 +70,10 @@ class RecordedCompletions:
                 raise McrError(f"{place}: sample {sample} of case {row['case'][:40]} stands twice")
             of_case[sample] = _answer(row, place)
         if not self._replies:
-            raise McrError(f"{path}: no completion is of a case of this dataset and split")
+            raise McrError(
+                f"{path}: no completion is of a case of this dataset and split; give each line a "
+                'field "case" with the fingerprint or the pmcid of a case'
+            )
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Reply]:
         """Yields the completions that the file has."""

@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
-from mcr_jax import console
+from mcr_jax import artifacts, console
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.judge.ask import check, judge, too_few
+from mcr_jax.judge_specs import headline
 from mcr_jax.sigterm import stoppable
 
 
@@ -41,4 +42,18 @@ def run(experiment: Experiment) -> Judged:
         whole = whole and not of_judge["unresolved"]
         if problem := too_few(of_judge, experiment.config):
             problems.append(f"{of_judge['judge']}: {problem}" if counts["further"] else problem)
+    _say_of_results(experiment)
     return Judged(whole=whole, problem="; ".join(problems))
+
+
+def _say_of_results(experiment: Experiment) -> None:
+    """Prints that results.json is of another headline judge, if it is."""
+    path = experiment.workdir.results
+    if not path.exists():
+        return
+    then, now = artifacts.judges(experiment.workdir)[0], headline(experiment.config).name
+    if then != now:
+        console.say(
+            f"judge: the headline judge is now {now}; {path} and the report are of {then} until "
+            "`mcr eval` makes them anew"
+        )

@@ -75,6 +75,11 @@ class Decoder(Candidate):
     def ready(self) -> None:
         if not self.spec.own:
             self._e.shape  # noqa: B018 - reads the folder's config and tokenizer
+        self._e.tokenizer.encode_prompt(requests(self._e)[0].messages)  # needs a chat template
+        if self._own == model_specs.UNTRAINED and (folder := self._e.config.model.folder):
+            from mcr_jax.model.hf.weight_files import Files
+
+            Files(local_folder(folder), self._e.shape.tied)  # missing or broken weights
         if self._own != model_specs.TRAINED:
             return
         there, wanted = steps(self._e.checkpoints), self.spec.value

@@ -78,7 +78,10 @@ def _draw(e: Experiment, left: list[Candidate]) -> None:
     for name, of_model in drawn.items():
         done = "nothing to do"
         if asked := of_model.summary.asked:
-            done = f"{asked} drawn now"
+            settled = of_model.summary.settled
+            done = f"{settled} drawn now"
+            if missing := asked - settled:
+                done += f", {missing} missing"
             if of_model.tokens:
                 rate = of_model.tokens / max(of_model.seconds, 1e-9)
                 done += f", {rate:,.0f} tokens/s with compilation"

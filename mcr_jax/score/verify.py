@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from mcr_jax import judge_specs, prompts
+from mcr_jax import artifacts, judge_specs, prompts
 from mcr_jax.cases import Case
+from mcr_jax.errors import McrError
 from mcr_jax.generate import spending
 from mcr_jax.generate.api import Outcome, Request
 from mcr_jax.generate.joined import Sample, counting, read_all, uncollected
@@ -58,9 +59,12 @@ def verify(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Verif
         without them the verdict counts as unchecked.
 
     Raises:
-      McrError: a file is missing or broken, or the ledger cannot be scored.
+      McrError: a file is missing or broken, results.json is of other judges than the config's, or
+        the ledger cannot be scored.
     """
     judge, again, lines = judge_specs.headline(config), _Again(config, cases), []
+    stored = [workdir.read_json(path) for path in (workdir.results, workdir.scores)]
+    _refuse_other_judges(workdir, config)
     with opened(workdir, readonly=True) as ledger:
         models = read_all(ledger, config, judge)
         lines += again.of_models(models)
@@ -68,7 +72,6 @@ def verify(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Verif
         others = again.checked(several.further(ledger, config, joined), lines)
         results, scores = tabulate(joined, others, workdir, config)
         spent = spending.read(ledger)
-    stored = [workdir.read_json(path) for path in (workdir.results, workdir.scores)]
     fresh = as_stored(stored[0], results, spent, workdir), scores
     for path, old, new in zip((workdir.results, workdir.scores), stored, fresh, strict=True):
         if json.dumps(old, sort_keys=True) != json.dumps(
@@ -76,6 +79,20 @@ def verify(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Verif
         ):  # cheap; most are equal
             lines += [f"{path.name}: {line}" for line in _differences(old, new, "")]
     return Verified(lines, again.verdicts, again.unchecked)
+
+
+def _refuse_other_judges(workdir: Workdir, config: ConfigDict) -> None:
+    """Raises McrError if results.json was made with other judges than those of the config."""
+    first, *others = (judge.name for judge in judge_specs.judges(config))
+    then, now = (
+        f"{'judges' if names[1:] else 'judge'} {', '.join(names)}"
+        for names in (artifacts.judges(workdir), [first, *sorted(others)])
+    )
+    if then != now:
+        raise McrError(
+            f"{workdir.results} is of {then}, and the config now names {now}: run `mcr score`, or "
+            "`mcr eval`, to make it anew"
+        )
 
 
 class _Again:

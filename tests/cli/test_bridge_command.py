@@ -27,8 +27,12 @@ def test_two_real_judges_of_one_workdir(call, tmp_path, openai, clinic_cases, ca
     fields = {"sample.models": f"made=file:{made}", "data.eval_cases": 0}
     workdir = tmp_path / "w"
     assert call("eval", workdir, **fields) == (0, [])
-    judge = {"judge.name": "openai", "judge.model": "m"}
-    assert call("judge", workdir, **fields, **judge) == (0, [])
+    capsys.readouterr()
+    judge = ("--config.judge.name=openai", "--config.judge.model=m")
+    assert main(["judge", f"--workdir={workdir}", *judge]) == 0
+    assert "the headline judge is now openai:m; " in capsys.readouterr().out
+    assert main(["verify", f"--workdir={workdir}"]) == 1
+    assert "is of judge offline, and the config now names judge openai:m" in capsys.readouterr().err
     before = _listing(workdir)
     out = tmp_path / "bridge.json"
     capsys.readouterr()

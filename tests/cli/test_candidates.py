@@ -1,12 +1,13 @@
 """Any model as the candidate: a folder, services and a file of completions, side by side."""
 
 import json
+import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 
+from mcr_jax import console
 from mcr_jax.cli.main import main
 from mcr_jax.completion import render
 from mcr_jax.generate.ledger import Ledger, Scope
@@ -82,16 +83,38 @@ def test_a_folder_two_services_and_a_file_are_measured_by_one_command(
         ("x=file:half.jsonl", 1, ["half.jsonl, line 1", "field text is missing"]),
         ("x=file:part.jsonl", 1, ["part.jsonl, line 1", "field sample is not an integer"]),
         ("x=file:other.jsonl", 1, ["other.jsonl", "no completion is of a case"]),
+        ("x=file:twice.jsonl", 1, ["twice.jsonl, line 2", "sample 0", "stands twice"]),
+        ("x=file:bytes.jsonl", 1, ["bytes.jsonl", "can't decode byte 0xff"]),
+        ("x=file:empty.jsonl", 1, ["empty.jsonl", 'field "case"']),
+        ("x=file:.", 1, [".: cannot read completions: Is a directory"]),
+        ("x=hf:.", 2, ["holds no config.json"]),
+        ("x=hf:no_tokenizer", 1, ["no_tokenizer", "cannot read the tokenizer"]),
+        ("x=hf:no_template", 1, ["no_template", "no chat template", "chat_template.jinja"]),
+        ("x=hf:no_weights", 1, ["no_weights", "neither model.safetensors nor"]),
         ("sft@300", 1, ["no checkpoint here"]),
         ("x=vllm:m", 2, ["no model 'x=vllm:m'", "openai:"]),
         ("x=base,x=sft", 2, ["'x' twice"]),
     ],
 )
 def test_what_cannot_work_is_told_before_the_first_completion(
-    call, tmp_path, monkeypatch, test_cases, model, status, words
+    call, tmp_path, monkeypatch, test_cases, tiny_folder, model, status, words
 ):
     monkeypatch.chdir(tmp_path)
     case = test_cases[0].fingerprint
+    line = f'{{"case": "{case}", "sample": 0, "text": "x"}}\n'
+    (tmp_path / "twice.jsonl").write_text(line * 2)
+    (tmp_path / "bytes.jsonl").write_bytes(line.encode() + b"\xff")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    without = {"no_tokenizer": "tokenizer.*", "no_weights": "*.safetensors", "no_template": "-"}
+    for name, pattern in without.items():
+        if f":{name}" in model:
+            folder = shutil.copytree(tiny_folder, tmp_path / name)
+            for path in folder.glob(pattern):
+                path.unlink()
+    if "no_template" in model:
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        del settings["chat_template"]
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "bad.jsonl").write_text(f'{{"case": "{case}", "text": "x"}}\n{{')
     (tmp_path / "half.jsonl").write_text(f'{{"case": "{case}", "reasoning": "x"}}\n')
     (tmp_path / "part.jsonl").write_text(f'{{"case": "{case}", "sample": 0.5, "text": "x"}}\n')
@@ -111,12 +134,17 @@ def test_another_file_under_the_same_name_replaces_its_completions(call, tmp_pat
         assert results(tmp_path)["made"]["accuracy"]["1"]["value"] == accuracy
 
 
-def test_a_completion_that_the_file_lacks_is_missing_not_wrong(call, tmp_path, test_cases):
+def test_a_completion_that_the_file_lacks_is_missing_not_wrong(
+    call, tmp_path, test_cases, monkeypatch
+):
+    printed = []
+    monkeypatch.setattr(console, "say", printed.append)
     made = tmp_path / "made.jsonl"
     line = {"case": test_cases[0].fingerprint, "sample": 1, "text": render(THOUGHTS, "x")}
-    made.write_text(json.dumps(line) + "\n")
+    made.write_text(json.dumps(line) + "\n", encoding="utf-8-sig")  # as Windows writes it
     call("eval", **{"sample.models": f"made=file:{made}"})
     assert results(tmp_path)["made"]["outcomes"] == {"OK": 1, "missing": 3}
+    assert "sample: made: 4 completions, 1 drawn now, 3 missing" in printed
 
 
 def test_an_openai_compatible_server_judges(call, tmp_path, openai, test_cases):
@@ -229,36 +257,6 @@ def test_the_budget_holds_for_a_judge_at_a_named_endpoint(call, openai):
     assert len(openai.calls) == limit == made + 1
     status, (line,) = call("judge", **fields, **{"budget.dollars": 1})
     assert status == 2 and "the price of ours:m is unknown" in line
-
-
-@pytest.mark.slow
-@pytest.mark.promise("A killed run resumes, and a recorded completion is never requested")
-def test_after_kill_9_only_what_was_in_flight_is_requested_again(openai, clinic_data, tmp_path):
-    fields = {
-        "data.data_dir": clinic_data,
-        "sample.models": "o=openai:m",
-        "sample.n": 30,
-        "sample.concurrency": 4,
-        "judge.name": "offline",
-    }
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    command = [sys.executable, "-m", "mcr_jax", "sample", "--config=eval", f"--workdir={tmp_path}"]
-    openai.gather(4)  # until the kill, calls are answered four at a time
-    with subprocess.Popen([*command, *flags], stdout=subprocess.DEVNULL) as killed:
-        while len(openai.calls) < 24:
-            assert killed.poll() is None
-            time.sleep(0.001)
-        killed.kill()
-    openai.gather(1)
-    before = len(openai.calls)
-    with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        kept = ledger.count()
-    assert 0 < kept <= before
-    subprocess.run([*command, *flags], check=True, stdout=subprocess.DEVNULL)
-    with Ledger(tmp_path / "ledger.sqlite", readonly=True) as ledger:
-        answers = ledger.answers(Scope("sample", "o"))
-        assert len(answers) == ledger.count() and all(answers.values())
-    assert len(openai.calls) - before == len(answers) - kept
 
 
 def test_models_elsewhere_are_evaluated_without_jax(clinic_data, tmp_path, test_cases):

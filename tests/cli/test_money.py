@@ -210,7 +210,10 @@ def test_the_writer_and_the_judge_of_stitching_share_one_budget(
     [
         (lambda r: r["models"]["o"]["usage"].update(requests=5), "models.o.usage.requests is 5"),
         (lambda r: r["judge"]["usage"].update(dollars=0.0), "judge.usage.dollars is 0.0"),
-        (lambda r: r["judge"]["usage"].update(requests=10**400), "judge.usage.requests is 1000"),
+        (
+            lambda r: r["judge"]["usage"].update(requests=10**400),
+            "field judge.usage.requests is not a number",
+        ),
         (lambda r: r["models"]["o"].pop("usage"), "models.o.usage is 'absent'"),
         (lambda r: r["prices"][0].update(output=1.0), "usage.dollars is"),
         (lambda r: r["prices"].clear(), "recomputed None"),

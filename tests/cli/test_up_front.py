@@ -28,6 +28,8 @@ def test_a_missing_checkpoint_is_told_before_base_is_sampled(call, tmp_path, com
         ({"judge.name": "tarot"}, 2, ["set it to offline, gemini, openai"]),
         ({"judge.models": "offline,gemini"}, 2, ["GEMINI_API_KEY"]),
         ({"judge.models": "offline,x=hf:DIR"}, 2, ["'hf:DIR'", "served"]),
+        ({"endpoints": "x=http://me:pw@host/v1"}, 2, ["URL of x", "NAME=URL KEY_VARIABLE"]),
+        ({"endpoints": "x=http://host/v1?key=pw"}, 2, ["URL of x", "NAME=URL KEY_VARIABLE"]),
         ({"prompts": "own"}, 2, ["own/judge_reasons.txt", "{{statements}}, {{trace}}"]),
         ({"model.folder": ""}, 2, ["--config.model.folder=DIR"]),
         ({"model.folder": "gone"}, 2, ["config.model.folder=gone: no such", "--local-dir=gone"]),

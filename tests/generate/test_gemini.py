@@ -385,7 +385,7 @@ def test_the_line_about_a_missing_key_names_every_field_that_can_need_it(monkeyp
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match="set GEMINI_API_KEY or GOOGLE_API_KEY") as raised:
         Gemini("m")
-    assert "config.judge.name, config.stitch.model or config.stitch.judge" in str(raised.value)
+    assert "config.judge.models, config.stitch.model or config.stitch.judge" in str(raised.value)
 
 
 @pytest.mark.parametrize("url", ["localhost:80", "ftp://here", "http://"])

@@ -129,6 +129,28 @@ def test_declaring_again_replaces_what_the_scope_wanted_and_no_other_scope(ledge
     assert set(ledger.answers(other)) == {row(model="base")}
 
 
+def test_verdicts_of_changed_completions_are_dropped_without_a_scan_for_each(ledger):
+    steps = []
+    for rows in (100, 1000):
+        steps.append(0)
+        sampled = Scope("sample", "sft")
+        samples = [row(i, stage="sample", judge="") for i in range(rows)]
+        ledger.declare(sampled, dict.fromkeys(samples, "old"))
+        verdicts = {stage: Scope(stage, "sft", "judge") for stage in ("diagnosis", "reasons")}
+        for stage, scope in verdicts.items():
+            ledger.declare(scope, {row(i, stage=stage, judge="judge"): "d" for i in range(rows)})
+
+        def count():
+            steps[-1] += 1
+
+        ledger._db.set_progress_handler(count, 10)  # every ten instructions of SQLite
+        ledger.declare(sampled, dict.fromkeys(samples, "new") | {samples[0]: "old"})
+        ledger._db.set_progress_handler(None, 0)
+        for stage, scope in verdicts.items():
+            assert list(ledger.answers(scope)) == [row(0, stage=stage, judge="judge")]
+    assert steps[1] <= 12 * steps[0]
+
+
 def test_declaring_a_row_of_another_scope_is_refused_and_changes_nothing(ledger):
     ledger.declare(SCOPE, {row(): "d1"})
     with pytest.raises(ValueError, match="outside"):

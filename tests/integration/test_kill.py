@@ -1,14 +1,19 @@
 """A run killed at any stage resumes and ends like an uninterrupted run."""
 
 import collections
+import hashlib
 import json
 import pathlib
 import random
+import shutil
 import signal
 from collections.abc import Callable
 
 import pytest
 from processes import COMPLETIONS, TIMES, TINY, Mcr, read, rows, said, unfinished, until
+
+from mcr_jax.completion import render
+from mcr_jax.data.dataset import load_cases
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +28,7 @@ def _killed(mcr: Mcr, condition: Callable[[], bool], *args: object, **env: str) 
         until(condition, process)
     finally:
         process.kill()
-        out, _ = process.communicate()
+    out, _ = process.communicate()
     assert process.returncode == -signal.SIGKILL
     return out
 
@@ -135,6 +140,97 @@ def test_sigterm_in_sampling_loses_no_completion_and_has_a_status_of_its_own(
     mcr.ok(*command)
     assert _written(workdir)[: len(drawn)] == drawn
     assert said(finished.path).items() <= said(workdir).items()
+
+
+IN_FLIGHT, ANSWERED = 4, 7  # calls at the kill that never get a reply, and those before them
+FEW = 20  # samples per case that keep the tiny decoder busy for a second
+MANY = 4000  # of a file: more than one transaction of the ledger
+
+
+def _each_reply_is_its_own(server) -> None:
+    """Lets a server answer with a digest of the request."""
+
+    def reply(call):
+        request = json.dumps([call.path, call.body], sort_keys=True).encode()
+        return render(hashlib.sha256(request).hexdigest(), "Brindle rime")
+
+    server._judgement = reply
+
+
+def _drawn(workdir: pathlib.Path, model: str) -> int:
+    """Returns the number of a model's completions in the ledger."""
+    return sum(row["model"] == model for row in rows(workdir, "sample"))
+
+
+def _completions(workdir: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
+    """Writes a file of completions, every second of them right."""
+    with path.open("w") as file:
+        for case in load_cases(workdir / "data", "test"):
+            for sample in range(MANY):
+                answer = case.final_diagnosis if sample % 2 else f"Sable gout {sample}"
+                line = {"case": case.fingerprint, "text": render(case.statements[0], answer)}
+                file.write(json.dumps(line) + "\n")
+    return path
+
+
+@pytest.mark.promise("A killed run resumes, and a recorded completion is never requested")
+def test_killed_in_every_kind_of_model_it_ends_like_an_uninterrupted_run(
+    mcr, workdir, finished, tiny_folder, openai, gemini
+):
+    """Kills one workdir once in each model.
+
+    The demo above is killed in `base`; `sft` runs the code of `sft@STEP`, a named endpoint that of
+    `openai:`.
+    """
+    unfinished(workdir, "sample")
+    whole = shutil.copytree(workdir, mcr.folder / "whole")
+    step = min(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+    services = {"g": gemini, "o": openai}
+    models = {
+        "f": f"file:{_completions(workdir, mcr.folder / 'made.jsonl')}",
+        "o": "openai:m",
+        "g": "gemini:gemini-2.5-flash",
+        "e": "ours:another/m",
+        "s": f"sft@{step}",
+        "h": f"hf:{tiny_folder}",
+    }
+
+    def command(folder, names, n):
+        listed = ",".join(f"{name}={models[name]}" for name in names)
+        flags = {"sample.models": listed, "sample.n": n, "sample.concurrency": IN_FLIGHT}
+        flags |= {"endpoints": f"ours={openai.url} OURS_KEY"}
+        flags = [f"--config.{field}={value}" for field, value in flags.items()]
+        return ("eval", f"--workdir={folder}", *flags)
+
+    env = {"OPENAI_BASE_URL": openai.url, "OPENAI_API_KEY": openai.key, "OURS_KEY": "ours-key"}
+    env |= {"GOOGLE_GEMINI_BASE_URL": gemini.url, "GEMINI_API_KEY": gemini.key}
+    for server in (openai, gemini):
+        _each_reply_is_its_own(server)
+    mcr.ok(*command(whole, models, FEW), **env)
+    wanted = said(whole)
+    paid = len(openai.calls), len(gemini.calls)
+
+    for name in "fogsh":
+        call, condition = command(workdir, models, FEW), lambda: _drawn(workdir, name)  # noqa: B023
+        if name == "f":
+            call = command(workdir, ["f"], MANY)
+        elif server := services.get(name):
+            answers = [server.by_rule()] * ANSWERED + [server.hangs()] * IN_FLIGHT
+            server.then(*answers)
+            calls = len(server.calls) + len(answers)
+            condition = lambda: len(server.calls) == calls and _drawn(workdir, name) == ANSWERED  # noqa: B023, E731
+        _killed(mcr, condition, *call, **env)
+        there = said(workdir).keys() & wanted.keys()
+        places = [place for place in wanted if (place[0], place[2]) == ("sample", name)]
+        assert 0 < len(there & set(places)) < len(places), f"not killed in {name}"
+    before = _written(workdir)
+    mcr.ok(*command(workdir, models, FEW), **env)
+    assert _written(workdir)[: len(before)] == before
+    assert _most_often(workdir) == 1
+    assert wanted.items() <= said(workdir).items()
+    assert read(workdir / "results.json") == read(whole / "results.json")
+    assert len(openai.calls) == 2 * paid[0] + IN_FLIGHT
+    assert len(gemini.calls) == 2 * paid[1] + IN_FLIGHT
 
 
 @pytest.mark.promise("a recorded reply is never requested again")

@@ -8,6 +8,7 @@ import pytest
 
 from mcr_jax import completion, config, prompts
 from mcr_jax.cases import Case
+from mcr_jax.errors import McrError
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.judges import diagnosis, reasons
@@ -80,6 +81,15 @@ def test_verdicts_that_follow_from_their_replies_are_agreed_with(workdir):
 
 
 @pytest.mark.promise("`mcr verify` parses every stored reply again.")
+@pytest.mark.parametrize(
+    ("models", "now"),
+    [(["gemini:g"], "judge gemini:g"), ([JUDGE, "b=gemini:g"], "judges offline, b")],
+)
+def test_results_of_other_judges_are_one_line_and_no_differences(workdir, models, now):
+    with pytest.raises(McrError, match=rf"is of judge offline, and the config now names {now}: "):
+        verify(workdir, _config(models=models), [CASE])
+
+
 def test_a_planted_diagnosis_is_found_though_all_numbers_agree(workdir):
     _plant(workdir, "diagnosis", verdict='{"same": true}')
     (line,) = verify(workdir, _config(), [CASE]).differences
