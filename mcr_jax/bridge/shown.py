@@ -98,7 +98,8 @@ def _model(model: Mapping[str, Any]) -> list[str]:
     ]
     return [
         *map(figure, model["judged"]),
-        difference(model["difference"]),
+        # As narrow as an interval, so that the estimate stays beside it in 80 columns.
+        difference(model["difference"]).replace("equal in all ", "equal in all\n"),
         "\n".join([f"{value}{mark}", *rest]),
         *rates,
     ]

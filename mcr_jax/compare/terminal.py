@@ -42,7 +42,9 @@ def _differences(comparisons: Iterable[Mapping[str, Any]]) -> Iterator[Text | Wi
     for name, entries in itertools.groupby(comparisons, pair):
         yield Text(f"\n{printable(name)}", style="bold")
         rows = [(_SHORT[entry["metric"]], _cells(entry)) for entry in entries]
-        yield Wide("metric", ("difference", "p", "Holm", "cases"), rows, ruled=False)
+        yield Wide(
+            "metric", ("difference", "p".rjust(6), "Holm".rjust(6), "cases"), rows, ruled=False
+        )
 
 
 def _cells(entry: Mapping[str, Any]) -> list[str]:

@@ -409,4 +409,4 @@ def test_nothing_of_a_bridge_is_cropped(tmp_path, width):
                 assert f"[{figure['low']:.3f}, {figure['high']:.3f}]" in text
     for letter in "QZ":
         assert text.count(letter) % 80 == 0 and text.count(letter) >= 4 * 80
-    assert "equal in all 20 cases" in text or width == 40
+    assert "equal in all 20 cases" in text  # the difference of the two models
