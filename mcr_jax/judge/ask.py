@@ -25,7 +25,7 @@ from mcr_jax import console, judge_specs, model_specs, prompts
 from mcr_jax.cases import Case
 from mcr_jax.completion import Completion
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.generate import driver, forecast, joined, notices
+from mcr_jax.generate import driver, forecast, free_question, joined, notices
 from mcr_jax.generate.api import Generator, Outcome, Remote, Request
 from mcr_jax.generate.batch_wire import Batched
 from mcr_jax.generate.budget import Budget, Payments, refuse_batches, require_price
@@ -123,6 +123,8 @@ def judge(
             }
             for each in judges
         }
+        for line in free_question.ask(_with_questions(works, generators)):
+            console.say(f"judge: {line}")
         counts, budget = [], Budget(config, ledger)
         for each in judges:
             of_judge = works[each.name], generators[each.name], texts
@@ -143,6 +145,18 @@ def _batched(
         name: {stage: wrapped[id(each)] for stage, each in of_judge.items()}
         for name, of_judge in generators.items()
     }
+
+
+def _with_questions(
+    works: Mapping[str, Mapping[Scope, driver.Work]], generators: Mapping[str, Generators]
+) -> list[Generator | Remote]:
+    """Returns the models of the judges that have open questions."""
+    return [
+        generators[judge][scope.stage]
+        for judge, of_judge in works.items()
+        for scope, work in of_judge.items()
+        if work.pending
+    ]
 
 
 def _service(spec: ModelSpec) -> str:

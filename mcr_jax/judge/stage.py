@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 from mcr_jax import artifacts, console
 from mcr_jax.experiment.experiment import Experiment
+from mcr_jax.generate import free_question
 from mcr_jax.judge.ask import check, judge, too_few
 from mcr_jax.judge_specs import headline
+from mcr_jax.judges.choose import make_judges
 from mcr_jax.sigterm import stoppable
 
 
@@ -24,6 +26,16 @@ class Judged(NamedTuple):
 def ready(experiment: Experiment) -> None:
     """Raises UsageError if the judge cannot be called; to be called before hours of sampling."""
     check(experiment.workdir, experiment.config)
+
+
+def ask_services(experiment: Experiment) -> None:
+    """Asks the judges' services, at no cost, whether they take the keys and have the models.
+
+    To be called before the first completion is paid. Raises McrError if one refuses.
+    """
+    made = make_judges(experiment.config).values()
+    for line in free_question.ask(model for of_judge in made for model in of_judge.values()):
+        console.say(f"judge: {line}")
 
 
 def run(experiment: Experiment) -> Judged:

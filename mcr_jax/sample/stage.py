@@ -1,10 +1,11 @@
 """The sampling stage: N completions of every case from every model of config.sample.models."""
 
 import functools
+from collections.abc import Callable
 
 from mcr_jax import console, model_specs
 from mcr_jax.experiment.experiment import Experiment, devices
-from mcr_jax.generate import driver, forecast
+from mcr_jax.generate import driver, forecast, free_question
 from mcr_jax.generate.api import Request
 from mcr_jax.generate.budget import Budget, Payments, refuse_batches, require_price
 from mcr_jax.generate.ledger import Ledger, opened
@@ -20,10 +21,15 @@ def ready(experiment: Experiment) -> None:
     require_price(experiment.config)
 
 
-def run(experiment: Experiment) -> None:
+def run(experiment: Experiment, before: Callable[[], None] = lambda: None) -> None:
     """Samples the missing completions; loads only models with missing completions.
 
+    Args:
+      experiment: names the models.
+      before: called before the first completion, if any is missing; may raise to prevent it.
+
     Raises:
+      McrError: a service refuses its key or does not have its model, or sampling fails.
       Stopped: SIGTERM came, or config.budget is spent; every completion that was finished is in
         the ledger.
     """
@@ -39,7 +45,7 @@ def run(experiment: Experiment) -> None:
         with stoppable(
             "stopped by SIGTERM; every finished completion is kept, call again to go on"
         ):
-            _draw(experiment, left)
+            _draw(experiment, left, before)
 
 
 def _new_lines(candidate: Candidate, printed: set[str]) -> list[str]:
@@ -49,13 +55,16 @@ def _new_lines(candidate: Candidate, printed: set[str]) -> list[str]:
     return lines
 
 
-def _draw(e: Experiment, left: list[Candidate]) -> None:
+def _draw(e: Experiment, left: list[Candidate], before: Callable[[], None]) -> None:
     if any(candidate.spec.own for candidate in left):
         e.refuse_other(e.origin())
     e.eval_cases()  # raises if the split is missing or empty
     for candidate in left:  # all of them before the first is sampled
         candidate.ready()
     draw.require_room(e, [candidate.spec.name for candidate in left])
+    for line in free_question.ask(c.load()[0] for c in left if c.service):
+        console.say(f"sample: {line}")
+    before()
     requests, drawn, printed = draw.requests(e), {}, set()
     with opened(e.workdir) as ledger:
         works, paid = _forecast(e, left, requests, ledger)

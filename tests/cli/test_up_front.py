@@ -20,7 +20,6 @@ def test_a_missing_checkpoint_is_told_before_base_is_sampled(call, tmp_path, com
     assert not (tmp_path / "ledger.sqlite").exists()
 
 
-@pytest.mark.promise("A judge that cannot be called is one line before the first completion")
 @pytest.mark.parametrize(
     ("fields", "status", "told"),
     [
