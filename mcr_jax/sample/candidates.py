@@ -198,6 +198,19 @@ class Recorded(Candidate):
     def load(self) -> tuple[Generator, dict[str, Any]]:
         return self._file, {"identity": self._file.identity, "file": str(self.spec.value)}
 
+    def lines(self) -> Iterable[str]:
+        wanted = requests(self._e)
+        (found, most), n = self._file.found(wanted), self._e.config.sample.n
+        total = n * len(wanted)
+        if found == total:
+            return ()
+        few = f", the file has {most}" + " at most" * (found < most * len(wanted))
+        why = f" (config.sample.n={n} wants {n} per case{few})" if most < n else ""
+        return (
+            f"{self.spec.name}: {found} of {total} completions are in {self.spec.value}, "
+            f"{total - found} missing{why}",
+        )
+
 
 def candidates(experiment: Experiment) -> list[Candidate]:
     """Returns the candidates of config.sample.models. Raises UsageError if one is unknown."""

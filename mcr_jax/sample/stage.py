@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 from mcr_jax import console, model_specs
+from mcr_jax.errors import Stopped
 from mcr_jax.experiment.experiment import Experiment, devices
 from mcr_jax.generate import driver, forecast, free_question
 from mcr_jax.generate.api import Request
@@ -30,8 +31,8 @@ def run(experiment: Experiment, before: Callable[[], None] = lambda: None) -> No
 
     Raises:
       McrError: a service refuses its key or does not have its model, or sampling fails.
-      Stopped: SIGTERM came, or config.budget is spent; every completion that was finished is in
-        the ledger.
+      Stopped: SIGTERM came, config.budget is spent, or completions are in an open batch and
+        config.sample.batch is off; every completion that was finished is in the ledger.
     """
     ready(experiment)
     left = []
@@ -87,14 +88,22 @@ def _draw(e: Experiment, left: list[Candidate], before: Callable[[], None]) -> N
     for name, of_model in drawn.items():
         done = "nothing to do"
         if asked := of_model.summary.asked:
-            settled = of_model.summary.settled
+            settled, in_batch = of_model.summary.settled, of_model.summary.in_batch
             done = f"{settled} drawn now"
-            if missing := asked - settled:
+            if in_batch:
+                done += f", {in_batch} in an open batch"
+            if missing := asked - settled - in_batch:
                 done += f", {missing} missing"
             if of_model.tokens:
                 rate = of_model.tokens / max(of_model.seconds, 1e-9)
                 done += f", {rate:,.0f} tokens/s with compilation"
         console.say(f"sample: {name}: {of_model.summary.total} completions, {done}")
+    in_batch = {name: of_model.summary.in_batch for name, of_model in drawn.items()}
+    if waiting := [f"{rows} completions of {name}" for name, rows in in_batch.items() if rows]:
+        raise Stopped(
+            f"{', '.join(waiting)} are in an open batch at the service: "
+            "--config.sample.batch=True fetches them"
+        )
 
 
 def _forecast(
