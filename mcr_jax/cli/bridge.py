@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mcr_jax.cli.flags import Flags
-from mcr_jax.cli.stage_main import opened
+from mcr_jax.cli.stage_main import opened, written
 from mcr_jax.errors import UsageError
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.paths import local_folder
@@ -32,10 +32,12 @@ def main(argv: Sequence[str]) -> None:
     path = flags.values["workdir"].value
     if path and not local_folder(path).is_dir():
         raise UsageError(f"--workdir={path}: there is no such folder")
+    out = flags.values["json"].value
+    file = written("json", out) if out else None
     found = run(opened(flags, writes=False), (judges[0], judges[1]))
-    if out := flags.values["json"].value:
+    if file:
         text = json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False)
-        write_text(local_folder(out), text + "\n")
+        write_text(file, text + "\n")
 
 
 def run(experiment: Experiment, judges: tuple[str, str]) -> dict[str, Any]:

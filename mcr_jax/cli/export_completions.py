@@ -8,10 +8,9 @@ from pathlib import Path
 
 from mcr_jax import console, model_specs
 from mcr_jax.cli.flags import Flags
-from mcr_jax.cli.stage_main import exported_model, opened
+from mcr_jax.cli.stage_main import exported_model, opened, written
 from mcr_jax.errors import UsageError
 from mcr_jax.experiment.experiment import Experiment
-from mcr_jax.paths import local_folder
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,9 +23,10 @@ def main(argv: Sequence[str]) -> None:
         return
     if not (out := flags.values["out"].value):
         raise UsageError("--out=FILE.jsonl is missing")
+    path = written("out", out)
     experiment = opened(flags)
     model = exported_model(experiment, flags.values["model"].value)
-    run(experiment, local_folder(out), model)
+    run(experiment, path, model)
 
 
 def run(experiment: Experiment, out: Path, model: str) -> None:

@@ -74,7 +74,7 @@ class Decoder(Candidate):
 
     def ready(self) -> None:
         if not self.spec.own:
-            self._e.shape  # noqa: B018 - reads the folder's config and tokenizer
+            self._require_folder()
         self._e.tokenizer.encode_prompt(requests(self._e)[0].messages)  # needs a chat template
         if self._own == model_specs.UNTRAINED and (folder := self._e.config.model.folder):
             from mcr_jax.model.hf.weight_files import Files
@@ -96,6 +96,17 @@ class Decoder(Candidate):
             from mcr_jax.model.store import chosen_step
 
             chosen_step(self._e.checkpoints, "best")
+
+    def _require_folder(self) -> None:
+        """Reads config and tokenizer of the folder; an error names it as config.sample.models."""
+        name, own = self.spec.name, f"{self.spec.kind}:{self.spec.value}"
+        entry = name if name == own else f"{name}={own}"
+        try:
+            self._e.shape  # noqa: B018 - reads them
+        except UsageError as error:
+            field = f"config.model.folder={self.spec.value}"
+            named = str(error).replace(field, f"{entry} in config.sample.models")
+            raise UsageError(named) from None
 
     def complete(self) -> int | None:
         return finished.complete(self._e, self.spec)
