@@ -124,7 +124,8 @@ def judge(
             }
             for each in judges
         }
-        for line in free_question.ask(_with_questions(works, generators)):
+        pending = [scope for of in works.values() for scope, work in of.items() if work.pending]
+        for line in free_question.ask(generators[of.judge][of.stage] for of in pending):
             console.say(f"judge: {line}")
         counts, budget = [], Budget(config, ledger)
         for each in judges:
@@ -146,18 +147,6 @@ def _batched(
         name: {stage: wrapped[id(each)] for stage, each in of_judge.items()}
         for name, of_judge in generators.items()
     }
-
-
-def _with_questions(
-    works: Mapping[str, Mapping[Scope, driver.Work]], generators: Mapping[str, Generators]
-) -> list[Generator | Remote]:
-    """Returns the models of the judges that have open questions."""
-    return [
-        generators[judge][scope.stage]
-        for judge, of_judge in works.items()
-        for scope, work in of_judge.items()
-        if work.pending
-    ]
 
 
 def _service(spec: ModelSpec) -> str:

@@ -1,9 +1,10 @@
 """The sampling stage: N completions of every case from every model of config.sample.models."""
 
 import functools
+import json
 from collections.abc import Callable
 
-from mcr_jax import console, model_specs
+from mcr_jax import artifacts, console, model_specs
 from mcr_jax.errors import Stopped
 from mcr_jax.experiment.experiment import Experiment, devices
 from mcr_jax.generate import driver, forecast, free_question
@@ -77,14 +78,16 @@ def _draw(e: Experiment, left: list[Candidate], before: Callable[[], None]) -> N
             model, facts = candidate.load()
             e.workdir.note(f"sample.{name}", facts)
             lines = functools.partial(_new_lines, candidate, printed)
-            work = works.get(name) or draw.declare(name, model, requests, ledger)
+            if (work := works.get(name)) is None:
+                work = draw.declare(name, model, requests, ledger)
+                _say_of_replaced(e, name, ledger)
             drawn[name] = draw.draw(work, model, ledger, lines, paid.get(name))
             for line in candidate.notices(ledger):
                 console.say(f"sample: {line}")
             del model  # frees its memory before the next one is loaded
     local = any(isinstance(candidate, Decoder) for candidate in left)
-    facts = {"prompt": e.prompt.digest, "seed": e.config.seed, **(devices() if local else {})}
-    e.workdir.note("sample", facts)
+    facts = {"prompt": e.prompt.digest, "seed": e.config.seed, "settings": draw.settings(e)}
+    e.workdir.note("sample", {**facts, **(devices() if local else {})})
     for name, of_model in drawn.items():
         done = "nothing to do"
         if asked := of_model.summary.asked:
@@ -106,6 +109,17 @@ def _draw(e: Experiment, left: list[Candidate], before: Callable[[], None]) -> N
         )
 
 
+def _say_of_replaced(e: Experiment, name: str, ledger: Ledger) -> None:
+    """Prints how many completions of an earlier run do not count any more, and why."""
+    if not (count := draw.replaced(ledger, name)):
+        return
+    before = artifacts.section(e.workdir, "sample", {"settings?": dict}).get("settings", {})
+    now = json.loads(json.dumps(draw.settings(e)))
+    changed = [f"config.{field}" for field in before.keys() & now if before[field] != now[field]]
+    what = ", ".join(sorted(changed)) or "its model or a setting"
+    console.say(f"sample: {name}: {what} changed: {count} completions are drawn anew")
+
+
 def _forecast(
     e: Experiment, left: list[Candidate], requests: list[Request], ledger: Ledger
 ) -> tuple[dict[str, driver.Work], dict[str, Payments]]:
@@ -119,6 +133,7 @@ def _forecast(
     works = {}
     for name, candidate in services.items():
         works[name] = draw.declare(name, candidate.load()[0], requests, ledger)
+        _say_of_replaced(e, name, ledger)
         if line := forecast.line(works[name].pending, paid[name], ledger):
             console.say(f"sample: {line}")
     return works, paid
