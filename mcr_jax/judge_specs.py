@@ -60,6 +60,7 @@ def judges(config: ConfigDict) -> list[Judge]:
     """
     section, named = config.judge, model_specs.endpoints(config)
     if section.models:
+        model_specs.refuse_empty("config.judge.models", section.models)
         found = [_parse(text, named) for text in section.models]
     else:
         name = plain_name(section.name, section.model)

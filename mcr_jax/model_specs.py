@@ -125,11 +125,18 @@ def _is_name(name: str) -> bool:
 def specs(config: ConfigDict) -> list[ModelSpec]:
     """Reads config.sample.models. Raises UsageError if one is wrong or two have one name."""
     named = endpoints(config)
+    refuse_empty("config.sample.models", config.sample.models)
     found = [parse(text, named) for text in config.sample.models]
     names = [spec.name for spec in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"config.sample.models names {twice[0]!r} twice")
     return found
+
+
+def refuse_empty(field: str, entries: Collection[str]) -> None:
+    """Raises UsageError if an entry of a list in the config is empty."""
+    if not all(entry.strip() for entry in entries):
+        raise UsageError(f"{field}={','.join(entries)} has an empty entry: leave out its comma")
 
 
 def names(config: ConfigDict) -> list[str]:

@@ -91,6 +91,9 @@ class GeminiServer:
       held: step of a batch whose reply is held back for ever: "upload", "submit", "poll" or
         "download". The server does the step; `reached` is set.
       listed: False leaves new jobs out of the list.
+      models: names in the list of models; None leaves this route out.
+      refuses_key: the answer to every question and call, for a key that is refused.
+      asked: paths of the questions for models.
     """
 
     key = "loopback-key-0123456789"
@@ -107,6 +110,9 @@ class GeminiServer:
         self.job_ends: collections.deque[str] = collections.deque()
         self.spoil: Any = lambda results: results
         self.held, self.reached, self.listed = "", threading.Event(), True
+        self.models: list[str] | None = None
+        self.refuses_key: Answer | None = None
+        self.asked: list[str] = []
         outer = self
 
         class Handler(_Handler):
@@ -207,6 +213,8 @@ class GeminiServer:
             self._in_flight -= 1
             self.calls.append(call)
             answer = self._script.popleft() if self._script else self.by_rule()
+        if self.refuses_key:
+            return self.refuses_key
         return self.says(self._judgement(call)) if answer.fault == "rule" else answer
 
     def _judgement(self, call: Call) -> str:
@@ -219,7 +227,23 @@ class GeminiServer:
         )
 
     def _get(self, path: str) -> Answer:
-        return self._get_batch(path) or self.error(404, f"no such route: {path}")
+        return self._get_batch(path) or self._get_models(path)
+
+    def _get_models(self, path: str) -> Answer:
+        """Answers the question for a model or for their list."""
+        self.asked.append(path)
+        name = path.partition("?")[0].partition("/models/")[2]
+        if self.refuses_key or self.models is None:
+            return self.refuses_key or self.error(404, f"no such route: {path}")
+        if name and name not in self.models:
+            return self.error(404, f"the model {name} does not exist")
+        return self.raw(json.dumps(self._model(name) if name else self._list()).encode())
+
+    def _model(self, name: str) -> Any:
+        return {"name": f"models/{name}"}
+
+    def _list(self) -> Any:
+        return {"models": [self._model(name) for name in self.models]}
 
     def release(self) -> None:
         """Lets later steps of batches pass."""

@@ -155,10 +155,17 @@ class OpenAIServer(GeminiServer):
     def _get(self, path: str) -> Answer:
         if (answer := self._get_batch(path)) is not None:
             return answer
-        if self.shutdown_date is None or not path.startswith("/v1/models/"):
-            return self.error(404, "no such route")
-        model = {"id": path.rpartition("/")[2], "object": "model", "owned_by": "loopback"}
-        return Answer(body=json.dumps(model | {"shutdown_date": self.shutdown_date}).encode())
+        if self.shutdown_date is not None and "/models/" in path:
+            self.asked.append(path)
+            return self.raw(json.dumps(self._model(path.rpartition("/")[2])).encode())
+        return self._get_models(path)
+
+    def _model(self, name: str) -> Any:
+        date = {"shutdown_date": self.shutdown_date} if self.shutdown_date is not None else {}
+        return {"id": name, "object": "model", "owned_by": "loopback", **date}
+
+    def _list(self) -> Any:
+        return {"object": "list", "data": [self._model(name) for name in self.models]}
 
     def _take(self, call: Call) -> Answer:
         unknown = self.refuses & call.body.keys()

@@ -13,7 +13,7 @@ from typing import Any
 
 from mcr_jax import console
 from mcr_jax.cli.flags import Flags
-from mcr_jax.cli.stage_main import opened
+from mcr_jax.cli.stage_main import opened, written
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.experiment.experiment import Experiment
 from mcr_jax.paths import local_folder
@@ -36,14 +36,15 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError("--json=FILE takes --judges=FIRST,SECOND too")
     if path and not local_folder(path).is_dir():
         raise UsageError(f"--workdir={path}: there is no such folder")
+    file = written("json", out) if out else None
     experiment = opened(flags, writes=False)
     if not text:
         show_judges(experiment)
         return
     found = run(experiment, (judges[0], judges[1]))
-    if out:
+    if file:
         text = json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False)
-        write_text(local_folder(out), text + "\n")
+        write_text(file, text + "\n")
 
 
 def show_judges(experiment: Experiment) -> None:

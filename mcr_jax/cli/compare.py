@@ -13,8 +13,8 @@ from typing import Any
 
 from mcr_jax import console
 from mcr_jax.cli.flags import Flags
+from mcr_jax.cli.stage_main import written
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.paths import local_folder
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,15 +31,8 @@ def main(argv: Sequence[str]) -> None:
     out, numbers = (flags.values[name].value for name in ("out", "json"))
     if not out:
         raise UsageError("--out=FILE.html is empty")
-    for path in filter(None, (out, numbers)):
-        if local_folder(path).is_dir():
-            raise UsageError(f"{path} is a folder; name a file")
-    run(
-        flags.operands,
-        local_folder(out),
-        numbers and local_folder(numbers),
-        flags.values["anyway"].value,
-    )
+    page, figures = written("out", out), numbers and written("json", numbers)
+    run(flags.operands, page, figures, flags.values["anyway"].value)
 
 
 def run(operands: Sequence[str], out: Path, numbers: Path | str, anyway: bool) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def evaluate(experiment: Experiment) -> None:
         return
     sample.ready(experiment)
     judge.ready(experiment)
-    sample.run(experiment)
+    sample.run(experiment, before=lambda: judge.ask_services(experiment))
     judged = judge.run(experiment)
     results = score.run(experiment)
     report.run(experiment)

@@ -6,12 +6,11 @@ Another workdir then measures the same completions, with another judge for insta
 from collections.abc import Sequence
 from pathlib import Path
 
-from mcr_jax import console
+from mcr_jax import console, model_specs
 from mcr_jax.cli.flags import Flags
-from mcr_jax.cli.stage_main import exported_model, opened
+from mcr_jax.cli.stage_main import exported_model, opened, written
 from mcr_jax.errors import UsageError
 from mcr_jax.experiment.experiment import Experiment
-from mcr_jax.paths import local_folder
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,9 +23,10 @@ def main(argv: Sequence[str]) -> None:
         return
     if not (out := flags.values["out"].value):
         raise UsageError("--out=FILE.jsonl is missing")
+    path = written("out", out)
     experiment = opened(flags)
     model = exported_model(experiment, flags.values["model"].value)
-    run(experiment, local_folder(out), model)
+    run(experiment, path, model)
 
 
 def run(experiment: Experiment, out: Path, model: str) -> None:
@@ -44,6 +44,8 @@ def run(experiment: Experiment, out: Path, model: str) -> None:
         written, missing = write_completions(ledger, model, cases, out)
     console.say(f"export-completions: {out} holds {written} completions of {model}{without}")
     if missing:
-        console.say(
-            f"export-completions: {missing} more are wanted and not there; `mcr sample` draws them"
-        )
+        (spec,) = (spec for spec in model_specs.specs(e.config) if spec.name == model)
+        hint = "`mcr sample` draws them"
+        if spec.kind == model_specs.FILE:
+            hint = f"{spec.value} did not have them"
+        console.say(f"export-completions: {missing} more are wanted and not there; {hint}")

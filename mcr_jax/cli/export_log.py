@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mcr_jax import artifacts, console
 from mcr_jax.cli.flags import Flags
-from mcr_jax.cli.stage_main import exported_model, opened
-from mcr_jax.errors import UsageError
+from mcr_jax.cli.stage_main import exported_model, opened, written
+from mcr_jax.errors import McrError, UsageError
 from mcr_jax.experiment.experiment import Experiment
-from mcr_jax.paths import local_folder
+from mcr_jax.judge_specs import headline
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,19 +24,30 @@ def main(argv: Sequence[str]) -> None:
         return
     if not (out := flags.values["out"].value):
         raise UsageError("--out=FILE.eval is missing")
+    path = written("out", out)
     experiment = opened(flags)
     model = exported_model(experiment, flags.values["model"].value)
-    run(experiment, local_folder(out), model)
+    run(experiment, path, model)
 
 
 def run(experiment: Experiment, out: Path, model: str) -> None:
-    """Writes the file."""
+    """Writes the file.
+
+    Raises:
+      McrError: results.json is of another headline judge.
+    """
     from mcr_jax.adapters.inspect_log import write_log
     from mcr_jax.generate.ledger import opened as open_ledger
 
-    e = experiment
+    e, judge = experiment, headline(experiment.config).name
+    if e.workdir.results.exists() and (then := artifacts.judges(e.workdir)[0]) != judge:
+        raise McrError(
+            f"{e.workdir.results} is of judge {then}, and the config now names {judge}: run "
+            "`mcr score`, or `mcr eval`, to make it anew"
+        )
     cases, data = e.cases(e.config.data.eval_split), artifacts.section(e.workdir, "data")
     with open_ledger(e.workdir, readonly=True) as ledger:
         counts = write_log(ledger, e.config, cases, e.prompt, model, out, data)
     left = f"; {counts['missing']} more are missing" if counts["missing"] else ""
-    console.say(f"export-log: {out} holds {counts['samples']} completions of {model}{left}")
+    held = f"{counts['samples']} completions of {model}"
+    console.say(f"export-log: {out} holds {held} with the verdicts of {judge}{left}")

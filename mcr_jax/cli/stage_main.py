@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from mcr_jax import console, model_specs
@@ -51,6 +52,16 @@ def opened(flags: Flags, judge: str = "", writes: bool = True) -> Experiment:
         with config.unlocked():
             config.judge.name, config.judge.models = judge, ()
     return Experiment(config, Workdir(path, writes))
+
+
+def written(flag: str, path: str) -> Path:
+    """Returns the file that a flag names. Raises UsageError unless its folder is there."""
+    place = local_folder(path)
+    if place.is_dir():
+        raise UsageError(f"--{flag}={path} is a folder; name a file")
+    if not place.absolute().parent.is_dir():
+        raise UsageError(f"--{flag}={path}: there is no folder {place.parent}")
+    return place
 
 
 def exported_model(experiment: Experiment, name: str) -> str:

@@ -6,6 +6,7 @@ TensorFlow is not imported.
 import contextlib
 import os
 import pathlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -52,7 +53,8 @@ def open_builder(data_dir: str | os.PathLike | None, config: str = "") -> tfds.c
     found = [file.parent.name for file in folder.glob("*/dataset_info.json")]
     versions = [tfds.core.Version(name) for name in found if tfds.core.Version.is_valid(name)]
     if not versions:
-        raise MissingDatasetError(f"{folder} holds no dataset: {_REMEDY}")
+        where = "" if data_dir is None else f" --data_dir={shlex.quote(os.fspath(data_dir))}"
+        raise MissingDatasetError(f"{folder} holds no dataset: run `mcr build{where}`")
     version = folder / str(max(versions))
     try:
         return tfds.builder_from_directory(version)

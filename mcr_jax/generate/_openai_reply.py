@@ -10,7 +10,6 @@ from mcr_jax.generate.api import Outcome, Reply, Request, Usage
 from mcr_jax.generate.stops import cut
 from mcr_jax.model_specs import price_tier
 
-STATUS_TIMEOUT_S = 10.0  # of the question when a model shuts down
 NO_QUOTA = "insufficient_quota"  # code of an error 429 that no wait solves
 _MOST_NATS = 1e9
 

@@ -137,7 +137,8 @@ class _Run:
         self._ledger, self._pause = ledger, generator.pause
         self._jobs = batch_jobs.Jobs(generator, ledger)
         self._wait_s = batch_jobs.POLL_S[0]
-        self.waiting, self.elsewhere = list(pending), []
+        # Copies: `attach` takes rows out of them, and the caller passes `pending` again.
+        self.waiting, self.elsewhere = [dataclasses.replace(each) for each in pending], []
         self.open: dict[str, Batch] = {}
         # Question of each item by batch; None where no row of the item is open any more.
         self._questions: dict[str, list[Question | None]] = {}
@@ -157,12 +158,12 @@ class _Run:
         finally:
             self._wire.close()
 
-    def _names(self) -> list[str]:
-        """Returns the jobs of the ledger that go on at the service."""
+    def _names(self, service: str = "") -> list[str]:
+        """Returns the jobs of the ledger that go on, at one service or at all."""
         return [
             batch.name or batch.id
             for batch in self._ledger.batches()
-            if batch.service == self._generator.identity and batch.state is not BatchState.PLANNED
+            if service in ("", batch.service) and batch.state is not BatchState.PLANNED
         ]
 
     def attach(self) -> None:
@@ -305,7 +306,7 @@ class _Run:
         if by_key:
             strays = sum(map(len, by_key.values()))
             console.say(f"  batch {batch.name}: {strays} replies without a key of ours are dropped")
-        if look.full and self._names():
+        if look.full and self._names(self._generator.identity):
             raise Stopped(
                 f"batch {batch.name} of {_words(batch)} was not taken: {look.error}; its rows are "
                 "submitted anew if you run the command again once another batch has ended"

@@ -136,6 +136,11 @@ class Budget:
         """Returns whether `amount` fits beside what is spent and in flight."""
         return not self._exceeded(amount)
 
+    def short(self, amount: Amount) -> list[str]:
+        """Returns the limits that `amount` may exceed, such as "config.budget.dollars=2"."""
+        limits = {field: self._limits[field] for field in self._exceeded(amount)}
+        return [f"config.budget.{field}={limit:g}" for field, limit in limits.items()]
+
     def hold(self, amount: Amount) -> None:
         """Counts a call that starts."""
         self._held = _sum(self._held, amount)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mcr_jax import console
 from mcr_jax.errors import McrError
 from mcr_jax.generate import batch, remote
 from mcr_jax.generate.api import Generator, Outcome, Remote, Reply, Request, Usage
@@ -55,12 +54,14 @@ class Summary:
       asked: number of rows that were open before the run.
       settled: number of these that are no longer open.
       errors: distinct last errors of the rows that are still open.
+      in_batch: number of rows left to an open batch, which this run does not wait for.
     """
 
     total: int
     asked: int
     settled: int
     errors: tuple[str, ...] = ()
+    in_batch: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,7 +228,7 @@ def answer(
       Stopped: see `remote.ask`.
     """
     progress = progress or (lambda settled, note="": None)
-    asked = work.asked
+    asked, in_batch = work.asked, 0
 
     def settler_of(recorder: Any) -> Settler:
         most = generator.most_tokens if isinstance(generator, Remote) else 0
@@ -250,7 +251,7 @@ def answer(
         with Recorder(ledger, progress) as recorder:
             settler = settler_of(recorder)
             if isinstance(generator, Remote):
-                free = _free(work, settler, ledger)
+                free, in_batch = _free(work, settler, ledger)
                 remote.ask(free, generator, settler, payments)
             else:
                 _ask_batch(work.pending, generator, settler, work.attempts)
@@ -260,6 +261,7 @@ def answer(
         asked=asked,
         settled=asked - len(errors),
         errors=tuple(dict.fromkeys(errors)),
+        in_batch=in_batch,
     )
 
 
@@ -314,19 +316,13 @@ def _copied(questions: Sequence[Question], work: Work, ledger: Ledger) -> list[Q
     return _copy_equal(questions, work.known, ledger, work.reader)
 
 
-def _free(work: Work, settler: Settler, ledger: Ledger) -> list[Question]:
-    """Returns the questions that are in no open batch of an earlier run: those are paid for."""
+def _free(work: Work, settler: Settler, ledger: Ledger) -> tuple[list[Question], int]:
+    """Returns the questions in no open batch, and the number of rows in one: those are paid."""
     rows = work.asked
     free, taken = without_open(work.pending, ledger)
     for question in taken:
         settler.give_up(question, "in an open batch")
-    rows -= sum(len(question.rows) for question in free)
-    if rows:
-        console.say(
-            f"  {work.scope.stage} of {work.scope.model}: {rows} rows are in an open batch at the "
-            "service; the command with batch=True fetches them"
-        )
-    return free
+    return free, rows - sum(len(question.rows) for question in free)
 
 
 def _copy_equal(

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from mcr_jax.completion import with_thoughts
 from mcr_jax.errors import McrError, Stopped, UsageError, one_line
-from mcr_jax.generate import connections, gemini_access, quota, secrecy
+from mcr_jax.generate import (
+    _gemini_models,
+    connections,
+    free_question,
+    gemini_access,
+    quota,
+    secrecy,
+)
 from mcr_jax.generate.api import Message, Outcome, Reply, Request, Usage
 from mcr_jax.generate.pace import Fault, Pacer
 
@@ -122,11 +129,26 @@ class Gemini:
             line = f"{type(error).__name__}: {error}".rstrip(": ")
             away = Fault.AWAY if isinstance(error, self._connect_errors) else Fault.FAILED
             return self._failed(request, index, line, fault=away)
-        # The client does not catch these for a body that is no JSON object or has other types.
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except _gemini_models.UNREADABLE as error:
             line = f"unreadable reply: {type(error).__name__}: {error}"
             return self._failed(request, index, line)
         return self.read(request, index, response)
+
+    async def check(self) -> str:
+        """Asks for the model, at no cost; see `free_question.Checked`.
+
+        Not on Vertex AI, where a right to make calls may come without that to read models.
+        """
+        if self._vertex:
+            return ""
+        self._open()
+        try:
+            async with asyncio.timeout(min(self._timeout, free_question.TIMEOUT_S)):
+                return await _gemini_models.check(self, self._client.models)
+        except TimeoutError:
+            return free_question.away(self.base_url or "Gemini", "Timeout")
+        finally:
+            await self.close()
 
     async def close(self) -> None:
         """Closes the connections; the next call opens new ones in its event loop."""

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mcr_jax.errors import McrError, UsageError
-from mcr_jax.generate import connections, secrecy
-from mcr_jax.generate._openai_reply import NO_QUOTA, STATUS_TIMEOUT_S, read, reply_of, shutdown_of
+from mcr_jax.generate import _openai_models, connections, free_question, secrecy
+from mcr_jax.generate._openai_reply import NO_QUOTA, read, reply_of, shutdown_of
 from mcr_jax.generate.api import Outcome, Reply, Request
 from mcr_jax.generate.pace import Fault, Pacer
 from mcr_jax.model_specs import Endpoint
@@ -51,6 +51,8 @@ class OpenAI:
       pacer: rate limit and backoff of all calls.
       most_tokens: largest token limit of one reply, reasoning included.
       model, endpoint: of every call.
+      shown_url, official: base URL without secrets, and whether it is OpenAI's.
+      notice: retirement notice of the model, "" without one; None if the server was not asked yet.
     """
 
     most_tokens = 65_536
@@ -91,8 +93,8 @@ class OpenAI:
                 "the server"
             )
         self.endpoint, self._url = endpoint, _url(endpoint)
-        self._shown_url = _without_user(self._url)
-        official = self._url.startswith(OFFICIAL)
+        self.shown_url = _without_user(self._url)
+        self.official = official = self._url.startswith(OFFICIAL)
         self._key = _key(endpoint, official)
         self.model, self._timeout, self._concurrency = model, timeout, concurrency
         self._effort = thinking.lower()
@@ -100,6 +102,7 @@ class OpenAI:
         self.identity = identity(model, thinking, endpoint.name)
         self.pacer = Pacer(concurrency, patience=patience, backoff=backoff)
         self._client: Any = None
+        self.notice: str | None = None
         # Parameters with a fallback, as far as the endpoint has refused them.
         self._limit, self._refused_limits = _LIMITS[official], set[str]()
         self._form, self._logprobs, self._seed = _FORMS[0], True, True
@@ -132,7 +135,7 @@ class OpenAI:
                 line = f"{type(cause).__name__}: {cause}".rstrip(": ")
                 if not isinstance(cause, self._connect_errors):
                     return self._failed(request, index, line)
-                line = f"{line}: {self._shown_url}"
+                line = f"{line}: {self.shown_url}"
                 return self._failed(request, index, line, fault=Fault.AWAY)
             except (ValueError, RecursionError) as error:
                 return self._failed(request, index, f"unreadable reply: {error}")
@@ -204,14 +207,20 @@ class OpenAI:
             outcome, message = Outcome.BLOCKED, f"prompt blocked: {message}"
         return reply_of(request, index, outcome, error=message)
 
+    async def check(self) -> str:
+        """Asks for the model, at no cost; see `free_question.Checked`."""
+        return await _openai_models.check(self, min(self._timeout, free_question.TIMEOUT_S))
+
     async def _retirement(self) -> str:
-        """Asks once when the model shuts down; "" where the server does not say."""
-        try:
-            async with asyncio.timeout(min(self._timeout, STATUS_TIMEOUT_S)):
-                response = await self._client.models.with_raw_response.retrieve(self.model)
-            return shutdown_of(json.loads(response.http_response.content))
-        except (self._api_error, TimeoutError, ValueError, RecursionError):
-            return ""
+        """Returns when the model shuts down; asks unless `check` did."""
+        if self.notice is None:
+            try:
+                async with asyncio.timeout(min(self._timeout, free_question.TIMEOUT_S)):
+                    found = await _openai_models.asked(self._client.models, "retrieve", self.model)
+                self.notice = shutdown_of(found)
+            except (self._api_error, TimeoutError, ValueError, RecursionError):
+                self.notice = ""
+        return self.notice
 
     def _options(self, request: Request, index: int) -> dict[str, Any]:
         messages = [dict(message) for message in request.messages]
@@ -274,12 +283,12 @@ class OpenAI:
         if code == 429 and NO_QUOTA in about:
             raise self.no_quota(f"HTTP {code}: {message}") from None
         if 400 <= code < 500 and code not in connections.TRANSIENT:
-            key = self._key_words()
+            key = self.key_words()
             hints = {
                 401: f"check {key}",
                 402: f"check the balance of {key}",
                 403: f"check what {key} may do",
-                404: f"check that {self._shown_url} has the model {self.model}",
+                404: f"check that {self.shown_url} has the model {self.model}",
             }
             hint = hints.get(code, "check the settings of sampling and of the endpoint")
             raise McrError(
@@ -297,10 +306,11 @@ class OpenAI:
         """Returns the error of a key without money: no wait solves it."""
         return McrError(
             f"{self.endpoint.name} refused the call ({line}); check the balance of "
-            f"{self._key_words()}"
+            f"{self.key_words()}"
         )
 
-    def _key_words(self) -> str:
+    def key_words(self) -> str:
+        """Returns words for the key, with the name of its variable."""
         named = self.endpoint.key_name
         return f"the key in {named}" if named else "the key, which config.endpoints can name"
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mcr_jax.errors import McrError, Stopped
-from mcr_jax.generate import connections
-from mcr_jax.generate._openai_reply import NO_QUOTA, STATUS_TIMEOUT_S, shutdown_of
+from mcr_jax.generate import connections, free_question
+from mcr_jax.generate._openai_reply import NO_QUOTA, shutdown_of
 from mcr_jax.generate._rows import BatchState
 from mcr_jax.generate.api import Reply, Request
 from mcr_jax.generate.batch_wire import (
@@ -54,7 +54,6 @@ class OpenAIBatch:
         """Takes the service whose model, key and settings the requests have."""
         self._service = service
         self._client: Any = None
-        self._status: str | None = None  # retirement notice of the model; None if not read yet
         self._adapts = True  # to the first error of a result file; the others are like it
 
     def line(self, entry: Entry) -> bytes:
@@ -142,18 +141,18 @@ class OpenAIBatch:
         return found
 
     def _read_status(self) -> None:
-        """Asks once when the model shuts down, as `OpenAI` does for direct calls."""
-        if self._status is not None:
+        """Asks when the model shuts down, unless the service was asked already."""
+        if self._service.notice is not None:
             return
         try:
             with self._calling() as client:
                 models = client.models.with_raw_response
-                raw = models.retrieve(self._service.model, timeout=STATUS_TIMEOUT_S)
-                self._status = shutdown_of(_body(raw))
+                raw = models.retrieve(self._service.model, timeout=free_question.TIMEOUT_S)
+                self._service.notice = shutdown_of(_body(raw))
         except (McrError, Unavailable) as error:
             if isinstance(error, Stopped):
                 raise
-            self._status = ""
+            self._service.notice = ""
 
     def reply(self, result: Any, request: Request, index: int) -> Reply:
         """Reads a line of a result file as a reply to a single call is read."""
@@ -161,7 +160,7 @@ class OpenAIBatch:
         response = response if isinstance(response, dict) else {}
         status, body = response.get("status_code"), response.get("body")
         if status == 200:
-            return self._service.read(request, index, body, self._status or "")
+            return self._service.read(request, index, body, self._service.notice or "")
         error = body.get("error") if isinstance(body, dict) else result.get("error")
         error = _Failed(error if isinstance(error, dict) else {}, status)
         adapt, self._adapts = self._adapts, False

@@ -75,6 +75,14 @@ class RecordedCompletions:
                 'field "case" with the fingerprint or the pmcid of a case'
             )
 
+    def found(self, requests: Sequence[Request]) -> tuple[int, int]:
+        """Returns how many wanted completions the file has, and the most of one case."""
+        of_cases = [
+            sum(i in self._replies.get(request.key, {}) for i in range(request.n))
+            for request in requests
+        ]
+        return sum(of_cases), max(of_cases, default=0)
+
     def generate(self, requests: Sequence[Request]) -> Iterator[Reply]:
         """Yields the completions that the file has."""
         for request in requests:

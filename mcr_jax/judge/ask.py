@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 from mcr_jax import console, judge_specs, model_specs, prompts
 from mcr_jax.cases import Case
 from mcr_jax.completion import Completion
-from mcr_jax.errors import McrError, UsageError
-from mcr_jax.generate import driver, forecast, joined, notices
+from mcr_jax.errors import McrError, Stopped, UsageError
+from mcr_jax.generate import driver, forecast, free_question, joined, notices
 from mcr_jax.generate.api import Generator, Outcome, Remote, Request
 from mcr_jax.generate.batch_wire import Batched
 from mcr_jax.generate.budget import Budget, Payments, refuse_batches, require_price
@@ -82,7 +82,8 @@ def judge(
       "unresolved", "versions": {model_version: verdicts}, "models": {MODEL: {"diagnosis": {the four
       counts}, "reasons": {the four counts}}}}, and "further": the same of each further judge.
       `asked`: rows open at the start; 0 if nothing was left to do. `settled`: those closed since.
-      `unresolved`: rows without a verdict.
+      `unresolved`: rows without a verdict. Of a service also "calls" that gave verdicts,
+      "calls_now", those of this run, and "equal", verdicts that repeat the reply of another row.
 
     Raises:
       McrError: a model has no completions, no verdict came at all, or ledger or judge fail.
@@ -123,6 +124,9 @@ def judge(
             }
             for each in judges
         }
+        pending = [scope for of in works.values() for scope, work in of.items() if work.pending]
+        for line in free_question.ask(generators[of.judge][of.stage] for of in pending):
+            console.say(f"judge: {line}")
         counts, budget = [], Budget(config, ledger)
         for each in judges:
             of_judge = works[each.name], generators[each.name], texts
@@ -181,15 +185,21 @@ def _judge(
                 console.say(f"judge: {line}")
     for scope, work in works.items():  # the services work on all batches at once
         driver.submit(work, generators[scope.stage], ledger)
+    in_batch, ((last,),) = 0, ledger.select("SELECT max(id) FROM attempts")
     for scope, work in works.items():
         work = still_open(scope, work)  # after other scopes
         by, paid = generators[scope.stage], payments[scope.stage]
-        models[scope.model][scope.stage], found = _run(work, by, ledger, config, paid)
-        answers += found
+        models[scope.model][scope.stage], found, rows = _run(work, by, ledger, config, paid)
+        answers, in_batch = answers + found, in_batch + rows
     made = [attempt for attempt in answers if attempt]
     manifest.note(workdir, judge, {**facts, **manifest.status(judge, made)}, config)
     parts = [part for stages in models.values() for part in stages.values()]
     counts = {count: sum(part[count] for part in parts) for count in _COUNTS}
+    if in_batch:
+        raise Stopped(
+            f"{in_batch} verdicts of {judge.name} are in an open batch at the service: "
+            "--config.judge.batch=True fetches them"
+        )
     if counts["total"] and counts["unresolved"] == counts["total"]:
         raise McrError(
             f"not one of {counts['total']} verdicts could be had from {judge.name}: "
@@ -197,6 +207,11 @@ def _judge(
         )
     versions = _versions(answers)
     _say_about_the_service(judge, made)
+    if any(map(_service, judge.models.values())):
+        good = [attempt for attempt in made if attempt.outcome is Outcome.OK]
+        calls = [attempt.id for attempt in good if attempt.shared is None]
+        now = sum(id > (last or 0) for id in calls)
+        counts |= {"calls": len(calls), "calls_now": now, "equal": len(good) - len(calls)}
     return {"judge": judge.name, **counts, "versions": versions, "models": models}
 
 
@@ -340,10 +355,11 @@ def _run(
     ledger: Ledger,
     config: ConfigDict,
     payments: Payments | None,
-) -> tuple[dict[str, int], list[Attempt | None]]:
+) -> tuple[dict[str, int], list[Attempt | None], int]:
     """Requests the open verdicts of one scope; prints those still missing.
 
-    Returns its counts, and the attempt that counts for each of its rows.
+    Returns its counts, the attempt that counts for each of its rows, and the number of its rows in
+    an open batch that this run does not wait for.
     """
     scope, read_by, attempts = work.scope, work.reader, work.attempts
     label = f"{scope.stage} of {scope.model}"
@@ -354,13 +370,13 @@ def _run(
         summary = driver.answer(work, generator, ledger, progress=advance, payments=payments)
     answers = list(ledger.answers(scope, read_by.version).values())
     left = [a for a in answers if is_open(a, read_by, attempts) or a.outcome is not Outcome.OK]
-    if left:
+    if left and not summary.in_batch:
         console.say(
             f"  {label}: {len(left)} of {summary.total} without a verdict ({_causes(left)}); "
             "`mcr judge` asks for them again"
         )
     counts = summary.total, summary.asked, summary.settled, len(left)
-    return dict(zip(_COUNTS, counts, strict=True)), answers
+    return dict(zip(_COUNTS, counts, strict=True)), answers, summary.in_batch
 
 
 def _causes(left: Iterable[Attempt | None]) -> str:

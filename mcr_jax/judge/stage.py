@@ -1,11 +1,14 @@
 """The judging stage: rates the diagnosis and the clinician's reasons in every completion."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from mcr_jax import artifacts, console
 from mcr_jax.experiment.experiment import Experiment
+from mcr_jax.generate import free_question, spending
 from mcr_jax.judge.ask import check, judge, too_few
 from mcr_jax.judge_specs import headline
+from mcr_jax.judges.choose import make_judges
 from mcr_jax.sigterm import stoppable
 
 
@@ -26,6 +29,16 @@ def ready(experiment: Experiment) -> None:
     check(experiment.workdir, experiment.config)
 
 
+def ask_services(experiment: Experiment) -> None:
+    """Asks the judges' services, at no cost, whether they take the keys and have the models.
+
+    To be called before the first completion is paid. Raises McrError if one refuses.
+    """
+    made = make_judges(experiment.config).values()
+    for line in free_question.ask(model for of_judge in made for model in of_judge.values()):
+        console.say(f"judge: {line}")
+
+
 def run(experiment: Experiment) -> Judged:
     """Judges every completion that has no verdict yet.
 
@@ -36,14 +49,26 @@ def run(experiment: Experiment) -> Judged:
         counts = judge(experiment.workdir, experiment.config, experiment.eval_cases())
     whole, problems = True, []
     for of_judge in (counts, *counts["further"]):
-        done = f"{of_judge['asked']} asked now" if of_judge["asked"] else "nothing to do"
-        left = f", {of_judge['unresolved']} unresolved" if of_judge["unresolved"] else ""
-        console.say(f"judge: {of_judge['judge']}: {of_judge['total']} verdicts, {done}{left}")
+        console.say(f"judge: {of_judge['judge']}: {_words(of_judge)}")
         whole = whole and not of_judge["unresolved"]
         if problem := too_few(of_judge, experiment.config):
             problems.append(f"{of_judge['judge']}: {problem}" if counts["further"] else problem)
     _say_of_results(experiment)
     return Judged(whole=whole, problem="; ".join(problems))
+
+
+def _words(counts: Mapping[str, Any]) -> str:
+    """Returns the counts of one judge for people."""
+    line = f"{counts['total']} verdicts"
+    if calls := counts.get("calls"):
+        line += f" from {spending.counted(calls, 'call')}"
+        if counts["equal"]:
+            line += f" ({counts['equal']} equal to others)"
+        if 0 < counts["calls_now"] < calls:
+            line += f", {counts['calls_now']} of these calls now"
+    if not counts["asked"]:
+        line += ", nothing to do"
+    return line + (f", {counts['unresolved']} unresolved" if counts["unresolved"] else "")
 
 
 def _say_of_results(experiment: Experiment) -> None:

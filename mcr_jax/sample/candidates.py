@@ -74,7 +74,7 @@ class Decoder(Candidate):
 
     def ready(self) -> None:
         if not self.spec.own:
-            self._e.shape  # noqa: B018 - reads the folder's config and tokenizer
+            self._require_folder()
         self._e.tokenizer.encode_prompt(requests(self._e)[0].messages)  # needs a chat template
         if self._own == model_specs.UNTRAINED and (folder := self._e.config.model.folder):
             from mcr_jax.model.hf.weight_files import Files
@@ -96,6 +96,17 @@ class Decoder(Candidate):
             from mcr_jax.model.store import chosen_step
 
             chosen_step(self._e.checkpoints, "best")
+
+    def _require_folder(self) -> None:
+        """Reads config and tokenizer of the folder; an error names it as config.sample.models."""
+        name, own = self.spec.name, f"{self.spec.kind}:{self.spec.value}"
+        entry = name if name == own else f"{name}={own}"
+        try:
+            self._e.shape  # noqa: B018 - reads them
+        except UsageError as error:
+            field = f"config.model.folder={self.spec.value}"
+            named = str(error).replace(field, f"{entry} in config.sample.models")
+            raise UsageError(named) from None
 
     def complete(self) -> int | None:
         return finished.complete(self._e, self.spec)
@@ -197,6 +208,19 @@ class Recorded(Candidate):
 
     def load(self) -> tuple[Generator, dict[str, Any]]:
         return self._file, {"identity": self._file.identity, "file": str(self.spec.value)}
+
+    def lines(self) -> Iterable[str]:
+        wanted = requests(self._e)
+        (found, most), n = self._file.found(wanted), self._e.config.sample.n
+        total = n * len(wanted)
+        if found == total:
+            return ()
+        few = f", the file has {most}" + " at most" * (found < most * len(wanted))
+        why = f" (config.sample.n={n} wants {n} per case{few})" if most < n else ""
+        return (
+            f"{self.spec.name}: {found} of {total} completions are in {self.spec.value}, "
+            f"{total - found} missing{why}",
+        )
 
 
 def candidates(experiment: Experiment) -> list[Candidate]:

@@ -127,6 +127,25 @@ def declare(
     return driver.declare(Scope(STAGE, name), jobs, model, ledger)
 
 
+def replaced(ledger: Ledger, name: str) -> int:
+    """Counts the open completions of a model whose place has one of another request or model."""
+    there = """EXISTS (
+      SELECT 1 FROM attempts a WHERE a.stage = w.stage AND a.case_fingerprint = w.case_fingerprint
+      AND a.model = w.model AND a.sample = w.sample AND a.judge = w.judge AND a.repeat = w.repeat
+      AND a.outcome <> 'INFRA_ERROR' AND a.digest"""
+    query = f"""
+      SELECT count(*) FROM wanted w WHERE w.stage = ? AND w.model = ?
+      AND {there} <> w.digest) AND NOT {there} = w.digest)"""
+    return ledger.select(query, (STAGE, name))[0][0]
+
+
+def settings(e: Experiment) -> dict[str, object]:
+    """Returns what the answers of every model depend on, by config field."""
+    fields = {"prompt": e.prompt.digest, "seed": e.config.seed}
+    names = ("temperature", "top_k", "top_p", "max_tokens", "stop")
+    return fields | {f"sample.{name}": e.config.sample[name] for name in names}
+
+
 def requests(e: Experiment) -> list[Request]:
     """Returns the request for config.sample.n completions of every case."""
     c = e.config.sample

@@ -1,10 +1,13 @@
 """The sampling stage: N completions of every case from every model of config.sample.models."""
 
 import functools
+import json
+from collections.abc import Callable
 
-from mcr_jax import console, model_specs
+from mcr_jax import artifacts, console, model_specs
+from mcr_jax.errors import Stopped
 from mcr_jax.experiment.experiment import Experiment, devices
-from mcr_jax.generate import driver, forecast
+from mcr_jax.generate import driver, forecast, free_question
 from mcr_jax.generate.api import Request
 from mcr_jax.generate.budget import Budget, Payments, refuse_batches, require_price
 from mcr_jax.generate.ledger import Ledger, opened
@@ -20,12 +23,17 @@ def ready(experiment: Experiment) -> None:
     require_price(experiment.config)
 
 
-def run(experiment: Experiment) -> None:
+def run(experiment: Experiment, before: Callable[[], None] = lambda: None) -> None:
     """Samples the missing completions; loads only models with missing completions.
 
+    Args:
+      experiment: names the models.
+      before: called before the first completion, if any is missing; may raise to prevent it.
+
     Raises:
-      Stopped: SIGTERM came, or config.budget is spent; every completion that was finished is in
-        the ledger.
+      McrError: a service refuses its key or does not have its model, or sampling fails.
+      Stopped: SIGTERM came, config.budget is spent, or completions are in an open batch and
+        config.sample.batch is off; every completion that was finished is in the ledger.
     """
     ready(experiment)
     left = []
@@ -39,7 +47,7 @@ def run(experiment: Experiment) -> None:
         with stoppable(
             "stopped by SIGTERM; every finished completion is kept, call again to go on"
         ):
-            _draw(experiment, left)
+            _draw(experiment, left, before)
 
 
 def _new_lines(candidate: Candidate, printed: set[str]) -> list[str]:
@@ -49,13 +57,16 @@ def _new_lines(candidate: Candidate, printed: set[str]) -> list[str]:
     return lines
 
 
-def _draw(e: Experiment, left: list[Candidate]) -> None:
+def _draw(e: Experiment, left: list[Candidate], before: Callable[[], None]) -> None:
     if any(candidate.spec.own for candidate in left):
         e.refuse_other(e.origin())
     e.eval_cases()  # raises if the split is missing or empty
     for candidate in left:  # all of them before the first is sampled
         candidate.ready()
     draw.require_room(e, [candidate.spec.name for candidate in left])
+    for line in free_question.ask(c.load()[0] for c in left if c.service):
+        console.say(f"sample: {line}")
+    before()
     requests, drawn, printed = draw.requests(e), {}, set()
     with opened(e.workdir) as ledger:
         works, paid = _forecast(e, left, requests, ledger)
@@ -67,25 +78,46 @@ def _draw(e: Experiment, left: list[Candidate]) -> None:
             model, facts = candidate.load()
             e.workdir.note(f"sample.{name}", facts)
             lines = functools.partial(_new_lines, candidate, printed)
-            work = works.get(name) or draw.declare(name, model, requests, ledger)
+            if (work := works.get(name)) is None:
+                work = draw.declare(name, model, requests, ledger)
+                _say_of_replaced(e, name, ledger)
             drawn[name] = draw.draw(work, model, ledger, lines, paid.get(name))
             for line in candidate.notices(ledger):
                 console.say(f"sample: {line}")
             del model  # frees its memory before the next one is loaded
     local = any(isinstance(candidate, Decoder) for candidate in left)
-    facts = {"prompt": e.prompt.digest, "seed": e.config.seed, **(devices() if local else {})}
-    e.workdir.note("sample", facts)
+    facts = {"prompt": e.prompt.digest, "seed": e.config.seed, "settings": draw.settings(e)}
+    e.workdir.note("sample", {**facts, **(devices() if local else {})})
     for name, of_model in drawn.items():
         done = "nothing to do"
         if asked := of_model.summary.asked:
-            settled = of_model.summary.settled
+            settled, in_batch = of_model.summary.settled, of_model.summary.in_batch
             done = f"{settled} drawn now"
-            if missing := asked - settled:
+            if in_batch:
+                done += f", {in_batch} in an open batch"
+            if missing := asked - settled - in_batch:
                 done += f", {missing} missing"
             if of_model.tokens:
                 rate = of_model.tokens / max(of_model.seconds, 1e-9)
                 done += f", {rate:,.0f} tokens/s with compilation"
         console.say(f"sample: {name}: {of_model.summary.total} completions, {done}")
+    in_batch = {name: of_model.summary.in_batch for name, of_model in drawn.items()}
+    if waiting := [f"{rows} completions of {name}" for name, rows in in_batch.items() if rows]:
+        raise Stopped(
+            f"{', '.join(waiting)} are in an open batch at the service: "
+            "--config.sample.batch=True fetches them"
+        )
+
+
+def _say_of_replaced(e: Experiment, name: str, ledger: Ledger) -> None:
+    """Prints how many completions of an earlier run do not count any more, and why."""
+    if not (count := draw.replaced(ledger, name)):
+        return
+    before = artifacts.section(e.workdir, "sample", {"settings?": dict}).get("settings", {})
+    now = json.loads(json.dumps(draw.settings(e)))
+    changed = [f"config.{field}" for field in before.keys() & now if before[field] != now[field]]
+    what = ", ".join(sorted(changed)) or "its model or a setting"
+    console.say(f"sample: {name}: {what} changed: {count} completions are drawn anew")
 
 
 def _forecast(
@@ -101,6 +133,7 @@ def _forecast(
     works = {}
     for name, candidate in services.items():
         works[name] = draw.declare(name, candidate.load()[0], requests, ledger)
+        _say_of_replaced(e, name, ledger)
         if line := forecast.line(works[name].pending, paid[name], ledger):
             console.say(f"sample: {line}")
     return works, paid

@@ -19,7 +19,8 @@ SMALL = {
 def call(tmp_path, tiny_folder, clinic_data, capsys):
     """Runs a command on a tiny model folder; returns its status and its lines on stderr.
 
-    `out` and `model` are flags, every other name a field of the config.
+    `out` and `model` are flags, every other name a field of the config. `call.out` is what the last
+    command wrote on stdout.
     """
 
     def run(command: str, workdir=None, config="eval", **fields):
@@ -27,6 +28,7 @@ def call(tmp_path, tiny_folder, clinic_data, capsys):
         own = ("out", "model")
         flags = [f"--{'' if n in own else 'config.'}{n}={value}" for n, value in fields.items()]
         status = main([command, f"--config={config}", f"--workdir={workdir or tmp_path}", *flags])
-        return status, capsys.readouterr().err.splitlines()
+        run.out, err = capsys.readouterr()
+        return status, err.splitlines()
 
     return run

@@ -60,27 +60,43 @@ def test_a_file_of_completions_and_the_offline_judge_ignore_batch(call, tmp_path
     assert call("eval", **fields, **{"sample.batch": True, "judge.batch": True}) == (0, [])
 
 
-def test_an_open_batch_is_not_asked_for_by_a_direct_run(call, tmp_path, openai, capsys):
+@pytest.mark.promise("A run without `batch` asks for no row of an open batch")
+@pytest.mark.parametrize("stage", ["sample", "judge"])
+def test_a_direct_run_leaves_an_open_batch_alone_and_ends_with_75(
+    call, tmp_path, openai, gemini, capsys, stage
+):
     def wait(self, progress):
         raise KeyboardInterrupt
 
-    fields = {"sample.models": "o=openai:m", "data.eval_cases": 4, "sample.n": 3}
+    fields = {
+        "sample.models": "o=openai:m",
+        "judge.name": "gemini",
+        "data.eval_cases": 4,
+        "sample.n": 3,
+    }
+    batched, server = {f"{stage}.batch": True}, {"sample": openai, "judge": gemini}[stage]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "FEWEST", 2)
         patch.setattr(batch._Run, "ended", wait)
-        status, lines = call("sample", **fields, **{"sample.batch": True})
+        status, (line,) = call("eval", **fields, **batched)
+    names = {"sample": "batch_1 goes", "judge": "batches/b1, batches/b2 go"}[stage]
     assert status == 75
-    assert lines == [
-        "mcr sample: interrupted; at the service batch_1 goes on, and the same command re-attaches"
-    ]
+    assert line == (
+        f"mcr eval: interrupted; at the service {names} on, and the same command re-attaches"
+    )
     assert main(["status", f"--workdir={tmp_path}"]) == 0
     shown = capsys.readouterr().out.partition("open batch")[2]
-    assert all(word in shown for word in ("batch_1", "sample", "12", "submitted"))
-    assert call("sample", **fields) == (0, []) and openai.calls == []
-    with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        assert [b.name for b in open_batches(ledger)] == ["batch_1"]
-    openai.polls_before_end = 0
-    assert call("sample", **fields, **{"sample.batch": True}) == (0, [])
-    assert len(openai.jobs) == 1 and openai.calls == []
+    assert all(word in shown for word in (server.jobs[0].name, "submitted")), shown
+    calls = len(openai.calls), len(gemini.calls)
+    status, (line,) = call("eval", **fields)
+    words = {"sample": "12 completions of o are", "judge": "16 verdicts of gemini:"}[stage]
+    assert status == 75 and words in line, line
+    assert f"in an open batch at the service: --config.{stage}.batch=True" in line
+    assert (len(openai.calls), len(gemini.calls)) == calls
+    server.polls_before_end = 0
+    found = call("eval", **fields, **batched)
+    assert found == (0, []), (found, call.out)
+    assert len(server.jobs) == {"sample": 1, "judge": 2}[stage] and len(openai.calls) == calls[0]
 
 
 @pytest.mark.slow

@@ -19,6 +19,10 @@ def results(workdir):
     return {name: {k: v for k, v in of.items() if k != "usage"} for name, of in models.items()}
 
 
+def _joined(text):
+    return " ".join(text.split())
+
+
 @pytest.fixture
 def test_cases(clinic_data):
     return load_cases(clinic_data, "test")[:2]
@@ -62,8 +66,13 @@ def test_a_missing_completion_is_counted_and_not_written(call, tmp_path, test_ca
     line = {"case": test_cases[0].pmcid, "sample": 1, "text": render(THOUGHTS, "x")}
     made.write_text(json.dumps(line) + "\n")
     fields = {"sample.models": f"made=file:{made}"}
-    call("sample", **fields)
+    few = "(config.sample.n=2 wants 2 per case, the file has 1 at most)"
+    for _ in range(2):  # the second call says it again
+        assert call("sample", **fields) == (0, [])
+        assert f"made: 1 of 4 completions are in {made}, 3 missing {few}" in _joined(call.out)
     assert call("export-completions", out=out, model="made", **fields) == (0, [])
+    assert "3 more are wanted and not there; " in call.out and "did not have them" in call.out
+    assert "`mcr sample`" not in call.out
     (line,) = out.read_text().splitlines()
     assert json.loads(line)["sample"] == 1
     with Ledger(tmp_path / "ledger.sqlite", readonly=True) as ledger:
@@ -78,7 +87,8 @@ def test_a_missing_completion_is_counted_and_not_written(call, tmp_path, test_ca
         ({"model": "z"}, 2, ["--model=z", "made, base"]),
         ({"model": ""}, 2, ["--model=NAME is missing", "made, base"]),
         ({"model": "base"}, 1, ["no completions of model 'base'", "mcr sample"]),
-        ({"out": "made.jsonl/x"}, 1, ["made.jsonl/x: cannot write"]),
+        ({"out": "made.jsonl/x"}, 2, ["--out=made.jsonl/x: there is no folder made.jsonl"]),
+        ({"out": "w"}, 2, ["--out=w is a folder"]),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(

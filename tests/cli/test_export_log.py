@@ -50,6 +50,7 @@ def test_inspect_ai_reads_the_log_and_computes_the_same_numbers(call, measured, 
     workdir, fields = measured
     path, out = workdir / f"made.{form}", workdir / "read.json"
     assert call("export-log", out=path, **fields) == (0, [])
+    assert "with the verdicts of offline" in call.out
     read = harness_python.run("read_log.py", out, path, out, "mean", f"pass_at_{SAMPLES}")
     ours = json.loads((workdir / "results.json").read_text())["models"]["made"]
     wanted = {
@@ -122,6 +123,8 @@ def test_the_two_formats_hold_the_same(call, measured):
         ({"out": ""}, 2, ["--out=FILE.eval is missing"]),
         ({"out": "log.txt"}, 2, ["log.txt", ".eval or .json"]),
         ({"model": "z"}, 2, ["--model=z", "made"]),
+        ({"out": "gone/log.eval"}, 2, ["--out=gone/log.eval: there is no folder gone"]),
+        ({"judge.models": "other=offline"}, 1, ["is of judge offline", "now names other"]),
         ({"data.eval_split": "val"}, 1, ["15 of 15 completions", "split val"]),
     ],
 )

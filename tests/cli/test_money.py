@@ -97,6 +97,26 @@ def test_the_forecast_of_a_second_run_uses_the_calls_of_the_first(mcr, openai):
     assert not any("tokens in" in line for line in lines)
 
 
+def test_completions_that_a_changed_field_replaces_are_counted_before_they_are_paid_again(
+    mcr, openai
+):
+    fields = {"sample.models": "o=openai:gpt-4o-mini"}
+    _, lines, _ = mcr("sample", **fields)
+    assert not any("anew" in line for line in lines)
+    _, lines, _ = mcr("sample", **fields, **{"sample.n": 4})
+    assert not any("anew" in line for line in lines)
+    fields |= {"sample.temperature": 0.1, "budget.requests": 9, "sample.n": 4}
+    status, lines, _ = mcr("sample", **fields)
+    told = "sample: o: config.sample.temperature changed: 8 completions are drawn anew"
+    assert status == 75 and lines.index(told) == 0
+    assert "config.budget.requests=9 may not suffice" in lines[1]
+    fields |= {"budget.requests": 0, "sample.models": "o=openai:other"}
+    _, lines, _ = mcr("sample", **fields)
+    assert lines[0].endswith(" changed: 8 completions are drawn anew")
+    _, lines, _ = mcr("sample", **fields)
+    assert not any("anew" in line for line in lines)
+
+
 @pytest.mark.promise(
     "A call that does not fit waits for those in flight; then the run ends with exit status 75 and "
     "one line that names the field to raise."

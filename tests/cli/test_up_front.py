@@ -20,7 +20,6 @@ def test_a_missing_checkpoint_is_told_before_base_is_sampled(call, tmp_path, com
     assert not (tmp_path / "ledger.sqlite").exists()
 
 
-@pytest.mark.promise("A judge that cannot be called is one line before the first completion")
 @pytest.mark.parametrize(
     ("fields", "status", "told"),
     [
@@ -33,9 +32,13 @@ def test_a_missing_checkpoint_is_told_before_base_is_sampled(call, tmp_path, com
         ({"prompts": "own"}, 2, ["own/judge_reasons.txt", "{{statements}}, {{trace}}"]),
         ({"model.folder": ""}, 2, ["--config.model.folder=DIR"]),
         ({"model.folder": "gone"}, 2, ["config.model.folder=gone: no such", "--local-dir=gone"]),
+        ({"sample.models": "x=hf:gone"}, 2, ["x=hf:gone in config.sample.models: no such"]),
+        ({"sample.models": "hf:."}, 2, ["hf:. in config.sample.models holds no config.json"]),
+        ({"sample.models": "base,"}, 2, ["config.sample.models=base, has an empty entry"]),
+        ({"judge.models": "offline,"}, 2, ["config.judge.models=offline, has an empty entry"]),
         ({"model.folder": "."}, 2, ["holds no config.json"]),
         ({"model.shape": "qwen2_5_7b"}, 2, ["type qwen3", "qwen2", "config.model.shape=any"]),
-        ({"data.data_dir": "nowhere"}, 1, ["nowhere", "mcr build"]),
+        ({"data.data_dir": "nowhere"}, 1, ["`mcr build --data_dir=nowhere`"]),
         ({"data.eval_split": "dev"}, 2, ["config.data.eval_split='dev'"]),
     ],
     ids=str,

@@ -301,18 +301,14 @@ def test_ctrl_c_names_the_batch_that_goes_on_and_the_next_run_fetches_it(server,
     assert f"batch {name}, submitted 2023-" in capsys.readouterr().out
 
 
-@pytest.mark.promise(
-    "A run without `batch` asks for no row of an open batch; it prints how many there are."
-)
-def test_rows_in_an_open_batch_are_not_asked_directly(server, ledger, capsys):
+def test_rows_in_an_open_batch_are_not_asked_directly(server, ledger):
     server.polls_before_end = 5
     with pytest.raises(Stopped):
         run(server, ledger, clock=stopping(1))
     jobs = [*JOBS, job(50)]
     summary = driver.run(SCOPE, jobs, server.make(), ledger, reader=READER)
     assert (summary.asked, summary.settled, len(server.calls)) == (13, 1, 1)
-    assert summary.errors == ("in an open batch",)
-    assert "12 rows are in an open batch at the service" in capsys.readouterr().out
+    assert (summary.errors, summary.in_batch) == (("in an open batch",), 12)
     assert run(server, ledger, jobs).settled == MANY
     assert len(server.jobs) == 1 and len(server.calls) == 1
 

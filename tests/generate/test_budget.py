@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import pathlib
+import re
 import sqlite3
 
 import pytest
@@ -15,6 +16,7 @@ from mcr_jax import model_specs
 from mcr_jax.errors import McrError, Stopped, UsageError
 from mcr_jax.generate import driver, forecast, prices, spending
 from mcr_jax.generate.api import Outcome, Request, Usage
+from mcr_jax.generate.batch_wire import Batched
 from mcr_jax.generate.budget import TOKENS_PER_CHARACTER, Amount, Budget, require_price
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.generate.openai import OpenAI
@@ -314,6 +316,39 @@ def test_a_forecast_without_a_price_says_so_and_merges_equal_questions(ledger, o
     pending = [*work.pending, *work.pending]  # as two scopes have them
     line = forecast.line(pending, Budget(config(), ledger).of(SERVICE), ledger)
     assert line.startswith("openai:m: 1 call, ") and line.endswith(", price unknown")
+
+
+def test_a_forecast_says_which_limit_of_the_budget_may_not_suffice(ledger, openai, dear):
+    work = driver.declare(SCOPE, jobs(10), OpenAI("m"), ledger)
+
+    def line(**limits):
+        return forecast.line(
+            work.pending, Budget(config(dear, **limits), ledger).of(SERVICE), ledger
+        )
+
+    assert line(requests=9, tokens=10**6).endswith(" USD; config.budget.requests=9 may not suffice")
+    assert line(requests=10, dollars=99).endswith(" USD")
+
+
+def test_a_forecast_of_batches_prices_few_calls_in_full_and_those_of_open_batches_not(
+    ledger, openai, dear
+):
+    def line(count):
+        work = driver.declare(SCOPE, jobs(count), batched, ledger)
+        payments = Budget(config(dear), ledger).of(SERVICE, "batch")
+        return work, forecast.line(work.pending, payments, ledger)
+
+    def price(line):
+        return float(re.search(r"([\d.]+) USD", line)[1])
+
+    batched = Batched(OpenAI("m"), 1.0)
+    _, few = line(9)
+    assert few.endswith(" USD (9 calls at the full price: fewer than 10 are no batch)")
+    work, many = line(18)
+    assert many.endswith(" USD") and price(many) == pytest.approx(price(few), rel=0.02)
+    driver.submit(work, batched, ledger)
+    assert line(18)[1] == "openai:m: 18 calls are in open batches; 0 new"
+    assert line(27)[1].startswith("openai:m: 18 calls are in open batches; 9 calls, about ")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the published cases are in ../shared/data")
