@@ -43,7 +43,7 @@ reference: .venv-reference/done
 .venv-reference/done:
 	$(PYTHON) -m venv .venv-reference
 	.venv-reference/bin/pip install -q --disable-pip-version-check torch==2.13.0
-	.venv-reference/bin/pip install -q --disable-pip-version-check transformers==5.23.0 peft==0.21.2 gguf==0.19.0 fastapi==0.165.0 uvicorn==0.54.0
+	.venv-reference/bin/pip install -q --disable-pip-version-check transformers==5.23.0 peft==0.21.2 gguf==0.19.0 fastapi==0.165.0 uvicorn==0.54.0 openai==3.57.0
 	@touch $@
 
 # inspect_ai and verifiers, apart from everything else: with them `make test` tests the adapters.
