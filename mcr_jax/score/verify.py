@@ -63,15 +63,15 @@ def verify(workdir: Workdir, config: ConfigDict, cases: Sequence[Case]) -> Verif
         the ledger cannot be scored.
     """
     judge, again, lines = judge_specs.headline(config), _Again(config, cases), []
-    stored = [workdir.read_json(path) for path in (workdir.results, workdir.scores)]
-    _refuse_other_judges(workdir, config)
     with opened(workdir, readonly=True) as ledger:
         models = read_all(ledger, config, judge)
+        _refuse_other_judges(workdir, config)
         lines += again.of_models(models)
         joined = counting(models, judge)
         others = again.checked(several.further(ledger, config, joined), lines)
         results, scores = tabulate(joined, others, workdir, config)
         spent = spending.read(ledger)
+    stored = [workdir.read_json(path) for path in (workdir.results, workdir.scores)]
     fresh = as_stored(stored[0], results, spent, workdir), scores
     for path, old, new in zip((workdir.results, workdir.scores), stored, fresh, strict=True):
         if json.dumps(old, sort_keys=True) != json.dumps(

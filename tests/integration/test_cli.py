@@ -73,7 +73,7 @@ def test_mcr_alone_is_a_wrong_call(mcr):
         (["train", "--config=empty.py", "--workdir=w"], "get_config"),
         (["train", "--config=nothing.py", "--workdir=w"], "nothing.py"),
         (["train", "--config=good.py"], "--workdir=DIR is missing"),
-        (["train", "--workdir=w"], "--config=FILE.py is missing"),
+        (["train", "--workdir=w"], "w: no such workdir; a new one needs --config=NAME or"),
         (["build", "--source=good.jsonl", "--revision=main"], "--revision needs the Hub"),
         (["build", "--source=nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["build", "--source=good.py"], "good.py ends in none of .jsonl, .parquet"),
