@@ -6,7 +6,7 @@ from typing import Any
 
 from mcr_jax.completion import with_thoughts
 from mcr_jax.errors import one_line, printable
-from mcr_jax.generate.api import Outcome, Reply, Request, Usage
+from mcr_jax.generate.api import Outcome, Reply, Request, Usage, reply_of
 from mcr_jax.generate.stops import cut
 from mcr_jax.model_specs import price_tier
 
@@ -60,10 +60,6 @@ def read(request: Request, index: int, body: Any, status: str) -> Reply:
         return reply_of(request, index, Outcome.MALFORMED, error="empty answer", **known)
     logprob = _mean_logprob(choice.get("logprobs"))
     return reply_of(request, index, Outcome.OK, text=text, mean_logprob=logprob, **known)
-
-
-def reply_of(request: Request, index: int, outcome: Outcome, text: str = "", **known: Any) -> Reply:
-    return Reply(key=request.key, index=index, text=text, outcome=outcome, **known)
 
 
 def _content(content: Any) -> str:

@@ -9,7 +9,7 @@ import enum
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from mcr_jax.generate.pace import Fault, Pacer
 
@@ -162,6 +162,11 @@ class Reply:
     error: str = ""
     fault: Fault = Fault.FAILED
     retry_after: float | None = None
+
+
+def reply_of(request: Request, index: int, outcome: Outcome, text: str = "", **known: Any) -> Reply:
+    """Returns the reply to one of the answers of a request; `known` are further fields."""
+    return Reply(key=request.key, index=index, text=text, outcome=outcome, **known)
 
 
 class Generator(Protocol):

@@ -21,7 +21,7 @@ from mcr_jax.generate import (
     quota,
     secrecy,
 )
-from mcr_jax.generate.api import Message, Outcome, Reply, Request, Usage
+from mcr_jax.generate.api import Message, Outcome, Reply, Request, Usage, reply_of
 from mcr_jax.generate.pace import Fault, Pacer
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class Gemini:
     def refused_in_batch(self, request: Request, index: int, message: str) -> Reply:
         """Returns the reply for a request that failed in a batch."""
         if _TOO_LONG.search(message):
-            return _reply(request, index, Outcome.PROMPT_TOO_LONG, error=self.line(message))
+            return reply_of(request, index, Outcome.PROMPT_TOO_LONG, error=self.line(message))
         return self._failed(request, index, message)
 
     def _cached_config(self, request: Request, index: int, system: str) -> Any:
@@ -250,7 +250,7 @@ class Gemini:
         """Turns a status other than 200 into a reply, or raises to end the run."""
         code, message = error.code, self.line(str(error.message or error.status or "no reason"))
         if code in (400, 413) and _TOO_LONG.search(message):
-            return _reply(request, index, Outcome.PROMPT_TOO_LONG, error=message)
+            return reply_of(request, index, Outcome.PROMPT_TOO_LONG, error=message)
         if 400 <= code < 500 and code not in connections.TRANSIENT:
             gateway = f"{gemini_access.BASE_URL} if it is set"
             hints = {
@@ -272,7 +272,7 @@ class Gemini:
         )
 
     def _failed(self, request: Request, index: int, line: str, **known: Any) -> Reply:
-        return _reply(request, index, Outcome.INFRA_ERROR, error=self.line(line), **known)
+        return reply_of(request, index, Outcome.INFRA_ERROR, error=self.line(line), **known)
 
     def line(self, text: str) -> str:
         """Returns one short printable line without the key, which an error may repeat."""
@@ -355,9 +355,11 @@ def _read(request: Request, index: int, response: Any, thoughts: bool) -> Reply:
     feedback = response.prompt_feedback
     if feedback and feedback.block_reason:
         error = f"prompt blocked: {_name(feedback.block_reason)}"
-        return _reply(request, index, Outcome.BLOCKED, error=error, **known)
+        return reply_of(request, index, Outcome.BLOCKED, error=error, **known)
     if not response.candidates:
-        return _reply(request, index, Outcome.INFRA_ERROR, error="reply without an answer", **known)
+        return reply_of(
+            request, index, Outcome.INFRA_ERROR, error="reply without an answer", **known
+        )
     candidate = response.candidates[0]
     parts = (candidate.content and candidate.content.parts) or []
     text = "".join(part.text for part in parts if part.text and not part.thought)
@@ -368,20 +370,16 @@ def _read(request: Request, index: int, response: Any, thoughts: bool) -> Reply:
     reason = _name(candidate.finish_reason)
     if reason in _TRUNCATED:
         error = f"cut short: {reason}"
-        return _reply(request, index, Outcome.TRUNCATED, text=text, error=error, **known)
+        return reply_of(request, index, Outcome.TRUNCATED, text=text, error=error, **known)
     if reason in _BLOCKED:
         error = f"answer blocked: {reason}"
-        return _reply(request, index, Outcome.BLOCKED, error=error, **known)
+        return reply_of(request, index, Outcome.BLOCKED, error=error, **known)
     if reason != "STOP":
         error = f"finish reason {reason}"
-        return _reply(request, index, Outcome.MALFORMED, error=error, **known)
+        return reply_of(request, index, Outcome.MALFORMED, error=error, **known)
     if not answered:
-        return _reply(request, index, Outcome.MALFORMED, error="empty answer", **known)
-    return _reply(request, index, Outcome.OK, text=text, **known)
-
-
-def _reply(request: Request, index: int, outcome: Outcome, text: str = "", **known: Any) -> Reply:
-    return Reply(key=request.key, index=index, text=text, outcome=outcome, **known)
+        return reply_of(request, index, Outcome.MALFORMED, error="empty answer", **known)
+    return reply_of(request, index, Outcome.OK, text=text, **known)
 
 
 def _name(reason: Any) -> str:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mcr_jax import completion, judge_specs, model_specs
 from mcr_jax.completion import Completion
-from mcr_jax.errors import McrError
+from mcr_jax.errors import McrError, printable
 from mcr_jax.generate.api import Outcome
 from mcr_jax.generate.ledger import Attempt, Ledger, RowKey, Scope
 from mcr_jax.judge_specs import STAGES, Judge
@@ -250,7 +250,7 @@ def _counting(sample: Sample, versions: Mapping[str, str], mixed: bool) -> Sampl
 
 def _note(reported: collections.Counter[str], named: str, mixed: bool) -> str:
     """Returns one sentence for people if some verdicts do not count, else ""."""
-    listed = ", ".join(f"{_printable(name)}: {count}" for name, count in reported.most_common())
+    listed = ", ".join(f"{printable(name)}: {count}" for name, count in reported.most_common())
     if mixed:
         return (
             f"the judge reported several versions ({listed} verdicts), so no metric has a value; "
@@ -262,11 +262,6 @@ def _note(reported: collections.Counter[str], named: str, mixed: bool) -> str:
             f"count as unresolved (reported: {listed})"
         )
     return ""
-
-
-def _printable(version: str) -> str:
-    """Replaces the unprintable characters that a service may send to a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in version)
 
 
 def _place(row: RowKey) -> tuple[str, int, int]:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from mcr_jax.errors import McrError, UsageError
 from mcr_jax.generate import _openai_models, connections, free_question, secrecy
-from mcr_jax.generate._openai_reply import NO_QUOTA, read, reply_of, shutdown_of
-from mcr_jax.generate.api import Outcome, Reply, Request
+from mcr_jax.generate._openai_reply import NO_QUOTA, read, shutdown_of
+from mcr_jax.generate.api import Outcome, Reply, Request, reply_of
 from mcr_jax.generate.pace import Fault, Pacer
 from mcr_jax.model_specs import Endpoint
 
